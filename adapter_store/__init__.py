@@ -1,0 +1,1 @@
+"""The one truth about adapters: records, versions, blobs, residency and the event stream."""

@@ -1,0 +1,118 @@
+"""A process's own copy of the registry: a snapshot, kept current by the event stream.
+
+Requests resolve names here, without a round trip; while the store is down they go on from the
+last state, and `is_stale` says so.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from adapter_store.store import AdapterStore
+from cluster.errors import ModelNotFound, StoreUnavailable
+from cluster.state import LATEST, Adapter, Version
+
+logger = logging.getLogger(__name__)
+
+Changes = dict[str, Adapter | None]
+OnChange = Callable[[Changes], Awaitable[None]]
+
+_BLOCK_S = 5.0
+_RETRY_S = 0.5
+
+
+class Catalogue:
+    """Adapters by name, as of `position`.
+
+    Args:
+        on_change: awaited with the adapters that changed, by name (None: deleted), before
+            `position` moves past the change.
+    """
+
+    def __init__(self, store: AdapterStore, on_change: OnChange | None = None) -> None:
+        self._store = store
+        self._on_change = on_change
+        self._moved = asyncio.Condition()
+        self._task: asyncio.Task | None = None
+        self.adapters: dict[str, Adapter] = {}
+        self.position = "0-0"
+        self.is_stale = False
+
+    async def start(self) -> None:
+        """Read the snapshot (raises :class:`StoreUnavailable`), then follow in the background."""
+        await self._catch_up()
+        self._task = asyncio.create_task(self._follow(), name="catalogue")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def find(self, name: str) -> tuple[Adapter, Version]:
+        """The adapter and version behind ``name``, ``name@3`` or ``name@alias``.
+
+        Raises:
+            ModelNotFound: no such adapter or version; names the nearest ones.
+        """
+        plain, _, selector = name.partition("@")
+        adapter = self.adapters.get(plain)
+        version = adapter.resolve(selector or LATEST) if adapter else None
+        if version is None:
+            known = self.adapters if adapter is None else [f"{plain}@{n}" for n in adapter.versions]
+            raise ModelNotFound(name, known)
+        return adapter, version
+
+    async def wait_for(self, position: str) -> None:
+        """Return when every change up to `position` has been applied here."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: not is_before(self.position, position))
+
+    async def _catch_up(self) -> None:
+        # The position is read first: an event in between is applied twice, never missed.
+        position = await self._store.position()
+        current = {a.name: a for a in await self._store.all()}
+        names = self.adapters.keys() | current.keys()
+        changes = {n: current.get(n) for n in names if self.adapters.get(n) != current.get(n)}
+        await self._apply(changes, position)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                if self.is_stale:
+                    await self._catch_up()
+                    logger.info("the adapter store answers again")
+                    self.is_stale = False
+                events = await self._store.events_after(self.position, block_s=_BLOCK_S)
+                if events:
+                    names = dict.fromkeys(name for _, name in events)
+                    changes = {name: await self._store.get(name) for name in names}
+                    await self._apply(changes, position=events[-1][0])
+            except StoreUnavailable as e:
+                if not self.is_stale:
+                    logger.warning("serving from the last snapshot: %s", e)
+                self.is_stale = True
+                await asyncio.sleep(_RETRY_S)
+
+    async def _apply(self, changes: Changes, position: str) -> None:
+        for name, adapter in changes.items():
+            if adapter is None:
+                self.adapters.pop(name, None)
+            else:
+                self.adapters[name] = adapter
+        if changes and self._on_change is not None:
+            await self._on_change(changes)
+        async with self._moved:
+            self.position = position
+            self._moved.notify_all()
+
+
+def is_before(a: str, b: str) -> bool:
+    """Whether stream position `a` lies before `b` (``milliseconds-sequence``)."""
+    return _order(a) < _order(b)
+
+
+def _order(position: str) -> tuple[int, int]:
+    ms, _, seq = position.partition("-")
+    return int(ms), int(seq)

@@ -1,0 +1,138 @@
+"""The checks at the door: what an adapter must be before anything of it is stored."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from adapter_store.blobs import CONFIG, WEIGHTS
+from cluster.errors import AdapterRefused
+from cluster.state import BaseModelFacts, Value
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_WEIGHTS_BYTES = 4 << 30
+_PREFIX = "base_model.model."
+_FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+
+
+class Checked(Value):
+    """What the checks learnt."""
+
+    rank: int
+    target_modules: tuple[str, ...]
+
+
+def check_folder(folder: Path) -> None:
+    """The files are there, are plain files, and have a sane size."""
+    if not folder.is_dir():
+        raise AdapterRefused(f"{folder} is not a folder", param="source")
+    for name, limit in ((CONFIG, MAX_CONFIG_BYTES), (WEIGHTS, MAX_WEIGHTS_BYTES)):
+        path = folder / name
+        if not path.is_file():
+            raise AdapterRefused(_missing(folder, name), param="source")
+        if path.stat().st_size > limit:
+            raise AdapterRefused(f"{name} is larger than {limit} bytes", param="source")
+
+
+def check_adapter(folder: Path, base: BaseModelFacts) -> Checked:
+    """Check a staged adapter against the base model that it is for.
+
+    Raises:
+        AdapterRefused: names the file, the key and the remedy.
+    """
+    rank = _check_config(_read_config(folder / CONFIG), base)
+    return Checked(rank=rank, target_modules=_check_weights(folder / WEIGHTS, rank, base))
+
+
+def _missing(folder: Path, name: str) -> str:
+    pickled = [p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if name == WEIGHTS and pickled:
+        return (
+            f"{pickled[0]} is a pickle file, which can run code when it is read; save the adapter "
+            f"as {WEIGHTS} (peft: save_pretrained(..., safe_serialization=True))"
+        )
+    return f"{folder.name}/{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}"
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise AdapterRefused(f"{CONFIG} is not JSON: {e}", param="source") from e
+    if not isinstance(config, dict):
+        raise AdapterRefused(f"{CONFIG} must be a JSON object", param="source")
+    return config
+
+
+def _check_config(config: dict[str, Any], base: BaseModelFacts) -> int:
+    if config.get("peft_type") != "LORA":
+        _refuse_key("peft_type", config.get("peft_type"), "only LORA adapters can be served")
+    if config.get("use_dora"):
+        _refuse_key("use_dora", True, "the engine cannot apply DoRA; merge it or train plain LoRA")
+    if config.get("bias", "none") != "none":
+        _refuse_key("bias", config["bias"], "train with bias='none'")
+    for key in ("modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication"):
+        if config.get(key):
+            _refuse_key(key, config[key], "the engine cannot apply it; train without")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= base.max_rank:
+        _refuse_key("r", rank, f"{base.id} takes ranks from 1 to {base.max_rank} (lora.max_rank)")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        _refuse_key("lora_alpha", alpha, "a finite number is needed")
+    return rank
+
+
+def _refuse_key(key: str, value: Any, remedy: str) -> None:
+    shown = json.dumps(value)
+    shown = shown if len(shown) <= 100 else shown[:97] + "..."
+    raise AdapterRefused(f"{CONFIG}: {key} is {shown}; {remedy}", param="source")
+
+
+def _check_weights(path: Path, rank: int, base: BaseModelFacts) -> tuple[str, ...]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            factors = _pair_factors(tensors.keys(), base)
+            for module, pair in factors.items():
+                out_features, in_features = base.linear_shapes[module]
+                _check_tensor(tensors, pair["A"], (rank, in_features))
+                _check_tensor(tensors, pair["B"], (out_features, rank))
+    except SafetensorError as e:
+        raise AdapterRefused(f"{WEIGHTS} is not a safetensors file: {e}", param="source") from e
+    return tuple(sorted({module.rpartition(".")[2] for module in factors}))
+
+
+def _pair_factors(names: list[str], base: BaseModelFacts) -> dict[str, dict[str, str]]:
+    """Tensor names by module and factor: ``{module: {"A": name, "B": name}}``."""
+    factors: dict[str, dict[str, str]] = {}
+    for name in names:
+        suffix = next((s for s in _FACTORS if name.endswith(s)), None)
+        module = name.removeprefix(_PREFIX).removesuffix(suffix or "")
+        if suffix is None or not name.startswith(_PREFIX) or module not in base.linear_shapes:
+            raise AdapterRefused(
+                f"{WEIGHTS}: tensor {name[:200]!r} belongs to no linear layer of {base.id} "
+                f"({base.architecture}); was the adapter trained on another base model?",
+                param="source",
+            )
+        factors.setdefault(module, {})[_FACTORS[suffix]] = name
+    if not factors:
+        raise AdapterRefused(f"{WEIGHTS} holds no LoRA tensors", param="source")
+    for module, pair in factors.items():
+        if len(pair) != 2:
+            missing = "B" if "A" in pair else "A"
+            raise AdapterRefused(f"{WEIGHTS}: {module} has no lora_{missing}", param="source")
+    return factors
+
+
+def _check_tensor(tensors: Any, name: str, expected: tuple[int, int]) -> None:
+    shape = tuple(tensors.get_slice(name).get_shape())
+    if shape != expected:
+        raise AdapterRefused(
+            f"{WEIGHTS}: {name} has shape {list(shape)}, the base model needs {list(expected)}",
+            param="source",
+        )
+    tensor = tensors.get_tensor(name)
+    if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        raise AdapterRefused(f"{WEIGHTS}: {name} is not finite floating point", param="source")

@@ -1,0 +1,57 @@
+"""Every Redis key, in one place.
+
+All keys of a namespace share one hash tag, so that a script may touch any of them in a
+Redis Cluster.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Key names under one namespace."""
+
+    namespace: str
+
+    def _key(self, *parts: str) -> str:
+        return ":".join(("{" + self.namespace + "}", *parts))
+
+    @property
+    def names(self) -> str:
+        """Sorted set of adapter names, all with score 0, ordered by name."""
+        return self._key("names")
+
+    @property
+    def events(self) -> str:
+        """Stream of changes: ``kind``, ``name``."""
+        return self._key("events")
+
+    @property
+    def members(self) -> str:
+        """Sorted set: member id -> Unix time at which its lease ends."""
+        return self._key("members")
+
+    @property
+    def base_models(self) -> str:
+        """Hash: base model id -> facts as JSON."""
+        return self._key("base-models")
+
+    def adapter(self, name: str) -> str:
+        """Hash: card, revision, alias:<alias>, version:<number>."""
+        return self._key("adapter", name)
+
+    @property
+    def issued(self) -> str:
+        """Hash: adapter name -> highest version number ever given.
+
+        It outlives the adapter: `name@version` keys caches, so it must never be used twice.
+        """
+        return self._key("issued")
+
+    def member(self, member_id: str) -> str:
+        """The member's report as JSON; expires with its lease."""
+        return self._key("member", member_id)
+
+    def blob(self, digest: str) -> str:
+        """Set of ``name@version`` that use the blob."""
+        return self._key("blob", digest)

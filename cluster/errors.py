@@ -1,0 +1,148 @@
+"""Every error that Roundhouse raises on purpose, in one tree, each knowing how HTTP should say it.
+
+The wire shape is OpenAI's: ``{"error": {"message", "type", "param", "code"}}``.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RoundhouseError(Exception):
+    """Base of the tree.
+
+    Args:
+        message: what is wrong and how to mend it, for the caller's eyes.
+        param: the request field or setting at fault, when there is one.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry_after_s: float | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self):
+        return _rebuild, (type(self), self.message, self.param, self.retry_after_s)
+
+    def body(self) -> dict:
+        """The OpenAI error object."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        if self.retry_after_s is None:
+            return {}
+        return {"retry-after": str(max(1, round(self.retry_after_s)))}
+
+
+def _rebuild(
+    cls: type[RoundhouseError], message: str, param: str | None, retry_after_s: float | None
+) -> RoundhouseError:
+    """Unpickle an error: Ray carries it from a replica to the ingress."""
+    error = cls.__new__(cls)
+    RoundhouseError.__init__(error, message, param=param)
+    error.retry_after_s = retry_after_s
+    return error
+
+
+class InvalidRequest(RoundhouseError):
+    """The request has a field that is missing, malformed or out of range."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class AdapterRefused(InvalidRequest):
+    """An adapter did not pass the checks at the door; nothing of it was stored."""
+
+    code = "adapter_refused"
+
+
+class Unauthenticated(RoundhouseError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(RoundhouseError):
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
+
+
+class NotFound(RoundhouseError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No base model, adapter or version answers to that name."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str, known: Iterable[str] = (), *, param: str = "model") -> None:
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        super().__init__(
+            f"The model {shown!r} does not exist.{hint} GET /v1/models lists what does.",
+            param=param,
+        )
+
+
+class Conflict(RoundhouseError):
+    """The write contradicts what is stored: a name taken, a stale revision."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class PayloadTooLarge(RoundhouseError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class Overloaded(RoundhouseError):
+    """Every replica is at its limit; try again after ``retry_after_s``."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(RoundhouseError):
+    """A part that this request needs is down; it is expected back."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "unavailable"
+    retry_after_s = 2.0
+
+
+class StoreUnavailable(Unavailable):
+    """The adapter store does not answer: reads go on from the last snapshot, writes wait."""
+
+    code = "store_unavailable"
+
+
+class AdapterLoadFailed(Unavailable):
+    """The engine refused or could not read a registered adapter."""
+
+    code = "adapter_load_failed"
+
+
+class ConfigError(RoundhouseError):
+    """The settings cannot be used; the message names the key."""
+
+    code = "config_error"

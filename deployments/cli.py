@@ -1,0 +1,313 @@
+"""The command `roundhouse`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.errors import RoundhouseError
+from cluster.settings import load_settings
+
+DEFAULT_CONFIG = Path("roundhouse.yaml")
+
+app = typer.Typer(
+    help="Serve many LoRA adapters on few base models behind one endpoint.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+adapters_app = typer.Typer(help="Register, list, show and remove adapters.", no_args_is_help=True)
+keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
+app.add_typer(adapters_app, name="adapters")
+app.add_typer(keys_app, name="keys")
+
+console = Console()
+errors = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="The settings file.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="ROUNDHOUSE_URL", help="The endpoint.", show_default=True)
+]
+Key = Annotated[
+    str | None, typer.Option("--api-key", envvar="ROUNDHOUSE_API_KEY", help="An API key.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+LOCAL = "http://127.0.0.1:8000"
+
+
+def main() -> None:
+    """Run the command; what goes wrong on purpose is one line on standard error and exit code 1."""
+    try:
+        app()
+    except RoundhouseError as e:
+        errors.print(f"[red]error:[/] {escape(e.message)}", highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def up(
+    config: Config = DEFAULT_CONFIG,
+    address: Annotated[
+        str | None, typer.Option(help="Join this Ray cluster ('auto': the one on this machine).")
+    ] = None,
+) -> None:
+    """Start the cluster and keep it running until Ctrl-C."""
+    from deployments.lifecycle import cluster_up, wait_for_signal
+
+    settings = load_settings(config)
+    with console.status("starting") as status, cluster_up(
+        settings, address=address, progress=status.update
+    ) as endpoint:
+        status.stop()
+        _greet(endpoint)
+        wait_for_signal()
+        status.update("stopping")
+        status.start()
+    console.print("stopped")
+
+
+@app.command()
+def down(config: Config = DEFAULT_CONFIG) -> None:
+    """Stop the cluster that was started with the same settings."""
+    from deployments.lifecycle import stop_running
+
+    settings = load_settings(config)
+    with console.status("stopping"):
+        was_running = stop_running(settings.store.root)
+    console.print("stopped" if was_running else "nothing was running")
+
+
+@app.command()
+def status(url: Url = LOCAL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """Show the replicas, what they hold, and what is wrong."""
+    cluster = _client(url, api_key).get("/v1/cluster")
+    if as_json:
+        _print_json(cluster)
+        return
+    table = Table("replica", "base model", "node", "slots", "host", "running", "problems")
+    for member in cluster["members"]:
+        if member["kind"] != "replica":
+            continue
+        held = member["residency"]
+        table.add_row(
+            member["id"],
+            member["model"],
+            member["node"],
+            f"{len(held['slots'])}/{held['slot_capacity']}: {', '.join(held['slots'])}",
+            f"{len(held['host'])}/{held['host_capacity'] - held['slot_capacity']}",
+            str(member["ongoing"]),
+            escape("; ".join(f"{k}: {v}" for k, v in member["problems"].items())),
+        )
+    console.print(table)
+    console.print(f"{cluster['adapters']} adapters registered; store {cluster['store']}")
+
+
+@app.command()
+def doctor(config: Config = DEFAULT_CONFIG) -> None:
+    """Check this machine and the settings; exit code 1 when something would not work."""
+    from deployments.doctor import examine
+
+    findings = examine(config)
+    table = Table("", "check", "finding")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
+        table.add_row(mark, finding.check, escape(finding.detail))
+    console.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def route(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    url: Url = LOCAL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which adapter a prompt would go to, and why."""
+    (decision,) = _client(url, api_key).post("/v1/route", {"input": text})["decisions"]
+    if as_json:
+        _print_json(decision)
+        return
+    console.print(f"[bold]{decision['adapter'] or 'base model'}[/]  {escape(decision['reason'])}")
+    table = Table("candidate", "score")
+    for candidate in decision["candidates"]:
+        table.add_row(candidate["adapter"] or "(base model)", f"{candidate['score']:.3f}")
+    console.print(table)
+
+
+@app.command()
+def chat(
+    text: Annotated[str | None, typer.Argument(help="One prompt; without it, a conversation.")] = None,
+    model: Annotated[str, typer.Option(help="'auto', a base model, an adapter, name@version.")] = "auto",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    url: Url = LOCAL,
+    api_key: Key = None,
+) -> None:
+    """Talk to the cluster; each answer says which adapter gave it."""
+    client = _client(url, api_key)
+    prompts = [text] if text else _typed_lines()
+    for prompt in prompts:
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+        }
+        for piece in client.stream_chat(body):
+            if isinstance(piece, dict):
+                adapter, route_ = piece["x-roundhouse-adapter"], piece["x-roundhouse-route"]
+                console.print(f"[dim]{adapter} ({route_})[/]")
+            else:
+                console.out(piece, end="", highlight=False)
+        console.print()
+
+
+@adapters_app.command("add")
+def adapters_add(
+    folder: Annotated[str, typer.Argument(help="Folder with the peft files, and a card.json.")],
+    name: Annotated[str | None, typer.Option(help="Default: the card's, or the folder's.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Default: the card's.")] = None,
+    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    example: Annotated[
+        list[str] | None, typer.Option(help="A prompt it is for; may be given many times.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Return when every replica has taken it in.")] = True,
+    url: Url = LOCAL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register an adapter, or a new version of one; nothing is restarted."""
+    source = str(Path(folder).expanduser().resolve())
+    sent = {
+        "source": source,
+        "name": name,
+        "base_model": base_model,
+        "description": description,
+        "examples": example or None,
+    }
+    body = {k: v for k, v in sent.items() if v is not None}
+    with console.status(f"registering {Path(source).name}"):
+        client = _client(url, api_key)
+        adapter = client.put(f"/v1/adapters/{_name_of(body)}", body, wait=wait)
+    if as_json:
+        _print_json(adapter)
+        return
+    console.print(f"registered {adapter['name']}@{adapter['aliases']['latest']}")
+
+
+@adapters_app.command("list")
+def adapters_list(url: Url = LOCAL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """List the registered adapters."""
+    adapters = list(_client(url, api_key).pages("/v1/adapters"))
+    if as_json:
+        _print_json(adapters)
+        return
+    table = Table("adapter", "version", "base model", "rank", "MB", "description")
+    for adapter in adapters:
+        latest = _latest(adapter)
+        table.add_row(
+            adapter["name"],
+            str(latest["number"]),
+            adapter["base_model"],
+            str(latest["rank"]),
+            f"{latest['size_bytes'] / 1e6:.1f}",
+            escape(adapter["description"]),
+        )
+    console.print(table)
+
+
+@adapters_app.command("show")
+def adapters_show(
+    name: Annotated[str, typer.Argument(help="The adapter.")],
+    url: Url = LOCAL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one adapter: card, versions, aliases."""
+    adapter = _client(url, api_key).get(f"/v1/adapters/{name}")
+    if as_json:
+        _print_json(adapter)
+        return
+    table = Table(show_header=False)
+    for field in ("name", "base_model", "description", "license", "tags", "aliases", "metadata"):
+        value = adapter[field]
+        shown = value if isinstance(value, str) else json.dumps(value)
+        table.add_row(field, escape(shown))
+    for version in adapter["versions"]:
+        table.add_row(f"version {version['number']}", json.dumps(version))
+    table.add_row("examples", escape("\n".join(adapter["examples"])))
+    console.print(table)
+
+
+@adapters_app.command("rm")
+def adapters_rm(
+    name: Annotated[str, typer.Argument(help="The adapter.")], url: Url = LOCAL, api_key: Key = None
+) -> None:
+    """Remove an adapter with all its versions."""
+    _client(url, api_key).delete(f"/v1/adapters/{name}")
+    console.print(f"removed {name}")
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    scope: Annotated[str, typer.Option(help="client or admin.")] = "client",
+) -> None:
+    """Make a key: the key itself is shown once, its hash goes into the settings."""
+    from cluster.settings import ApiKey
+    from deployments.auth import new_key
+
+    key, sha256 = new_key()
+    entry = ApiKey(name=name, sha256=sha256, scope=scope)
+    console.out(f"key: {key}", highlight=False)
+    console.out(f"for auth.keys: {json.dumps(entry.model_dump())}", highlight=False)
+
+
+def _client(url: str, api_key: str | None) -> Any:
+    from deployments.client import Client
+
+    return Client(url, api_key)
+
+
+def _name_of(body: dict[str, Any]) -> str:
+    """The name under which a folder registers, as the server would find it."""
+    if "name" in body:
+        return body["name"]
+    card = Path(body["source"]) / "card.json"
+    named = json.loads(card.read_text()).get("name") if card.is_file() else None
+    return named or Path(body["source"]).name
+
+
+def _typed_lines():
+    while True:
+        try:
+            yield console.input("[bold]you:[/] ")
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def _greet(endpoint: str) -> None:
+    console.print(f"\n[bold green]Roundhouse is ready[/] at {endpoint}\n")
+    body = '{"model": "auto", "messages": [{"role": "user", "content": "every weekday at half past nine"}]}'
+    console.out(
+        f"  curl -i {endpoint}/v1/chat/completions \\\n"
+        f"    -H 'content-type: application/json' \\\n    -d '{body}'\n",
+        highlight=False,
+    )
+    console.print("Ctrl-C stops it.", highlight=False)
+
+
+def _latest(adapter: dict[str, Any]) -> dict[str, Any]:
+    number = adapter["aliases"]["latest"]
+    return next(v for v in adapter["versions"] if v["number"] == number)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

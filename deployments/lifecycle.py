@@ -1,0 +1,266 @@
+"""`roundhouse up` and `down`: one process owns the store server and the Ray cluster it started.
+
+When that process ends, however it ends, everything that it started ends with it.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from adapter_store.blobs import BlobStore
+from adapter_store.embedded import embedded_server
+from adapter_store.registration import Registration, register
+from adapter_store.store import AdapterStore
+from cluster.errors import ConfigError, Conflict, Unavailable
+from cluster.settings import Settings
+from cluster.state import Value
+from deployments.keeper import kept
+
+APP = "roundhouse"
+READY_TIMEOUT_S = 900
+_STOP_TIMEOUT_S = 60
+_POLL_S = 0.5
+_OBJECT_STORE_BYTES = 256 * 2**20
+
+Progress = Callable[[str], None]
+
+
+class Run(Value):
+    """What the file `run.json` of a data folder says of the running cluster."""
+
+    pid: int
+    endpoint: str
+
+
+@contextlib.contextmanager
+def cluster_up(
+    settings: Settings, *, address: str | None, progress: Progress
+) -> Iterator[str]:
+    """Start everything and yield the endpoint's URL when it answers; stop it all on the way out.
+
+    Args:
+        address: of a Ray cluster to join; without one, a local cluster is started.
+        progress: told in a few words what is being waited for.
+
+    Raises:
+        Conflict: a cluster with the same data folder is running.
+        ConfigError, Unavailable: something could not start; the message says what and why.
+    """
+    root = settings.store.root
+    root.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_only_one(root))
+        # Short: a socket's path has at most 107 characters, and Ray adds most of them.
+        temp_dir = Path(tempfile.mkdtemp(prefix="rh-"))
+        stack.enter_context(kept(os.getpid(), temp_dir))
+        if settings.store.url is None:
+            progress("starting the store server")
+            url = stack.enter_context(embedded_server(root / "store"))
+            store = settings.store.model_copy(update={"url": url})
+            settings = settings.model_copy(update={"store": store})
+        progress("starting Ray")
+        stack.enter_context(_ray(settings, address, temp_dir))
+        endpoint = f"http://{settings.http.host}:{settings.http.port}"
+        _write_run(stack, root, Run(pid=os.getpid(), endpoint=endpoint))
+        stack.enter_context(_serving(settings, progress, owns_ray=address is None))
+        asyncio.run(_preload(settings, progress))
+        yield endpoint
+
+
+def running(root: Path) -> Run | None:
+    """The cluster that uses this data folder, or None."""
+    try:
+        run = Run.model_validate_json((root / "run.json").read_text())
+    except FileNotFoundError:
+        return None
+    return run if _is_locked(root / "up.lock") else None
+
+
+def stop_running(root: Path, *, timeout_s: float = _STOP_TIMEOUT_S) -> bool:
+    """Ask the running cluster to stop and wait until it has; False when none runs.
+
+    Raises:
+        Unavailable: it is still there after `timeout_s`.
+    """
+    run = running(root)
+    if run is None:
+        return False
+    os.kill(run.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while running(root) is not None:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"process {run.pid} did not stop within {timeout_s:.0f} s")
+        time.sleep(0.1)
+    return True
+
+
+def wait_for_signal() -> None:
+    """Sleep until Ctrl-C or SIGTERM; a second one is left to its default."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: (signal.signal(n, signal.SIG_DFL), stop.set()))
+    while not stop.wait(1):
+        pass
+
+
+@contextlib.contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    with (root / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            run = running(root)
+            where = f" at {run.endpoint} (process {run.pid})" if run else ""
+            raise Conflict(
+                f"a cluster with the data folder {root} is running{where}; "
+                "`roundhouse down` stops it, store.data_dir chooses another folder"
+            ) from None
+        yield
+
+
+def _is_locked(path: Path) -> bool:
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _write_run(stack: contextlib.ExitStack, root: Path, run: Run) -> None:
+    path = root / "run.json"
+    path.write_text(run.model_dump_json())
+    stack.callback(path.unlink, missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if address is None:
+        _check_cpus(settings)
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(temp_dir),
+        )
+    else:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus_reserved(settings: Settings) -> float:
+    """What all deployments together ask Ray to reserve."""
+    return (
+        0.1 * settings.http.ingress_replicas
+        + settings.router.replicas * settings.router.cpus_per_replica
+        + sum(m.replicas * m.cpus_per_replica for m in settings.models)
+    )
+
+
+def _check_cpus(settings: Settings) -> None:
+    """Serve would wait for ever for CPUs that a single machine does not have."""
+    needed, there = cpus_reserved(settings), os.cpu_count() or 1
+    if needed > there:
+        raise ConfigError(
+            f"the settings reserve {needed:.1f} CPUs, this machine has {there}; lower "
+            "models[].replicas or models[].cpus_per_replica (a reservation, not a limit)"
+        )
+
+
+@contextlib.contextmanager
+def _serving(settings: Settings, progress: Progress, *, owns_ray: bool) -> Iterator[None]:
+    from ray import serve
+
+    from deployments.app import wire
+
+    serve.start(
+        http_options={
+            "host": settings.http.host,
+            "port": settings.http.port,
+            "request_timeout_s": settings.http.request_timeout_s,
+        },
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    try:
+        serve.run_many(
+            [serve.RunTarget(wire(settings), name=APP, route_prefix="/")],
+            wait_for_applications_running=False,
+        )
+        _wait_until_running(progress)
+        yield
+    finally:
+        if owns_ray:
+            serve.shutdown()
+        else:
+            serve.delete(APP)
+
+
+def _wait_until_running(progress: Progress) -> None:
+    from ray import serve
+
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        app = serve.status().applications[APP]
+        if app.status == "RUNNING":
+            return
+        if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise Unavailable(f"the application did not start: {_reason(app)}")
+        waiting = [
+            f"{name} ({d.message.splitlines()[-1]})" if d.message else name
+            for name, d in app.deployments.items()
+            if d.status != "HEALTHY"
+        ]
+        progress(f"starting {', '.join(waiting) or 'the application'}")
+        time.sleep(_POLL_S)
+    raise Unavailable(f"the application did not start within {READY_TIMEOUT_S} s")
+
+
+def _reason(app) -> str:
+    """The most telling line of a failed deployment: the exception that its replica died of."""
+    messages = [d.message for d in app.deployments.values() if d.message] or [app.message]
+    lines = [line.strip() for m in messages for line in m.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line or "cluster.errors." in line]
+    return (errors or lines or ["no reason given"])[-1]
+
+
+async def _preload(settings: Settings, progress: Progress) -> None:
+    """Register the adapters that the settings name; the ones that are there already stay."""
+    if not settings.preload:
+        return
+    store = AdapterStore.connect(
+        settings.store.url, settings.store.namespace, lease_s=settings.store.lease_s
+    )
+    blobs = BlobStore(settings.store.root)
+    try:
+        for i, source in enumerate(settings.preload, 1):
+            folder = Path(os.path.expandvars(source)).expanduser().resolve()
+            progress(f"registering adapter {i} of {len(settings.preload)}: {folder.name}")
+            await register(store, blobs, Registration(source=str(folder)), mode="upsert")
+        await _settled(store)
+    finally:
+        await store.close()
+
+
+async def _settled(store: AdapterStore) -> None:
+    from adapter_store.catalogue import is_before
+
+    position = await store.position()
+    async with asyncio.timeout(READY_TIMEOUT_S):
+        while any(is_before(m.position, position) for m in await store.members()):
+            await asyncio.sleep(_POLL_S / 10)
+
+

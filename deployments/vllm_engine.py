@@ -1,0 +1,171 @@
+"""vLLM behind the engine seam: its `AsyncLLM`, under its own OpenAI serving layer.
+
+The only file that imports vLLM's engine.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import AsyncIterator
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import FrontendArgs
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from cluster.errors import AdapterLoadFailed, ConfigError
+from cluster.settings import BaseModelSettings
+from cluster.state import AdapterRef, BaseModelFacts, Residency
+from deployments import vllm_plugin
+from deployments.asgi import call_asgi
+from deployments.engine import ResponseStart
+from deployments.vllm_worker import RoundhouseWorker
+
+
+class VllmEngine:
+    """Implements :class:`deployments.engine.Engine`."""
+
+    def __init__(self, settings: BaseModelSettings) -> None:
+        self._settings = settings
+        self._args = engine_args(settings)
+        self._loaded: dict[str, LoRARequest] = {}
+        # Never reused: vLLM treats an id that it has seen as the adapter it had then.
+        self._ids = itertools.count(1)
+
+    async def start(self) -> BaseModelFacts:
+        self._llm = AsyncLLM.from_engine_args(self._args)
+        await self._check_kernels()
+        tasks = await self._llm.get_supported_tasks()
+        args = argparse.Namespace(**(vars(FrontendArgs()) | vars(self._args)))
+        self._app = build_app(args, tasks, self._llm.model_config)
+        await init_app_state(self._llm, self._app.state, args, tasks)
+        # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
+        # check takes that part, but the handler still wants the attribute.
+        self._app.state.server = argparse.Namespace()
+        self._models = self._app.state.openai_serving_models
+        self._models.model_name = self._name_in_answers
+        return base_model_facts(self._settings, self._args.model)
+
+    async def stop(self) -> None:
+        self._llm.shutdown()
+
+    async def check_health(self) -> None:
+        await self._llm.check_health()
+
+    async def load(self, ref: AdapterRef, folder: Path) -> None:
+        request = self._loaded.get(ref.key) or LoRARequest(
+            lora_name=ref.key, lora_int_id=next(self._ids), lora_path=str(folder)
+        )
+        try:
+            await self._llm.add_lora(request)
+        except Exception as e:
+            if not self._llm.is_running:
+                raise
+            raise AdapterLoadFailed(f"the engine could not load {ref.key}: {e}") from e
+        self._loaded[ref.key] = request
+        self._models.lora_requests[ref.key] = request
+
+    async def unload(self, ref: AdapterRef) -> None:
+        request = self._loaded.pop(ref.key, None)
+        if request is not None:
+            self._models.lora_requests.pop(ref.key, None)
+            await self._llm.remove_lora(request.lora_int_id)
+
+    async def residency(self) -> Residency:
+        slots, host = (await self._llm.collective_rpc("roundhouse_residency"))[0]
+        keys = {request.lora_int_id: key for key, request in self._loaded.items()}
+        return Residency(
+            slots=tuple(keys[i] for i in slots if i in keys),
+            host=tuple(keys[i] for i in host if i in keys and i not in slots),
+            slot_capacity=self._args.max_loras,
+            host_capacity=self._args.max_cpu_loras,
+        )
+
+    def answer(
+        self, path: str, body: bytes, headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        return call_asgi(self._app, path, body, headers)
+
+    def _name_in_answers(self, lora_request: LoRARequest | None = None) -> str:
+        """The public name: inside, adapters are known as ``name@version``."""
+        if lora_request is None:
+            return self._settings.id
+        return lora_request.lora_name.partition("@")[0]
+
+    async def _check_kernels(self) -> None:
+        if not current_platform.is_cpu():
+            return
+        for kernel in await self._llm.collective_rpc("roundhouse_lora_kernel"):
+            if kernel != vllm_plugin.WRAPPER:
+                raise ConfigError(
+                    f"the engine applies adapters with {kernel}, which mixes up the tenants of a "
+                    f"batch, instead of {vllm_plugin.WRAPPER}; is VLLM_PLUGINS set, or the "
+                    "package not installed (pip install -e .)?"
+                )
+
+
+def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
+    """vLLM's arguments for a base model.
+
+    Raises:
+        ConfigError: an entry of ``engine_args`` that vLLM does not have, or that is ours to set.
+    """
+    path = os.path.expandvars(settings.path)
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    ours = {
+        "model": path,
+        "served_model_name": [settings.id],
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "enable_lora": True,
+        "max_loras": settings.lora.slots,
+        "max_cpu_loras": settings.lora.host_entries,
+        "max_lora_rank": settings.lora.max_rank,
+        "fully_sharded_loras": settings.lora.fully_sharded,
+        "worker_extension_cls": f"{RoundhouseWorker.__module__}.{RoundhouseWorker.__qualname__}",
+    }
+    known = {f.name for f in dataclasses.fields(AsyncEngineArgs)}
+    for key in settings.engine_args:
+        where = f"models.{settings.id}.engine_args.{key}"
+        if key in ours:
+            raise ConfigError(f"{where}: set by Roundhouse; use the model's own settings instead")
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where}: vLLM has no such engine argument{hint}")
+    return AsyncEngineArgs(**ours, **settings.engine_args)
+
+
+def base_model_facts(settings: BaseModelSettings, path: str) -> BaseModelFacts:
+    """Read the shapes off the checkpoint's config, without its weights."""
+    config = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    shapes = {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    architecture = type(model).__name__
+    described = f"{architecture}\n{sorted(shapes.items())}\n{_tokenizer_digest(path)}"
+    return BaseModelFacts(
+        id=settings.id,
+        architecture=architecture,
+        fingerprint=hashlib.sha256(described.encode()).hexdigest(),
+        max_rank=settings.lora.max_rank,
+        linear_shapes=shapes,
+    )
+
+
+def _tokenizer_digest(path: str) -> str:
+    file = Path(path) / "tokenizer.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else path

@@ -1,0 +1,1 @@
+"""The choices of a request: which adapter fits the prompt."""
