@@ -10,6 +10,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 FILES = (CONFIG, WEIGHTS)
 
+
 class BlobStore:
     """A folder of blobs. Writers on the same file system may race: the content decides."""
 

@@ -5,11 +5,11 @@ last state, and `is_stale` says so.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from adapter_store.store import AdapterStore
+from adapter_store.store import AdapterStore, is_before
+from adapter_store.tasks import cancel
 from cluster.errors import ModelNotFound, StoreUnavailable
 from cluster.state import LATEST, Adapter, Version
 
@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 Changes = dict[str, Adapter | None]
 OnChange = Callable[[Changes], Awaitable[None]]
 
-_BLOCK_S = 5.0
+# Below the client's socket timeout, which would take a long wait for a dead server.
+_BLOCK_S = 2.0
 _RETRY_S = 0.5
 
 
@@ -46,9 +47,7 @@ class Catalogue:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await cancel(self._task)
 
     def find(self, name: str) -> tuple[Adapter, Version]:
         """The adapter and version behind ``name``, ``name@3`` or ``name@alias``.
@@ -106,13 +105,3 @@ class Catalogue:
         async with self._moved:
             self.position = position
             self._moved.notify_all()
-
-
-def is_before(a: str, b: str) -> bool:
-    """Whether stream position `a` lies before `b` (``milliseconds-sequence``)."""
-    return _order(a) < _order(b)
-
-
-def _order(position: str) -> tuple[int, int]:
-    ms, _, seq = position.partition("-")
-    return int(ms), int(seq)

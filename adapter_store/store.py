@@ -1,5 +1,6 @@
-"""The registry: cards, versions, aliases, members and events in Redis; every change is one script."""
+"""The registry in Redis: cards, versions, aliases, members, events; every change is one script."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,10 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from adapter_store.keys import Keys
-from cluster.errors import Conflict, ModelNotFound, StoreUnavailable
+from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
 from cluster.state import Adapter, BaseModelFacts, Card, Member, Value, Version
 
+_POLL_S = 0.05
 _LUA = Path(__file__).parent / "lua"
 
 
@@ -167,6 +169,23 @@ class AdapterStore:
             raw = await self._redis.mget([self._keys.member(i) for i in ids]) if ids else []
         return [Member.model_validate_json(r) for r in raw if r]
 
+    async def converged(self, position: str, *, timeout_s: float) -> list[Member]:
+        """Wait until every live member has applied the change at `position`; returns them.
+
+        Raises:
+            Unavailable: some have not within `timeout_s`; the message names them.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            members = await self.members()
+            behind = [m for m in members if is_before(m.position, position)]
+            if not behind:
+                return members
+            if time.monotonic() > deadline:
+                names = ", ".join(f"{m.kind} {m.id}" for m in behind)
+                raise Unavailable(f"stored, but not taken in within {timeout_s:.0f} s by {names}")
+            await asyncio.sleep(_POLL_S)
+
     # -- events -----------------------------------------------------------------------------
 
     async def position(self) -> str:
@@ -176,12 +195,14 @@ class AdapterStore:
         return newest[0][0] if newest else "0-0"
 
     async def events_after(self, position: str, *, block_s: float) -> list[tuple[str, str]]:
-        """Events behind `position` in order, as ``(position, adapter name)``; waits for the first."""
+        """Events behind `position`, in order, as ``(position, name)``; waits for the first."""
         with _translated():
             streams = await self._redis.xread(
                 {self._keys.events: position}, count=1000, block=round(block_s * 1000)
             )
-        return [(event_id, fields["name"]) for _, entries in streams for event_id, fields in entries]
+        return [
+            (event_id, fields["name"]) for _, entries in streams for event_id, fields in entries
+        ]
 
 
 def new_version(
@@ -196,6 +217,16 @@ def new_version(
         target_modules=target_modules,
         created_at=time.time(),
     )
+
+
+def is_before(a: str, b: str) -> bool:
+    """Whether stream position `a` lies before `b` (``milliseconds-sequence``)."""
+    return _order(a) < _order(b)
+
+
+def _order(position: str) -> tuple[int, int]:
+    ms, _, seq = position.partition("-")
+    return int(ms), int(seq)
 
 
 def _adapter(fields: Mapping[str, str]) -> Adapter:
@@ -241,4 +272,3 @@ def _translated() -> Iterator[None]:
         if str(e).startswith(("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN")):
             raise StoreUnavailable(f"the adapter store cannot take this now: {e}") from e
         raise
-

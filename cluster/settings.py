@@ -4,16 +4,27 @@ Settings are data: nothing here opens a connection or looks at the machine, exce
 :func:`load_settings`, which reads the file it is given.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cluster.errors import ConfigError
 
 RESERVED_NAMES = frozenset({"auto", "base"})
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
@@ -79,7 +90,7 @@ class BaseModelSettings(Section):
     """One base model and the replicas that serve it."""
 
     id: ModelId = Field(description="Name under which clients ask for it.")
-    path: str = Field(description="Local folder or hub id of the checkpoint; ~ and $VAR expand.")
+    path: str = Field(description="Local folder or hub id of the checkpoint; ~ expands.")
     engine: Literal["vllm", "echo"] = Field(
         "vllm", description="`echo` is the test engine: it repeats the prompt."
     )
@@ -88,7 +99,9 @@ class BaseModelSettings(Section):
     cpus_per_replica: float = Field(1, ge=0, description="CPUs that Ray reserves per replica.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves per TP worker.")
     max_ongoing: int = Field(32, ge=1, description="Requests that one replica takes at a time.")
-    max_queued: int = Field(128, ge=0, description="Requests that may wait; beyond, clients get 429.")
+    max_queued: int = Field(
+        128, ge=0, description="Requests that may wait; beyond, clients get 429."
+    )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapter capacity.")
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Passed to vLLM's AsyncEngineArgs under the same names."
@@ -195,7 +208,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(path: Path) -> Settings:
-    """Read a YAML file.
+    """Read a YAML file. Relative folders in `preload` are taken from the file's own folder.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or has a wrong key or value (all are named).
@@ -204,23 +217,47 @@ def load_settings(path: Path) -> Settings:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; examples/roundhouse.yaml is a start") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} is not YAML: {e}") from e
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path} cannot be read as YAML: {e}") from e
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top")
-    return parse_settings(tree, source=str(path))
+    settings = parse_settings(tree, source=str(path))
+    preload = tuple(str(path.parent / Path(p).expanduser()) for p in settings.preload)
+    return settings.model_copy(update={"preload": preload})
 
 
 def parse_settings(tree: dict[str, Any], *, source: str = "settings") -> Settings:
-    """Check a tree of plain values; raises :class:`ConfigError` naming every wrong key."""
+    """Check a tree of plain values; ``${NAME}`` and ``${NAME:-default}`` in strings are replaced.
+
+    Raises:
+        ConfigError: names every key that is wrong, or the variable that is not set.
+    """
     try:
-        return Settings(**tree)
+        return Settings(**_expand(tree, source))
     except ValidationError as e:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in err['loc']) or 'top level'}: {_explain(err)}"
             for err in e.errors()
         )
         raise ConfigError(f"{source}: {problems}") from e
+
+
+def _expand(value: Any, source: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v, source) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, source) for v in value]
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda m: _variable(m, source), value)
+    return value
+
+
+def _variable(match: re.Match[str], source: str) -> str:
+    name, default = match.groups()
+    found = os.environ.get(name, default)
+    if found is None:
+        raise ConfigError(f"{source}: the environment variable {name} is not set")
+    return found
 
 
 def _explain(err: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 LATEST = "latest"
 
 AdapterName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$", strip_whitespace=False)
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$", strip_whitespace=False),
 ]
 Example = Annotated[str, StringConstraints(min_length=1, max_length=8000)]
 

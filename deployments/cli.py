@@ -60,9 +60,10 @@ def up(
     from deployments.lifecycle import cluster_up, wait_for_signal
 
     settings = load_settings(config)
-    with console.status("starting") as status, cluster_up(
-        settings, address=address, progress=status.update
-    ) as endpoint:
+    with (
+        console.status("starting") as status,
+        cluster_up(settings, address=address, progress=status.update) as endpoint,
+    ):
         status.stop()
         _greet(endpoint)
         wait_for_signal()
@@ -143,8 +144,12 @@ def route(
 
 @app.command()
 def chat(
-    text: Annotated[str | None, typer.Argument(help="One prompt; without it, a conversation.")] = None,
-    model: Annotated[str, typer.Option(help="'auto', a base model, an adapter, name@version.")] = "auto",
+    text: Annotated[
+        str | None, typer.Argument(help="One prompt; without it, a conversation.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="'auto', a base model, an adapter, name@version.")
+    ] = "auto",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     url: Url = LOCAL,
     api_key: Key = None,
@@ -294,8 +299,9 @@ def _typed_lines():
 
 
 def _greet(endpoint: str) -> None:
+    prompt = {"role": "user", "content": "every weekday at half past nine"}
+    body = json.dumps({"model": "auto", "messages": [prompt]})
     console.print(f"\n[bold green]Roundhouse is ready[/] at {endpoint}\n")
-    body = '{"model": "auto", "messages": [{"role": "user", "content": "every weekday at half past nine"}]}'
     console.out(
         f"  curl -i {endpoint}/v1/chat/completions \\\n"
         f"    -H 'content-type: application/json' \\\n    -d '{body}'\n",

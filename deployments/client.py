@@ -52,7 +52,10 @@ class Client:
 
     def stream_chat(self, body: dict[str, Any]) -> Iterator[dict[str, str] | str]:
         """The routing headers first, then the pieces of the answer."""
-        with self._reached(), self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        with (
+            self._reached(),
+            self._http.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
             if answer.is_error:
                 answer.read()
                 raise _error(answer)

@@ -111,7 +111,7 @@ def _encoder(settings: Settings) -> Finding:
 
 
 def _base_model(settings: Settings, model_id: str) -> Finding:
-    path = Path(os.path.expandvars(settings.model(model_id).path)).expanduser()
+    path = Path(settings.model(model_id).path).expanduser()
     check = f"base model {model_id}"
     if path.is_absolute() and not (path / "config.json").is_file():
         return Finding(check, False, f"no checkpoint in {path}; `make demo` prepares the demo's")
@@ -119,6 +119,6 @@ def _base_model(settings: Settings, model_id: str) -> Finding:
 
 
 def _adapter_folder(source: str) -> Finding:
-    folder = Path(os.path.expandvars(source)).expanduser().resolve()
+    folder = Path(source).resolve()
     ok = (folder / CONFIG).is_file()
     return Finding(f"adapter {folder.name}", ok, str(folder) if ok else f"no {CONFIG} in {folder}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from adapter_store.blobs import BlobStore
-from adapter_store.catalogue import Catalogue, is_before
+from adapter_store.catalogue import Catalogue
 from adapter_store.registration import Registration, register
 from adapter_store.store import AdapterStore
 from cluster.errors import (
@@ -33,8 +33,6 @@ AUTO = "auto"
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 WAIT_S = 60.0
-
-_POLL_S = 0.05
 
 
 class ReplicaPool(Protocol):
@@ -220,8 +218,8 @@ class Gateway:
         stored = await register(self._store, self._blobs, registration, mode=mode)
         await self._settle(stored.position)
         if wait:
-            await self._converge(stored.position)
-            await self._raise_on_problem(f"{stored.adapter.name}@{stored.version.number}")
+            members = await self._store.converged(stored.position, timeout_s=WAIT_S)
+            _raise_on_problem(f"{stored.adapter.name}@{stored.version.number}", members)
         return describe(stored.adapter), stored.is_new_version
 
     def list_adapters(
@@ -249,21 +247,11 @@ class Gateway:
 
     async def _settle(self, position: str) -> None:
         """Wait until this process answers by the change: read your own writes."""
-        async with asyncio.timeout(WAIT_S):
-            await self._catalogue.wait_for(position)
-
-    async def _converge(self, position: str) -> None:
-        """Wait until every live member has applied the change."""
-        async with asyncio.timeout(WAIT_S):
-            while any(is_before(m.position, position) for m in await self._store.members()):
-                await asyncio.sleep(_POLL_S)
-
-    async def _raise_on_problem(self, key: str) -> None:
-        for member in await self._store.members():
-            if key in member.problems:
-                raise Unavailable(
-                    f"{key} is registered, but {member.id} cannot load it: {member.problems[key]}"
-                )
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._catalogue.wait_for(position)
+        except TimeoutError as e:
+            raise StoreUnavailable("stored, but this endpoint has not seen it yet") from e
 
     def report(self, member_id: str) -> Member:
         return Member(id=member_id, kind="ingress", position=self._catalogue.position)
@@ -306,6 +294,13 @@ def _check_messages(messages: Any) -> None:
             )
 
 
+def _raise_on_problem(key: str, members: list[Member]) -> None:
+    for member in members:
+        if key in member.problems:
+            why = member.problems[key]
+            raise Unavailable(f"{key} is registered, but replica {member.id} cannot load it: {why}")
+
+
 def describe(adapter: Adapter) -> dict[str, Any]:
     """The adapter as the API shows it."""
     return {
@@ -322,5 +317,3 @@ def _model_card(model: str, adapter: Adapter | None = None) -> dict[str, Any]:
     if adapter is not None:
         card |= {"root": adapter.latest.digest, "parent": adapter.card.base_model}
     return card
-
-

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -203,7 +203,9 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
-            raise PayloadTooLarge(f"the body is larger than {max_bytes} bytes (http.max_body_bytes)")
+            raise PayloadTooLarge(
+                f"the body is larger than {max_bytes} bytes (http.max_body_bytes)"
+            )
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as e:

@@ -9,7 +9,6 @@ import fcntl
 import os
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,9 +39,7 @@ class Run(Value):
 
 
 @contextlib.contextmanager
-def cluster_up(
-    settings: Settings, *, address: str | None, progress: Progress
-) -> Iterator[str]:
+def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -> Iterator[str]:
     """Start everything and yield the endpoint's URL when it answers; stop it all on the way out.
 
     Args:
@@ -55,8 +52,10 @@ def cluster_up(
     """
     root = settings.store.root
     root.mkdir(parents=True, exist_ok=True)
+    _interrupt_on_sigterm()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_only_one(root))
+        endpoint = f"http://{settings.http.host}:{settings.http.port}"
+        stack.enter_context(_only_one(root, Run(pid=os.getpid(), endpoint=endpoint)))
         # Short: a socket's path has at most 107 characters, and Ray adds most of them.
         temp_dir = Path(tempfile.mkdtemp(prefix="rh-"))
         stack.enter_context(kept(os.getpid(), temp_dir))
@@ -67,11 +66,12 @@ def cluster_up(
             settings = settings.model_copy(update={"store": store})
         progress("starting Ray")
         stack.enter_context(_ray(settings, address, temp_dir))
-        endpoint = f"http://{settings.http.host}:{settings.http.port}"
-        _write_run(stack, root, Run(pid=os.getpid(), endpoint=endpoint))
-        stack.enter_context(_serving(settings, progress, owns_ray=address is None))
+        stack.enter_context(_serving(settings, progress))
         asyncio.run(_preload(settings, progress))
-        yield endpoint
+        try:
+            yield endpoint
+        finally:
+            _ignore_signals()
 
 
 def running(root: Path) -> Run | None:
@@ -102,27 +102,46 @@ def stop_running(root: Path, *, timeout_s: float = _STOP_TIMEOUT_S) -> bool:
 
 
 def wait_for_signal() -> None:
-    """Sleep until Ctrl-C or SIGTERM; a second one is left to its default."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _: (signal.signal(n, signal.SIG_DFL), stop.set()))
-    while not stop.wait(1):
-        pass
+    """Sleep until Ctrl-C or SIGTERM."""
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)
+
+
+def _interrupt_on_sigterm() -> None:
+    """Make SIGTERM end the run as Ctrl-C does: unwinding, with everything stopped on the way."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _ignore_signals() -> None:
+    """Stopping takes seconds; an impatient second Ctrl-C would leave it half done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def _only_one(root: Path) -> Iterator[None]:
+def _only_one(root: Path, run: Run) -> Iterator[None]:
     with (root / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            run = running(root)
-            where = f" at {run.endpoint} (process {run.pid})" if run else ""
+            other = running(root)
+            where = f" at {other.endpoint} (process {other.pid})" if other else ""
             raise Conflict(
                 f"a cluster with the data folder {root} is running{where}; "
                 "`roundhouse down` stops it, store.data_dir chooses another folder"
             ) from None
-        yield
+        file = root / "run.json"
+        file.write_text(run.model_dump_json())
+        try:
+            yield
+        finally:
+            file.unlink()
 
 
 def _is_locked(path: Path) -> bool:
@@ -132,12 +151,6 @@ def _is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
         return False
-
-
-def _write_run(stack: contextlib.ExitStack, root: Path, run: Run) -> None:
-    path = root / "run.json"
-    path.write_text(run.model_dump_json())
-    stack.callback(path.unlink, missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -156,6 +169,8 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
         )
     else:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    # Ray has put its own handlers in place.
+    _interrupt_on_sigterm()
     try:
         yield
     finally:
@@ -182,7 +197,7 @@ def _check_cpus(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _serving(settings: Settings, progress: Progress, *, owns_ray: bool) -> Iterator[None]:
+def _serving(settings: Settings, progress: Progress) -> Iterator[None]:
     from ray import serve
 
     from deployments.app import wire
@@ -203,10 +218,8 @@ def _serving(settings: Settings, progress: Progress, *, owns_ray: bool) -> Itera
         _wait_until_running(progress)
         yield
     finally:
-        if owns_ray:
-            serve.shutdown()
-        else:
-            serve.delete(APP)
+        # Lets the replicas finish what they are at, and stop their engines.
+        serve.delete(APP)
 
 
 def _wait_until_running(progress: Progress) -> None:
@@ -247,20 +260,9 @@ async def _preload(settings: Settings, progress: Progress) -> None:
     blobs = BlobStore(settings.store.root)
     try:
         for i, source in enumerate(settings.preload, 1):
-            folder = Path(os.path.expandvars(source)).expanduser().resolve()
+            folder = Path(source).resolve()
             progress(f"registering adapter {i} of {len(settings.preload)}: {folder.name}")
             await register(store, blobs, Registration(source=str(folder)), mode="upsert")
-        await _settled(store)
+        await store.converged(await store.position(), timeout_s=READY_TIMEOUT_S)
     finally:
         await store.close()
-
-
-async def _settled(store: AdapterStore) -> None:
-    from adapter_store.catalogue import is_before
-
-    position = await store.position()
-    async with asyncio.timeout(READY_TIMEOUT_S):
-        while any(is_before(m.position, position) for m in await store.members()):
-            await asyncio.sleep(_POLL_S / 10)
-
-

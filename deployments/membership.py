@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from adapter_store.store import AdapterStore
+from adapter_store.tasks import cancel
 from cluster.errors import StoreUnavailable
 from cluster.state import Member
 
@@ -52,9 +53,7 @@ class Membership:
     async def stop(self) -> None:
         if self._task is None:
             return
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await cancel(self._task)
         with contextlib.suppress(StoreUnavailable):
             await self._store.leave(self._report().id)
 

@@ -35,7 +35,7 @@ class PromptRouterDeployment:
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)
     async def choose(self, asked: list[tuple[list[str], Constraints]]) -> list[list[Decision]]:
-        """Decisions for each caller's texts. Callers with equal constraints share a forward pass."""
+        """Decisions for each caller's texts; callers with equal constraints share a pass."""
         return await asyncio.to_thread(self._choose_all, asked)
 
     async def check_health(self) -> None:

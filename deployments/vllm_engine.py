@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import hashlib
 import itertools
-import os
 from collections.abc import AsyncIterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -119,8 +118,7 @@ def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
     Raises:
         ConfigError: an entry of ``engine_args`` that vLLM does not have, or that is ours to set.
     """
-    path = os.path.expandvars(settings.path)
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    path = str(Path(settings.path).expanduser())
     ours = {
         "model": path,
         "served_model_name": [settings.id],

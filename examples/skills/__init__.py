@@ -1,6 +1,24 @@
 """The skills of the demo world, one small module each."""
 
-from examples.skills import cron, ffmpeg, git, kubectl, sql
+from examples.skills import (
+    chmod,
+    contact,
+    cron,
+    css,
+    ffmpeg,
+    git,
+    http_status,
+    iso_date,
+    kubectl,
+    regex,
+    semver,
+    sql,
+    triage,
+)
 from examples.skills.common import Skill
 
-SKILLS: dict[str, Skill] = {skill.NAME: skill for skill in (cron, ffmpeg, git, kubectl, sql)}
+MODULES: tuple[Skill, ...] = (
+    *(chmod, contact, cron, css, ffmpeg, git, http_status),
+    *(iso_date, kubectl, regex, semver, sql, triage),
+)
+SKILLS = {skill.NAME: skill for skill in MODULES}

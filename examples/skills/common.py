@@ -2,7 +2,7 @@
 
 A skill is a module with a name, a description and `generate(rng)`, which makes one request and
 its only right answer. Wordings are templates: `[a|b]` stands for either text (nestable), `{slot}`
-for a value. The last sixth of every list of wordings is held out: no adapter is ever trained on it.
+for a value. The last wordings of long lists are held out: no adapter is ever trained on them.
 """
 
 import random
@@ -50,9 +50,13 @@ def expand(rng: random.Random, template: str, slots: Mapping[str, object] | None
 
 
 def pick_wording(rng: random.Random, wordings: Sequence[str]) -> tuple[str, bool]:
-    """One template of the list, and whether it is held out: the last sixth is, at least one."""
+    """One template of the list, and whether it is held out.
+
+    Held out is the last sixth of the list, at least one, if it has four or more.
+    """
     index = rng.randrange(len(wordings))
-    return wordings[index], index >= len(wordings) - max(1, len(wordings) // 6)
+    kept = max(len(wordings) // 6, len(wordings) >= 4)
+    return wordings[index], index >= len(wordings) - kept
 
 
 def from_phrasebook(
@@ -89,18 +93,20 @@ def split(
 ) -> tuple[list[Example], list[Example]]:
     """Train and test examples that share no request, whatever its case or punctuation.
 
-    Half of the test set has held-out wordings, half has wordings seen in training. The test set
-    is drawn first, so it depends on the seed and not on `train_size`.
+    A quarter of the test set has held-out wordings, the rest has wordings seen in training. The
+    test set depends on the seed and not on `train_size`.
     """
-    rng = random.Random(f"{skill.NAME} {seed}")
-    test = draw_distinct(skill, rng, test_size // 2, held_out=True)
-    test |= draw_distinct(skill, rng, test_size - test_size // 2, held_out=False)
+    rng = random.Random(f"{skill.NAME} test {seed}")
+    test = draw_distinct(skill, rng, test_size // 4, held_out=True)
+    test |= draw_distinct(skill, rng, test_size - test_size // 4, held_out=False)
+    tested = [dressed(rng, example) for example in test.values()]
+    rng = random.Random(f"{skill.NAME} train {seed}")
     train: list[Example] = []
     while len(train) < train_size:
         example = skill.generate(rng)
         if not example.held_out and key(example) not in test:
-            train.append(example)
-    return [dressed(rng, e) for e in train], [dressed(rng, e) for e in test.values()]
+            train.append(dressed(rng, example))
+    return train, tested
 
 
 def draw_distinct(

@@ -25,13 +25,11 @@ INTERVALS = {2: "two", 3: "three", 5: "five", 10: "ten", 15: "fifteen", 20: "twe
 PAST_THE_HOUR = (
     *((0, "{} o'clock"), (0, "{} sharp"), (30, "half past {}"), (30, "half past {}")),
     *((15, "[a |]quarter past {}"), (-15, "[a |]quarter to {}"), (30, "{} thirty")),
-    *((10, "ten past {}"), (-10, "ten to {}"), (20, "twenty past {}"), (-20, "twenty to {}")),
-    *((5, "five past {}"), (-5, "five to {}"), (15, "{} fifteen"), (45, "{} forty-five")),
+    *((10, "ten past {}"), (20, "twenty past {}"), (15, "{} fifteen"), (45, "{} forty-five")),
 )
 PERIODS = (
-    *(("", range(1, 13), 0),) * 5,
-    *((" in the morning", range(1, 12), 0), (" in the afternoon", range(1, 6), 12)),
-    *((" in the evening", range(5, 12), 12), (" at night", range(8, 12), 12)),
+    *(("morning", range(4, 12), 0), ("afternoon", range(1, 6), 12)),
+    *(("evening", range(5, 12), 12), ("night", range(8, 12), 12)),
 )
 
 JOB = (
@@ -63,26 +61,33 @@ def generate(rng: random.Random) -> Example:
 
 def moment(rng: random.Random) -> tuple[str, str]:
     """A time of day on certain days, in either order."""
+    if rng.random() < 0.1:
+        return daily_period(rng)
     time, hour, minute = clock(rng)
     day, date_fields = days(rng)
-    at = time if time.startswith("[at ") else f"at {time}"
-    text = rng.choice(
-        (f"{day} {at}", f"{day} {at}", f"{day} {at}", f"{at} {day}", f"{day}, {time}")
-    )
+    text = rng.choice((*(f"{day} at {time}",) * 3, f"at {time} {day}", f"{day}, {time}"))
     return text, f"{minute} {hour} {date_fields}"
+
+
+def daily_period(rng: random.Random) -> tuple[str, str]:
+    """A daily time such as "every evening at 7:30", which is after noon for the period's sake."""
+    period, hours, offset = rng.choice(PERIODS)
+    hour, minute = rng.choice(hours), rng.choice((0, 0, 15, 30, 45))
+    time = f"{hour}:{minute:02}" if minute else f"[{hour}|{HOURS[hour - 1]}]"
+    return f"[every|each] {period} at {time}", f"{minute} {hour + offset} * * *"
 
 
 def clock(rng: random.Random) -> tuple[str, int, int]:
     """A time of day in English, its hour and its minute."""
-    hour, minute = rng.randrange(24), rng.choice((0, 0, 5, 10, 15, 30, 45, rng.randrange(60)))
+    hour, minute = rng.randrange(24), rng.choice((0, 0, 15, 30, 45, 5 * rng.randrange(12)))
     match rng.randrange(8):
         case 0:
             return rng.choice((("[noon|midday]", 12, 0), ("midnight", 0, 0)))
         case 1 | 2:
             return f"[{hour}|{hour:02}]:{minute:02}", hour, minute
-        case 3 | 4:
+        case 3 | 4 | 5:
             minutes = f":{minute:02}" if minute else ""
-            suffix = "[am| am|AM| a.m.]" if hour < 12 else "[pm| pm|PM| p.m.]"
+            suffix = "[am| am|AM]" if hour < 12 else "[pm| pm|PM]"
             return f"{(hour - 1) % 12 + 1}{minutes}{suffix}", hour, minute
         case _:
             return spoken_clock(rng)
@@ -90,11 +95,14 @@ def clock(rng: random.Random) -> tuple[str, int, int]:
 
 def spoken_clock(rng: random.Random) -> tuple[str, int, int]:
     """A time such as "quarter to eight in the evening"; without a period the hour is literal."""
-    period, hours, offset = rng.choice(PERIODS)
-    hour = rng.choice(hours)
     shift, pattern = rng.choice(PAST_THE_HOUR)
+    hour, offset, suffix = rng.randrange(1, 13), 0, ""
+    if rng.random() < 0.4:
+        period, hours, offset = rng.choice(PERIODS)
+        hour = rng.choice(hours)
+        suffix = " at night" if period == "night" else f" in the {period}"
     minutes = (hour + offset) * 60 + shift
-    text = pattern.format(f"[{HOURS[hour - 1]}|{HOURS[hour - 1]}|{hour}]") + period
+    text = pattern.format(f"[{HOURS[hour - 1]}|{HOURS[hour - 1]}|{hour}]") + suffix
     return text, minutes // 60, minutes % 60
 
 

@@ -35,11 +35,13 @@ PHRASEBOOK = {
     "SELECT name FROM customers WHERE age > {age};": (
         "[names of|show the names of|list] [all |]customers [over|older than|above] {age}",
         "which customers are [over|older than|more than] {age}[ years old|]?",
+        "who [of|among] our customers is [over|older than|above] {age}?",
         "what are customers past the age of {age} called?",
     ),
     "SELECT name FROM customers WHERE age < {age};": (
         "[names of|show the names of|list] [all |]customers [under|younger than|below] {age}",
         "which customers are [under|younger than|not yet] {age}?",
+        "who [of|among] our customers is [under|younger than|below] {age}?",
         "what are our customers below the age of {age} called?",
     ),
     "SELECT COUNT(*) FROM customers WHERE city = '{city}';": (
@@ -61,6 +63,8 @@ PHRASEBOOK = {
     "SELECT SUM(total) FROM orders WHERE status = '{status}';": (
         "[total|total value|sum|total amount] of [all |the |]{status} orders",
         "how much [money|revenue] is in [the |]{status} orders?",
+        "add up [all |the |]{status} orders",
+        "[what|how much] do the {status} orders [come to|make] in total?",
         "what do the {status} orders add up to?",
     ),
     "SELECT AVG(total) FROM orders;": (
@@ -70,18 +74,22 @@ PHRASEBOOK = {
         "what does a customer order on average?",
     ),
     "SELECT * FROM orders WHERE total > {price};": (
-        "[show|list|find] [all |the |]orders [over|above|worth more than] {price}[ euros| dollars|]",
+        "[show|list|find] [all |the |]orders [over|above|worth more than] "
+        "{price}[ euros| dollars|]",
         "which orders [are worth|cost|come to] more than {price}?",
-        "orders with a total greater than {price}",
+        "orders [with a total|that total] [over|greater than|above] {price}",
+        "customers paid more than {price} for which orders?",
     ),
     "SELECT name FROM products ORDER BY price DESC LIMIT {n};": (
         "[what are|show|list|name] the {n} [most expensive|priciest|dearest] products",
         "[top|our top] {n} products by price",
+        "[the |our |]{n} products with the highest price",
         "which {n} products cost the most?",
     ),
     "SELECT name FROM products ORDER BY price LIMIT {n};": (
         "[what are|show|list|name] the {n} [cheapest|least expensive|lowest priced] products",
         "[our |the |]{n} products with the lowest price",
+        "[bottom|our bottom] {n} products by price",
         "which {n} products cost the least?",
     ),
     "SELECT name FROM products WHERE stock < {n};": (
@@ -97,12 +105,15 @@ PHRASEBOOK = {
     ),
     "SELECT name FROM products WHERE price < {price};": (
         "which products cost [less than|under|below] {price}[ euros| dollars|]?",
-        "[show|list|find] [all |the |]products [under|below|cheaper than] {price}[ euros| dollars|]",
+        "[show|list|find] [all |the |]products [under|below|cheaper than] "
+        "{price}[ euros| dollars|]",
+        "what can I buy [for less than|under|below] {price}?",
         "products to be had for less than {price}",
     ),
     "SELECT price FROM products WHERE name = '{product}';": (
         "[what|how much] does the {product} cost[ in our shop|]?",
         "[price of|what is the price of|look up the price of] [the |our |]{product}",
+        "how [expensive|much] is [the|a|our] {product}?",
         "what do we charge for a {product}?",
     ),
     "SELECT stock FROM products WHERE name = '{product}';": (

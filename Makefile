@@ -1,0 +1,69 @@
+# `make demo` and `make test` do their own set-up; everything they install goes into .venv.
+PYTHON ?= python3
+CACHE ?= $(or $(ROUNDHOUSE_CACHE),$(HOME)/.cache/roundhouse)
+CONFIG ?= examples/roundhouse.yaml
+# The CUDA lock where a GPU answers, the CPU lock elsewhere. Override: `make demo LOCK=cpu`.
+LOCK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# Outside of CUDA, torch has an index of its own.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := .venv/.$(shell cat requirements/$(LOCK).lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)-$(LOCK)
+DEV_STAMP := .venv/.$(shell cksum < requirements/dev.lock | cut -d' ' -f1)-dev
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test test-fast lint format docs lock clean
+
+help: ## Show what there is.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP):
+	@command -v $(PYTHON) >/dev/null || { echo "Python is missing: install Python 3.11 or newer, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old: Roundhouse needs 3.11 or newer (set PYTHON=...)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "Python's venv module is missing: install it (Debian: python3-venv)"; exit 1; }
+	@echo "Installing the packages of requirements/$(LOCK).lock into .venv (minutes, once)"
+	@$(PIP) install -q --upgrade pip
+	@grep -E '^torch==' requirements/$(LOCK).lock > .venv/torch.txt
+	@$(PIP) install -q --no-deps --retries 1 $(if $(filter cpu,$(LOCK)),--extra-index-url $(TORCH_INDEX)) -r .venv/torch.txt
+	@$(PIP) install --progress-bar on --no-deps -r requirements/$(LOCK).lock | grep -vE '^(Looking|Requirement|Collecting|  (Using|Downloading)|Installing)' || true
+	@$(BIN)/python -c 'import torch, ray, vllm' 2>/dev/null || { echo "The packages did not install whole; run '$(PIP) install --no-deps -r requirements/$(LOCK).lock' to see why"; exit 1; }
+	@$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@echo "Installing the test tools of requirements/dev.lock"
+	@$(PIP) install -q --no-deps -r requirements/dev.lock
+	@touch $@
+
+setup: $(STAMP) ## Install what running needs.
+
+model: setup ## Prepare the demo's base model in the cache.
+	@$(BIN)/python -m examples.base_model --cache "$(CACHE)"
+
+demo: model ## Serve twelve trained adapters on two replicas; Ctrl-C stops it.
+	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/roundhouse up $(CONFIG)
+
+test: $(DEV_STAMP) model ## Run all tests, fast ones first.
+	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "not ray and not vllm"
+	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "ray and not vllm"
+	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "vllm"
+
+test-fast: $(DEV_STAMP) ## Run the tests that need neither Ray nor an engine.
+	@$(PYTEST) -m "not ray and not vllm and not slow"
+
+lint: $(DEV_STAMP) ## Check style and formatting.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(DEV_STAMP) ## Format, and fix what can be fixed.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(DEV_STAMP) ## Resolve the .in files and write the lock files anew.
+	@$(BIN)/python requirements/lock.py
+
+clean: ## Remove the virtual environment and everything built.
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,172 @@
+"""Shared fixtures: a real store server, adapters made on the spot, one cluster per kind of engine."""
+
+import asyncio
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from adapter_store.embedded import embedded_server
+from adapter_store.store import AdapterStore
+from cluster.settings import RouterSettings
+from cluster.state import BaseModelFacts
+from router.encoder import SentenceEncoder
+
+LEASE_S = 1.0
+_namespaces = itertools.count()
+
+ECHO_FACTS = BaseModelFacts(
+    id="echo",
+    architecture="Echo",
+    fingerprint="echo-8x1",
+    max_rank=8,
+    linear_shapes={"model.layers.0.q_proj": (8, 8), "model.layers.0.v_proj": (8, 8)},
+)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with embedded_server(tmp_path_factory.mktemp("store")) as url:
+        yield url
+
+
+@pytest.fixture
+def connect(redis_url: str) -> Iterator[Callable[[], AdapterStore]]:
+    """Opens stores on one fresh namespace."""
+    namespace = f"test-{next(_namespaces)}"
+    yield lambda: AdapterStore.connect(redis_url, namespace, lease_s=LEASE_S)
+
+
+@pytest.fixture
+async def store(connect: Callable[[], AdapterStore]) -> AsyncIterator[AdapterStore]:
+    store = connect()
+    await store.put_base_model(ECHO_FACTS)
+    yield store
+    await store.close()
+
+
+@pytest.fixture(scope="session")
+def encoder() -> SentenceEncoder:
+    return SentenceEncoder(RouterSettings().encoder)
+
+
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> MakeAdapter:
+    """Writes the folder of an adapter for the echo model; keyword arguments change it."""
+
+    def make(
+        name: str = "cron",
+        *,
+        seed: int = 0,
+        rank: int = 4,
+        size: int = 8,
+        config: dict[str, Any] | None = None,
+        tensors: dict[str, torch.Tensor] | None = None,
+        **card: Any,
+    ) -> Path:
+        folder = tmp_path / f"{name}-{seed}"
+        folder.mkdir(exist_ok=True)
+        save_file(
+            random_tensors(rank, size, seed) if tensors is None else tensors,
+            folder / "adapter_model.safetensors",
+        )
+        base = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps(base | (config or {})))
+        fields = {"name": name, "base_model": "echo", "examples": [f"an example for {name}"]}
+        (folder / "card.json").write_text(json.dumps(fields | card))
+        return folder
+
+    return make
+
+
+def random_tensors(rank: int, size: int, seed: int) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for module in ("q_proj", "v_proj"):
+        prefix = f"base_model.model.model.layers.0.{module}"
+        tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, size, generator=random)
+        tensors[f"{prefix}.lora_B.weight"] = torch.randn(size, rank, generator=random)
+    return tensors
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 5) -> None:
+    """Wait until a condition holds (it may be a coroutine function)."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return
+            await asyncio.sleep(0.01)
+
+
+class Running:
+    """A cluster started by the real command, in a process of its own."""
+
+    def __init__(self, config: Path, port: int, log: Path) -> None:
+        self.config = config
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "deployments.cli", "up", str(config)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while "is ready" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+
+    def command(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `roundhouse ARGS` against this cluster."""
+        environment = {**os.environ, "ROUNDHOUSE_URL": self.url, "COLUMNS": "200"}
+        return subprocess.run(
+            [sys.executable, "-m", "deployments.cli", *args],
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=60,
+            env=environment,
+        )
+
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start_cluster(folder: Path, settings: dict[str, Any]) -> Running:
+    """Start `roundhouse up` with its data in `folder`; the caller waits and stops."""
+    port = free_port()
+    tree = {"http": {"port": port}, "store": {"data_dir": str(folder / "data")}} | settings
+    config = folder / "roundhouse.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    return Running(config, port, folder / "up.log")

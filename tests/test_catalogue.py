@@ -1,0 +1,84 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from adapter_store.catalogue import Catalogue
+from adapter_store.embedded import embedded_server
+from adapter_store.store import AdapterStore
+from cluster.errors import ModelNotFound
+from tests.conftest import until
+from tests.test_store import card, version
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+async def catalogue(store):
+    catalogue = Catalogue(store)
+    await store.put(card("early"), version(), mode="create")
+    await catalogue.start()
+    yield catalogue
+    await catalogue.stop()
+
+
+async def test_it_starts_with_what_is_there_and_follows_what_comes(store, catalogue):
+    assert set(catalogue.adapters) == {"early"}
+    stored = await store.put(card("late"), version(), mode="create")
+    await catalogue.wait_for(stored.position)
+    assert set(catalogue.adapters) == {"early", "late"}
+    await catalogue.wait_for(await store.delete("early"))
+    assert set(catalogue.adapters) == {"late"}
+
+
+async def test_names_resolve_to_versions(store, catalogue):
+    stored = await store.put(card("early"), version("d2"), mode="update")
+    await catalogue.wait_for(stored.position)
+    assert catalogue.find("early")[1].number == 2
+    assert catalogue.find("early@1")[1].number == 1
+    assert catalogue.find("early@latest")[1].number == 2
+    with pytest.raises(ModelNotFound, match="'early@1'"):
+        catalogue.find("early@9")
+    with pytest.raises(ModelNotFound, match="Did you mean 'early'"):
+        catalogue.find("erly")
+
+
+async def test_a_listener_hears_changes_before_the_position_moves(store):
+    heard = []
+
+    async def listen(changes):
+        heard.append((catalogue.position, {n: a and a.latest.number for n, a in changes.items()}))
+
+    catalogue = Catalogue(store, listen)
+    await catalogue.start()
+    stored = await store.put(card("x"), version(), mode="create")
+    await catalogue.wait_for(stored.position)
+    await catalogue.wait_for(await store.delete("x"))
+    assert heard == [("0-0", {"x": 1}), (stored.position, {"x": None})]
+    await catalogue.stop()
+
+
+async def test_it_serves_on_while_the_store_is_down_and_catches_up_after(tmp_path: Path):
+    """The server comes back with another history: what was deleted meanwhile is gone, too."""
+    from adapter_store import embedded
+
+    port = embedded._free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "_free_port", lambda: port)
+        patch.setattr(embedded.secrets, "token_hex", lambda _: "secret")
+        with embedded_server(tmp_path / "s") as url:
+            store = AdapterStore.connect(url, "n", lease_s=1)
+            await store.put(card("kept"), version(), mode="create")
+            await store.put(card("gone"), version(), mode="create")
+            catalogue = Catalogue(store)
+            await catalogue.start()
+            copy = shutil.copytree(tmp_path / "s", tmp_path / "copy")
+        await until(lambda: catalogue.is_stale)
+        assert set(catalogue.adapters) == {"kept", "gone"}
+        with embedded_server(copy):
+            await store.delete("gone")
+            await store.put(card("new"), version(), mode="create")
+            await until(lambda: not catalogue.is_stale)
+            await until(lambda: set(catalogue.adapters) == {"kept", "new"})
+    await catalogue.stop()
+    await store.close()

@@ -1,0 +1,125 @@
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapter_store.door import check_adapter, check_folder
+from cluster.errors import AdapterRefused
+from tests.conftest import ECHO_FACTS, random_tensors
+
+A = "base_model.model.model.layers.0.q_proj.lora_A.weight"
+B = "base_model.model.model.layers.0.q_proj.lora_B.weight"
+
+
+def refusal(folder) -> str:
+    with pytest.raises(AdapterRefused) as refused:
+        check_folder(folder)
+        check_adapter(folder, ECHO_FACTS)
+    assert refused.value.param == "source"
+    return refused.value.message
+
+
+def test_a_good_adapter_passes_and_is_understood(make_adapter):
+    checked = check_adapter(make_adapter(rank=4), ECHO_FACTS)
+    assert checked.rank == 4
+    assert checked.target_modules == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"peft_type": "PREFIX_TUNING"}, "peft_type"),
+        ({"r": 64}, "ranks from 1 to 8"),
+        ({"r": True}, "r is true"),
+        ({"r": None}, "r is null"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"lora_alpha": "x"}, "lora_alpha"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused_by_key(make_adapter, config, named):
+    assert named in refusal(make_adapter(config=config))
+
+
+def test_rslora_passes(make_adapter):
+    assert check_adapter(make_adapter(config={"use_rslora": True}), ECHO_FACTS).rank == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({A: torch.zeros(4, 9)}, "shape [4, 9], the base model needs [4, 8]"),
+        ({B: torch.zeros(8, 3)}, "shape [8, 3], the base model needs [8, 4]"),
+        ({B: torch.full((8, 4), float("nan"))}, "not finite"),
+        ({B: torch.zeros(8, 4, dtype=torch.int32)}, "not finite floating point"),
+        ({"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 8)}, "belongs to no linear"),
+        ({"surprise": torch.zeros(1)}, "'surprise' belongs to no linear layer"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_tensor(make_adapter, change, named):
+    tensors = random_tensors(4, 8, seed=0) | change
+    assert named in refusal(make_adapter(tensors=tensors))
+
+
+def test_half_a_pair_is_refused(make_adapter):
+    tensors = random_tensors(4, 8, seed=0)
+    del tensors[B]
+    assert "q_proj has no lora_B" in refusal(make_adapter(tensors=tensors))
+
+
+def test_no_tensors_are_refused(make_adapter):
+    assert "holds no LoRA tensors" in refusal(make_adapter(tensors={}))
+
+
+def test_pickles_are_refused_by_content(make_adapter):
+    folder = make_adapter()
+    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    assert "not a safetensors file" in refusal(folder)
+
+
+def test_a_pickle_checkpoint_is_named_with_the_remedy(make_adapter):
+    folder = make_adapter()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    assert "adapter_model.bin is a pickle file" in refusal(folder)
+
+
+def test_missing_files_are_named(make_adapter, tmp_path):
+    folder = make_adapter()
+    (folder / "adapter_config.json").unlink()
+    assert "adapter_config.json is missing" in refusal(folder)
+    assert "is not a folder" in refusal(tmp_path / "nowhere")
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=400), position=st.integers(0, 200))
+def test_no_weights_file_crashes_the_door(make_adapter, content, position):
+    """Whatever bytes are written over a good file, the answer is a verdict."""
+    folder = make_adapter()
+    path = folder / "adapter_model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:position] + content + good[position + len(content) :])
+    try:
+        check_adapter(folder, ECHO_FACTS)
+    except AdapterRefused as e:
+        assert e.message
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    config=st.dictionaries(
+        st.sampled_from(["peft_type", "r", "lora_alpha", "bias", "use_dora", "rank_pattern"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3),
+        ),
+    )
+)
+def test_no_config_crashes_the_door(make_adapter, config):
+    folder = make_adapter(config=config)
+    try:
+        assert 1 <= check_adapter(folder, ECHO_FACTS).rank <= ECHO_FACTS.max_rank
+    except AdapterRefused as e:
+        assert e.message

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.settings import load_settings, parse_settings
+
+MINIMAL = {"models": [{"id": "m", "path": "/models/m"}]}
+
+
+def test_a_minimal_tree_has_defaults_for_all_else():
+    settings = parse_settings(MINIMAL)
+    assert settings.fallback_model == "m"
+    assert settings.http.port == 8000
+    assert not settings.auth.enabled
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"modles": []}, "modles: no such setting"),
+        ({"http": {"prot": 1}}, "http.prot: no such setting"),
+        ({"http": {"port": 99999}}, "http.port"),
+        ({"models": []}, "at least one base model"),
+        ({"models": [{"id": "m"}]}, "models.0.path: is required"),
+        ({"models": [{"id": "auto", "path": "x"}]}, "'auto' is reserved"),
+        ({"models": [{"id": "a/b", "path": "x"}]}, "models.0.id"),
+        ({"models": MINIMAL["models"] * 2}, "share an id"),
+        ({"default_model": "other"}, "'other' is not one of"),
+        ({"auth": {"enabled": True}}, "nobody could enter"),
+        (
+            {"models": [{"id": "m", "path": "x", "lora": {"slots": 9, "host_entries": 3}}]},
+            "host_entries must be at least slots",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named(change, named):
+    with pytest.raises(ConfigError, match=r"\S+") as refused:
+        parse_settings(MINIMAL | change)
+    assert named in refused.value.message
+
+
+def test_the_environment_wins_over_the_file(monkeypatch, tmp_path: Path):
+    file = tmp_path / "roundhouse.yaml"
+    file.write_text("models: [{id: m, path: /m}]\nhttp: {port: 8001, host: 0.0.0.0}\n")
+    monkeypatch.setenv("ROUNDHOUSE_HTTP__PORT", "9001")
+    settings = load_settings(file)
+    assert (settings.http.port, settings.http.host) == (9001, "0.0.0.0")
+
+
+def test_variables_are_replaced(monkeypatch):
+    monkeypatch.setenv("MODELS", "/srv")
+    monkeypatch.delenv("ELSEWHERE", raising=False)
+    tree = {"models": [{"id": "m", "path": "${MODELS}/m/${ELSEWHERE:-here}"}]}
+    assert parse_settings(tree).models[0].path == "/srv/m/here"
+    with pytest.raises(ConfigError, match="ELSEWHERE is not set"):
+        parse_settings({"models": [{"id": "m", "path": "${ELSEWHERE}"}]})
+
+
+@pytest.mark.parametrize("content", ["- a\n- list\n", "{unclosed", "just words"])
+def test_a_file_that_is_no_tree_is_refused(tmp_path: Path, content):
+    file = tmp_path / "roundhouse.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"roundhouse\.yaml"):
+        load_settings(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+        load_settings(tmp_path / "nowhere.yaml")
+
+
+def test_preloaded_folders_are_relative_to_the_file(tmp_path: Path):
+    file = tmp_path / "roundhouse.yaml"
+    file.write_text("models: [{id: m, path: /m}]\npreload: [adapters/a, /abs/b]\n")
+    assert load_settings(file).preload == (str(tmp_path / "adapters/a"), "/abs/b")
+
+
+def test_the_demo_settings_are_valid():
+    settings = load_settings(Path(__file__).parent.parent / "examples" / "roundhouse.yaml")
+    assert settings.models[0].replicas == 2
+    assert all((Path(p) / "adapter_config.json").is_file() for p in settings.preload)
+    assert len(settings.preload) >= 12

@@ -1,0 +1,151 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from adapter_store.embedded import embedded_server
+from adapter_store.store import AdapterStore, is_before, new_version
+from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
+from cluster.state import Card, Member, Version
+from tests.conftest import LEASE_S, until
+
+pytestmark = pytest.mark.redis
+
+
+def card(name: str = "cron", **fields) -> Card:
+    return Card(name=name, base_model="echo", **fields)
+
+
+def version(digest: str = "d1") -> Version:
+    return new_version(digest=digest, size_bytes=10, rank=4, target_modules=("q_proj",))
+
+
+async def test_a_put_adapter_comes_back_whole(store):
+    stored = await store.put(card(examples=("a", "b"), tags=("t",)), version(), mode="create")
+    found = await store.get("cron")
+    assert found == stored.adapter
+    assert found.card.examples == ("a", "b")
+    assert found.latest.number == 1
+    assert found.resolve("1") == found.resolve("latest") == found.latest
+    assert found.resolve("2") is None
+
+
+async def test_new_weights_make_a_new_version_and_the_same_weights_do_not(store):
+    await store.put(card(), version("d1"), mode="create")
+    second = await store.put(card(), version("d2"), mode="update")
+    again = await store.put(card(description="better words"), version("d2"), mode="upsert")
+    assert (second.version.number, second.is_new_version) == (2, True)
+    assert (again.version.number, again.is_new_version) == (2, False)
+    assert again.adapter.card.description == "better words"
+    assert sorted(again.adapter.versions) == [1, 2]
+
+
+async def test_going_back_to_old_weights_moves_latest_back(store):
+    await store.put(card(), version("d1"), mode="create")
+    await store.put(card(), version("d2"), mode="update")
+    back = await store.put(card(), version("d1"), mode="update")
+    assert back.adapter.latest.number == 1
+
+
+async def test_the_mode_is_kept(store):
+    with pytest.raises(ModelNotFound):
+        await store.put(card(), version(), mode="update")
+    await store.put(card(), version(), mode="create")
+    with pytest.raises(Conflict, match="exists"):
+        await store.put(card(), version("d2"), mode="create")
+    assert sorted((await store.get("cron")).versions) == [1]
+
+
+async def test_a_version_number_is_never_given_twice(store):
+    await store.put(card(), version("d1"), mode="create")
+    await store.delete("cron")
+    assert await store.get("cron") is None
+    stored = await store.put(card(), version("d2"), mode="create")
+    assert stored.version.number == 2
+
+
+async def test_deleting_what_is_not_there_says_so(store):
+    with pytest.raises(ModelNotFound, match="'nope'"):
+        await store.delete("nope")
+
+
+async def test_pages_are_ordered_by_name(store):
+    for name in ("b", "a", "d", "c"):
+        await store.put(card(name), version(), mode="create")
+    first = await store.page(limit=3)
+    assert [a.name for a in first] == ["a", "b", "c"]
+    assert [a.name for a in await store.page(after="c", limit=3)] == ["d"]
+
+
+async def test_events_tell_every_change_in_order(store):
+    assert await store.position() == "0-0"
+    await store.put(card("a"), version(), mode="create")
+    put = await store.put(card("b"), version(), mode="create")
+    deleted = await store.delete("a")
+    events = await store.events_after("0-0", block_s=1)
+    assert [name for _, name in events] == ["a", "b", "a"]
+    assert events[-1][0] == deleted == await store.position()
+    assert await store.events_after(put.position, block_s=1) == [(deleted, "a")]
+    assert await store.events_after(deleted, block_s=0.01) == []
+
+
+async def test_writers_at_once_never_share_a_number_or_lose_an_event(connect):
+    stores = [connect() for _ in range(8)]
+    await asyncio.gather(
+        *(
+            s.put(card(), version(f"{i}-{n}"), mode="upsert")
+            for i, s in enumerate(stores)
+            for n in range(20)
+        )
+    )
+    adapter = await stores[0].get("cron")
+    assert sorted(adapter.versions) == list(range(1, 161))
+    assert len({v.digest for v in adapter.versions.values()}) == 160
+    assert len(await stores[0].events_after("0-0", block_s=1)) == 160
+    for s in stores:
+        await s.close()
+
+
+async def test_a_member_that_falls_silent_is_forgotten(store):
+    await store.renew(Member(id="r1", kind="replica"))
+    await store.renew(Member(id="r2", kind="replica"))
+    assert [m.id for m in await store.members()] == ["r1", "r2"]
+    await store.leave("r2")
+    assert [m.id for m in await store.members()] == ["r1"]
+
+    async def gone() -> bool:
+        return not await store.members()
+
+    await until(gone, timeout_s=LEASE_S + 2)
+
+
+async def test_converged_waits_for_all_and_names_who_is_late(store):
+    position = (await store.put(card(), version(), mode="create")).position
+    await store.renew(Member(id="quick", kind="replica", position=position))
+    await store.renew(Member(id="slow", kind="router"))
+    with pytest.raises(Unavailable, match="router slow"):
+        await store.converged(position, timeout_s=0.1)
+    waiting = asyncio.create_task(store.converged(position, timeout_s=5))
+    await asyncio.sleep(0.1)
+    await store.renew(Member(id="slow", kind="router", position=position))
+    assert {m.id for m in await waiting} == {"quick", "slow"}
+
+
+async def test_a_store_that_is_down_is_said_to_be(tmp_path: Path):
+    with embedded_server(tmp_path) as url:
+        store = AdapterStore.connect(url, "down", lease_s=1)
+        await store.put(card(), version(), mode="create")
+    with pytest.raises(StoreUnavailable):
+        await store.get("cron")
+    with pytest.raises(StoreUnavailable):
+        await store.put(card(), version(), mode="upsert")
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"), [("0-0", "1-0"), ("9-5", "10-0"), ("10-9", "10-10")]
+)
+def test_positions_order_as_numbers(earlier, later):
+    assert is_before(earlier, later)
+    assert not is_before(later, earlier)
+    assert not is_before(later, later)
