@@ -77,9 +77,7 @@ def _read_card(source: Path, registration: Registration) -> Card:
     try:
         card = Card.model_validate(known)
     except ValidationError as e:
-        first = e.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{field}: {first['msg']}", param=field) from e
+        raise InvalidRequest.of(e) from e
     if card.name in RESERVED_NAMES or card.name == card.base_model:
         raise InvalidRequest(f"the name {card.name!r} is reserved; choose another", param="name")
     return card

@@ -6,6 +6,8 @@ The wire shape is OpenAI's: ``{"error": {"message", "type", "param", "code"}}``.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from pydantic import ValidationError
+
 
 class RoundhouseError(Exception):
     """Base of the tree.
@@ -54,6 +56,13 @@ class InvalidRequest(RoundhouseError):
 
     status = 400
     type = "invalid_request_error"
+
+    @classmethod
+    def of(cls, error: ValidationError, *within: str) -> "InvalidRequest":
+        """The first problem of a validation, named by its field (inside the fields `within`)."""
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in (*within, *first["loc"]))
+        return cls(f"{field}: {first['msg']}", param=field)
 
 
 class AdapterRefused(InvalidRequest):

@@ -235,11 +235,15 @@ def parse_settings(tree: dict[str, Any], *, source: str = "settings") -> Setting
     try:
         return Settings(**_expand(tree, source))
     except ValidationError as e:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in err['loc']) or 'top level'}: {_explain(err)}"
-            for err in e.errors()
-        )
-        raise ConfigError(f"{source}: {problems}") from e
+        raise ConfigError(f"{source}: {explain(e)}") from e
+
+
+def explain(error: ValidationError) -> str:
+    """Every problem of a tree on one line, each with the key that has it."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in err['loc']) or 'top level'}: {_explain_one(err)}"
+        for err in error.errors()
+    )
 
 
 def _expand(value: Any, source: str) -> Any:
@@ -260,7 +264,7 @@ def _variable(match: re.Match[str], source: str) -> str:
     return found
 
 
-def _explain(err: dict[str, Any]) -> str:
+def _explain_one(err: dict[str, Any]) -> str:
     if err["type"] == "extra_forbidden":
         return "no such setting"
     return f"{err['msg']} (got {err['input']!r})" if err["type"] != "missing" else "is required"

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from adapter_store.blobs import CONFIG, WEIGHTS
 from cluster.errors import AdapterLoadFailed, ConfigError
-from cluster.settings import BaseModelSettings, Section
+from cluster.settings import BaseModelSettings, Section, explain
 from cluster.state import AdapterRef, BaseModelFacts, Residency
 from deployments.engine import ResponseStart
 
@@ -34,8 +36,8 @@ class EchoEngine:
         self._settings = settings
         try:
             self._args = EchoArgs(**settings.engine_args)
-        except ValueError as e:
-            raise ConfigError(f"models.{settings.id}.engine_args: {e}") from e
+        except ValidationError as e:
+            raise ConfigError(f"models.{settings.id}.engine_args: {explain(e)}") from e
         # Least recently used first; a slot keeps its host copy.
         self._slots: OrderedDict[str, None] = OrderedDict()
         self._host: OrderedDict[str, None] = OrderedDict()

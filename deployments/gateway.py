@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue
 from adapter_store.registration import Registration, register
@@ -22,8 +24,8 @@ from cluster.errors import (
 from cluster.settings import Settings
 from cluster.state import Adapter, AdapterRef, ClusterSnapshot, Decision, Member, Route
 from deployments.auth import ADMIN, CLIENT, Authoriser
+from deployments.call import Call
 from deployments.engine import ResponseStart
-from deployments.replica import Call
 from router.prompt_router import Constraints
 from router.prompts import text_of
 
@@ -277,10 +279,8 @@ def take_request_fields(path: str, body: dict[str, Any]) -> Constraints:
 def parse_constraints(value: Any) -> Constraints:
     try:
         return Constraints.model_validate(value or {})
-    except ValueError as e:
-        first = e.errors()[0]
-        where = ".".join(("constraints", *(str(part) for part in first["loc"])))
-        raise InvalidRequest(f"{where}: {first['msg']}", param=where) from e
+    except ValidationError as e:
+        raise InvalidRequest.of(e, "constraints") from e
 
 
 def _check_messages(messages: Any) -> None:

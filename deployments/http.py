@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adapter_store.registration import Registration
@@ -80,10 +81,8 @@ def _add_adapters(app: FastAPI, gateway: Gateway, max_body_bytes: int) -> None:
         body = await read_json(request, max_body_bytes)
         try:
             return Registration.model_validate({**body, **fixed})
-        except ValueError as e:
-            first = e.errors()[0]
-            param = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequest(f"{param}: {first['msg']}", param=param) from e
+        except ValidationError as e:
+            raise InvalidRequest.of(e) from e
 
     @app.post("/v1/adapters", status_code=201)
     async def add(request: Request, wait: bool = False) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from adapter_store.store import AdapterStore
 from cluster.errors import Overloaded, Unavailable
 from cluster.settings import Settings
 from cluster.state import Decision
+from deployments.call import Call
 from deployments.engine import ResponseStart
 from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.membership import Membership
-from deployments.replica import Call
 from router.prompt_router import Constraints
 
 logger = logging.getLogger(__name__)
@@ -45,9 +45,10 @@ class ServePool:
             ) from e
         except (RayActorError, DeploymentUnavailableError) as e:
             raise Unavailable(f"the replica of {self._model_id} that had this request died") from e
-        finally:
-            # After the last item this does nothing; before it, it frees the request's slot.
+        except (GeneratorExit, asyncio.CancelledError):
+            # The client left: without this the replica would generate to the end.
             response.cancel()
+            raise
 
 
 class ServeChooser:

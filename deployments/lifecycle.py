@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import tempfile
 import time
@@ -26,6 +27,8 @@ APP = "roundhouse"
 READY_TIMEOUT_S = 900
 _STOP_TIMEOUT_S = 60
 _POLL_S = 0.5
+# The last line of a traceback; of our own errors the message says enough.
+_EXCEPTION = re.compile(r"(cluster\.errors\.\w+: |(?=[\w.]*(Error|Exception)\b))")
 _OBJECT_STORE_BYTES = 256 * 2**20
 
 Progress = Callable[[str], None]
@@ -246,8 +249,8 @@ def _reason(app) -> str:
     """The most telling line of a failed deployment: the exception that its replica died of."""
     messages = [d.message for d in app.deployments.values() if d.message] or [app.message]
     lines = [line.strip() for m in messages for line in m.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line or "cluster.errors." in line]
-    return (errors or lines or ["no reason given"])[-1]
+    errors = [line for line in lines if _EXCEPTION.match(line)]
+    return _EXCEPTION.sub("", errors[-1]) if errors else (lines or ["no reason given"])[-1]
 
 
 async def _preload(settings: Settings, progress: Progress) -> None:

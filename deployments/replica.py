@@ -1,10 +1,9 @@
 """A model replica: one engine, the adapters it holds, and its part in the cluster."""
 
 import asyncio
-import json
+import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,15 @@ from ray import serve
 from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.store import AdapterStore
-from cluster.errors import AdapterLoadFailed, RoundhouseError
+from cluster.errors import AdapterLoadFailed
 from cluster.settings import BaseModelSettings, Settings
-from cluster.state import Adapter, AdapterRef, Member, Tier
+from cluster.state import Adapter, AdapterRef, Member
 from deployments.adapter_cache import AdapterCache
+from deployments.call import Call, serve_call
 from deployments.engine import Engine, ResponseStart
 from deployments.membership import Membership
 
 logger = logging.getLogger(__name__)
-
-REPLICA_HEADER = "x-roundhouse-replica"
-RESIDENCY_HEADER = "x-roundhouse-residency"
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request as the ingress hands it over: already authorised and routed."""
-
-    path: str
-    request_id: str
-    body: dict[str, Any]
-    adapter: AdapterRef | None
 
 
 class ModelReplica:
@@ -63,20 +50,15 @@ class ModelReplica:
         await self._membership.start()
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
-        """Stream the engine's answer; the start carries where the adapter was found."""
+        """Stream the engine's answer."""
         self._ongoing += 1
+        if call.adapter is not None:
+            self._remember(call.adapter)
         try:
-            if call.adapter is None:
-                async for item in self._generate(call, self._model.id, Tier.SLOT):
+            answer = serve_call(self._engine, self._adapters, call, self._model.id, self._id)
+            async with contextlib.aclosing(answer):
+                async for item in answer:
                     yield item
-                return
-            async with self._adapters.lease(call.adapter) as tier:
-                self._remember(call.adapter)
-                async for item in self._generate(call, call.adapter.key, tier):
-                    yield item
-        except RoundhouseError as e:
-            yield ResponseStart(e.status, {"content-type": "application/json", **e.headers()})
-            yield json.dumps(e.body()).encode()
         finally:
             self._ongoing -= 1
 
@@ -89,21 +71,6 @@ class ModelReplica:
         await self._catalogue.stop()
         await self._store.close()
         await self._engine.stop()
-
-    async def _generate(
-        self, call: Call, model: str, tier: Tier
-    ) -> AsyncIterator[ResponseStart | bytes]:
-        body = json.dumps({**call.body, "model": model}).encode()
-        headers = {"x-request-id": call.request_id}
-        answer = self._engine.answer(call.path, body, headers)
-        try:
-            async for item in answer:
-                if isinstance(item, ResponseStart):
-                    item.headers[REPLICA_HEADER] = self._id
-                    item.headers[RESIDENCY_HEADER] = tier
-                yield item
-        finally:
-            await answer.aclose()
 
     async def _follow(self, changes: Changes) -> None:
         """Keep what is loaded in step with the store: drop what is gone, load what is new."""

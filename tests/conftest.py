@@ -1,4 +1,4 @@
-"""Shared fixtures: a real store server, adapters made on the spot, one cluster per kind of engine."""
+"""Shared fixtures: a real store server, adapters made on the spot, clusters by the real command."""
 
 import asyncio
 import itertools
@@ -23,8 +23,10 @@ from adapter_store.store import AdapterStore
 from cluster.settings import RouterSettings
 from cluster.state import BaseModelFacts
 from router.encoder import SentenceEncoder
+from router.prompt_router import PromptRouter
 
 LEASE_S = 1.0
+COMMAND = Path(sys.executable).with_name("roundhouse")
 _namespaces = itertools.count()
 
 ECHO_FACTS = BaseModelFacts(
@@ -58,8 +60,15 @@ async def store(connect: Callable[[], AdapterStore]) -> AsyncIterator[AdapterSto
 
 
 @pytest.fixture(scope="session")
-def encoder() -> SentenceEncoder:
-    return SentenceEncoder(RouterSettings().encoder)
+def trained_once() -> PromptRouter:
+    return PromptRouter(SentenceEncoder(RouterSettings().encoder), RouterSettings())
+
+
+@pytest.fixture
+def prompt_router(trained_once: PromptRouter) -> PromptRouter:
+    """The real router, knowing no adapters. What it embedded before stays embedded."""
+    trained_once.update({})
+    return trained_once
 
 
 MakeAdapter = Callable[..., Path]
@@ -125,7 +134,7 @@ class Running:
         self.log = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deployments.cli", "up", str(config)],
+                [COMMAND, "up", str(config)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
@@ -141,7 +150,7 @@ class Running:
         """Run `roundhouse ARGS` against this cluster."""
         environment = {**os.environ, "ROUNDHOUSE_URL": self.url, "COLUMNS": "200"}
         return subprocess.run(
-            [sys.executable, "-m", "deployments.cli", *args],
+            [COMMAND, *args],
             capture_output=True,
             text=True,
             check=check,

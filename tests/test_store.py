@@ -142,9 +142,7 @@ async def test_a_store_that_is_down_is_said_to_be(tmp_path: Path):
     await store.close()
 
 
-@pytest.mark.parametrize(
-    ("earlier", "later"), [("0-0", "1-0"), ("9-5", "10-0"), ("10-9", "10-10")]
-)
+@pytest.mark.parametrize(("earlier", "later"), [("0-0", "1-0"), ("9-5", "10-0"), ("10-9", "10-10")])
 def test_positions_order_as_numbers(earlier, later):
     assert is_before(earlier, later)
     assert not is_before(later, earlier)

@@ -1,0 +1,55 @@
+"""One request as it goes from the ingress to a replica, and what the replica does with it."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import RoundhouseError
+from cluster.state import AdapterRef, Tier
+from deployments.adapter_cache import AdapterCache
+from deployments.engine import Engine, ResponseStart
+
+REPLICA_HEADER = "x-roundhouse-replica"
+RESIDENCY_HEADER = "x-roundhouse-residency"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as the ingress hands it over: already authorised and routed."""
+
+    path: str
+    request_id: str
+    body: dict[str, Any]
+    adapter: AdapterRef | None
+
+
+async def serve_call(
+    engine: Engine, adapters: AdapterCache, call: Call, model_id: str, replica_id: str
+) -> AsyncIterator[ResponseStart | bytes]:
+    """One request on one replica: hold the adapter, generate, and say where it was found.
+
+    Yields the start, then the body. Errors of ours become an answer: none crosses to the ingress.
+    """
+    try:
+        async with _held(adapters, call.adapter) as tier:
+            model = call.adapter.key if call.adapter else model_id
+            body = json.dumps({**call.body, "model": model}).encode()
+            answer = engine.answer(call.path, body, {"x-request-id": call.request_id})
+            async with contextlib.aclosing(answer):
+                async for item in answer:
+                    if isinstance(item, ResponseStart):
+                        item.headers[REPLICA_HEADER] = replica_id
+                        item.headers[RESIDENCY_HEADER] = tier
+                    yield item
+    except RoundhouseError as e:
+        yield ResponseStart(e.status, {"content-type": "application/json", **e.headers()})
+        yield json.dumps(e.body()).encode()
+
+
+def _held(
+    adapters: AdapterCache, ref: AdapterRef | None
+) -> contextlib.AbstractAsyncContextManager[Tier]:
+    """A lease; the base model needs none, it is always there."""
+    return adapters.lease(ref) if ref else contextlib.nullcontext(Tier.SLOT)

@@ -1,0 +1,369 @@
+"""The endpoint's contract, with the real gateway, store and router, and echo engines in-process."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from adapter_store.blobs import BlobStore
+from adapter_store.catalogue import Catalogue
+from cluster.errors import Overloaded, Unavailable
+from cluster.settings import parse_settings
+from cluster.state import Tier
+from deployments.adapter_cache import AdapterCache
+from deployments.auth import new_key
+from deployments.call import serve_call
+from deployments.echo_engine import EchoEngine
+from deployments.engine import ResponseStart
+from deployments.gateway import Gateway
+from deployments.http import build_http
+from router.prompt_router import PromptRouter
+
+pytestmark = pytest.mark.redis
+
+CLIENT_KEY, CLIENT_HASH = new_key()
+ADMIN_KEY, ADMIN_HASH = new_key()
+
+
+class LocalPool:
+    """One echo replica in this process, with the switches that tests need."""
+
+    def __init__(self, settings, blobs) -> None:
+        self.engine = EchoEngine(settings)
+        self.cache = AdapterCache(self.engine, lambda ref: blobs.path(ref.digest))
+        self.is_full = False
+        self.open_answers = 0
+
+    async def answer(self, call) -> AsyncIterator[ResponseStart | bytes]:
+        if self.is_full:
+            raise Overloaded("full", retry_after_s=3)
+        self.open_answers += 1
+        try:
+            async for item in serve_call(self.engine, self.cache, call, "echo", "local"):
+                yield item
+        finally:
+            self.open_answers -= 1
+
+
+class LocalChooser:
+    """The prompt router in this process, following the catalogue."""
+
+    def __init__(self, router: PromptRouter) -> None:
+        self.router = router
+        self.is_down = False
+
+    async def choose(self, texts, constraints):
+        if self.is_down:
+            raise Unavailable("switched off")
+        return self.router.choose(texts, constraints)
+
+
+class World:
+    """Everything behind the HTTP client of a test."""
+
+    client: httpx.AsyncClient
+    pool: LocalPool
+    chooser: LocalChooser
+
+
+@asynccontextmanager
+async def world(store, prompt_router, tmp_path, **changes) -> AsyncIterator[World]:
+    model = {"id": "echo", "path": "none", "engine": "echo", "max_ongoing": 4}
+    tree = {"models": [model], "store": {"data_dir": str(tmp_path / "data")}} | changes
+    settings = parse_settings(tree)
+    blobs = BlobStore(settings.store.root)
+    it = World()
+    it.pool = LocalPool(settings.models[0], blobs)
+    it.chooser = LocalChooser(prompt_router)
+
+    async def learn(_) -> None:
+        it.chooser.router.update(catalogue.adapters)
+
+    catalogue = Catalogue(store, learn)
+    gateway = Gateway(settings, store, catalogue, it.chooser, {"echo": it.pool})
+
+    @asynccontextmanager
+    async def no_lifespan(app):
+        yield
+
+    app = build_http(gateway, max_body_bytes=settings.http.max_body_bytes, lifespan=no_lifespan)
+    await catalogue.start()
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
+        yield it
+    await catalogue.stop()
+
+
+@pytest.fixture
+async def rh(store, prompt_router, tmp_path):
+    async with world(store, prompt_router, tmp_path) as it:
+        yield it
+
+
+def chat(model: str, text: str = "hello there world", **fields):
+    return {"model": model, "messages": [{"role": "user", "content": text}]} | fields
+
+
+async def ask(rh: World, model: str, text: str = "hello there world", **fields) -> httpx.Response:
+    return await rh.client.post("/v1/chat/completions", json=chat(model, text, **fields))
+
+
+async def add(rh: World, folder, **fields) -> httpx.Response:
+    return await rh.client.post("/v1/adapters", json={"source": str(folder)} | fields)
+
+
+def error(answer: httpx.Response, status: int) -> dict:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+# -- inference ----------------------------------------------------------------------------------
+
+
+async def test_a_base_model_answers_by_its_name(rh):
+    answer = await ask(rh, "echo")
+    assert answer.json()["choices"][0]["message"]["content"] == "hello there world"
+    assert answer.json()["model"] == "echo"
+    assert answer.headers["x-roundhouse-adapter"] == "base"
+    assert answer.headers["x-roundhouse-route"] == "explicit"
+
+
+async def test_an_adapter_answers_by_name_version_and_alias(rh, make_adapter):
+    await add(rh, make_adapter("cron"))
+    for model in ("cron", "cron@1", "cron@latest"):
+        answer = await ask(rh, model)
+        assert answer.json()["model"] == "cron"
+        assert answer.headers["x-roundhouse-adapter"] == "cron"
+        assert answer.headers["x-roundhouse-version"] == "1"
+        assert answer.headers["x-roundhouse-route"] == "explicit"
+        assert answer.headers["x-roundhouse-replica"] == "local"
+
+
+async def test_the_first_request_finds_the_adapter_on_the_node_the_second_in_a_slot(
+    rh, make_adapter
+):
+    await add(rh, make_adapter("cron"))
+    tiers = [(await ask(rh, "cron")).headers["x-roundhouse-residency"] for _ in range(2)]
+    assert tiers == [Tier.NODE, Tier.SLOT]
+
+
+async def test_completions_work_like_chat(rh):
+    answer = await rh.client.post("/v1/completions", json={"model": "echo", "prompt": "one two"})
+    assert answer.json()["choices"][0]["text"] == "one two"
+
+
+async def test_a_stream_ends_with_usage_and_done(rh):
+    answer = await ask(rh, "echo", stream=True, stream_options={"include_usage": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [line[6:] for line in answer.text.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(e) for e in events[:-1]]
+    words = [c["choices"][0]["delta"]["content"] for c in chunks if c["choices"]]
+    assert "".join(words) == "hello there world"
+    assert chunks[-1]["usage"]["total_tokens"] == 6
+
+
+async def test_auto_chooses_by_the_prompt_as_soon_as_an_adapter_is_there(rh, make_adapter):
+    prompt = "every friday at ten in the morning"
+    before = await ask(rh, "auto", prompt)
+    assert before.headers["x-roundhouse-adapter"] == "base"
+    examples = ["every weekday at half past nine", "each hour", "sundays at midnight"]
+    await add(rh, make_adapter("cron", examples=examples))
+    after = await ask(rh, "auto", prompt)
+    assert after.headers["x-roundhouse-adapter"] == "cron"
+    assert after.headers["x-roundhouse-route"] == "auto"
+    assert after.json()["model"] == "cron"
+    joke = await ask(rh, "auto", "tell me a joke")
+    assert joke.headers["x-roundhouse-adapter"] == "base"
+    assert joke.headers["x-roundhouse-route"] == "auto"
+
+
+async def test_without_the_router_auto_falls_back_to_the_base_model_and_says_so(rh):
+    rh.chooser.is_down = True
+    answer = await ask(rh, "auto")
+    assert answer.status_code == 200
+    assert answer.headers["x-roundhouse-adapter"] == "base"
+    assert answer.headers["x-roundhouse-route"] == "fallback"
+    (decision,) = (await rh.client.post("/v1/route", json={"input": "x"})).json()["decisions"]
+    assert decision["route"] == "fallback"
+    assert "switched off" in decision["reason"]
+
+
+async def test_a_client_that_hangs_up_frees_the_replica(rh):
+    request = rh.client.build_request(
+        "POST", "/v1/chat/completions", json=chat("echo", "word " * 1000, stream=True)
+    )
+    rh.pool.engine._args = rh.pool.engine._args.model_copy(update={"token_s": 0.01})
+    task = asyncio.create_task(rh.client.send(request))
+    await asyncio.sleep(0.2)
+    assert rh.pool.open_answers == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert rh.pool.open_answers == 0
+
+
+# -- what is wrong with a request ---------------------------------------------------------------
+
+
+async def test_an_unknown_model_is_404_with_near_names(rh, make_adapter):
+    await add(rh, make_adapter("cron"))
+    found = error(await ask(rh, "corn"), 404)
+    assert "'cron'" in found["message"]
+    assert found["param"] == "model"
+    assert found["code"] == "model_not_found"
+    error(await ask(rh, "cron@7"), 404)
+    error(await rh.client.get("/v1/models/corn"), 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "x"}]}, "model"),
+        ({"model": 3}, "model"),
+        ({"model": "echo"}, "messages"),
+        ({"model": "echo", "messages": "x"}, "messages"),
+        ({"model": "echo", "messages": []}, "messages"),
+        ({"model": "echo", "messages": [{"content": "x"}]}, "messages[0]"),
+        ({"model": "auto", "messages": [7]}, "messages[0]"),
+        (chat("auto", constraints={"colour": 1}), "constraints.colour"),
+        (chat("auto", constraints={"min_confidence": 2}), "constraints.min_confidence"),
+        (chat("auto", constraints=[1]), "constraints"),
+    ],
+)
+async def test_a_malformed_body_is_400_and_names_the_field(rh, body, param):
+    answer = await rh.client.post("/v1/chat/completions", json=body)
+    assert error(answer, 400)["param"] == param
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'"x"', b"[" * 100_000])
+async def test_what_is_not_a_json_object_is_400(rh, content):
+    answer = await rh.client.post("/v1/chat/completions", content=content)
+    assert error(answer, 400)["type"] == "invalid_request_error"
+
+
+async def test_an_oversized_body_is_413(store, prompt_router, tmp_path):
+    async with world(store, prompt_router, tmp_path, http={"max_body_bytes": 1000}) as rh:
+        assert "1000 bytes" in error(await ask(rh, "echo", "x" * 2000), 413)["message"]
+
+
+async def test_overload_is_429_with_retry_after(rh):
+    rh.pool.is_full = True
+    answer = await ask(rh, "echo")
+    assert error(answer, 429)["type"] == "rate_limit_error"
+    assert answer.headers["retry-after"] == "3"
+
+
+async def test_what_does_not_exist_is_404_in_the_same_shape(rh):
+    error(await rh.client.get("/v1/nothing"), 404)
+    error(await rh.client.get("/v1/chat/completions"), 405)
+
+
+# -- deciding -----------------------------------------------------------------------------------
+
+
+async def test_route_decides_for_a_string_a_conversation_and_a_list(rh, make_adapter):
+    examples = ["every weekday at half past nine", "each hour", "sundays at midnight"]
+    await add(rh, make_adapter("cron", examples=examples))
+    conversation = [{"role": "user", "content": "every friday at ten"}]
+    for value, count in (
+        ("every friday at ten", 1),
+        (conversation, 1),
+        (["every friday at ten", conversation], 2),
+    ):
+        answer = await rh.client.post("/v1/route", json={"input": value})
+        decisions = answer.json()["decisions"]
+        assert [d["adapter"] for d in decisions] == ["cron"] * count
+        assert {"version", "confidence", "route", "reason"} <= set(decisions[0])
+        assert set(decisions[0]["candidates"][0]) == {"adapter", "score", "cost"}
+
+
+@pytest.mark.parametrize("value", [None, 3, [], [3], {}])
+async def test_route_names_a_wrong_input(rh, value):
+    assert error(await rh.client.post("/v1/route", json={"input": value}), 400)["param"] == "input"
+
+
+# -- adapters -----------------------------------------------------------------------------------
+
+
+async def test_an_adapter_is_registered_listed_shown_updated_and_deleted(rh, make_adapter):
+    created = await add(rh, make_adapter("cron", description="d"))
+    assert created.status_code == 201
+    assert created.json()["aliases"] == {"latest": 1}
+    shown = (await rh.client.get("/v1/adapters/cron")).json()
+    assert (shown["description"], shown["examples"]) == ("d", ["an example for cron"])
+    source = {"source": str(make_adapter("cron", seed=1))}
+    updated = await rh.client.post("/v1/adapters/cron/versions", json=source)
+    assert updated.json()["aliases"] == {"latest": 2}
+    versions = (await rh.client.get("/v1/adapters/cron/versions")).json()["data"]
+    assert [v["number"] for v in versions] == [1, 2]
+    assert (await ask(rh, "cron@1")).headers["x-roundhouse-version"] == "1"
+    assert (await rh.client.delete("/v1/adapters/cron")).json() == {"name": "cron", "deleted": True}
+    error(await rh.client.get("/v1/adapters/cron"), 404)
+    error(await ask(rh, "cron"), 404)
+
+
+async def test_registering_twice_is_409_and_putting_twice_is_not(rh, make_adapter):
+    folder = make_adapter("cron")
+    await add(rh, folder)
+    assert error(await add(rh, folder), 409)["param"] == "name"
+    again = await rh.client.put("/v1/adapters/cron", json={"source": str(folder)})
+    assert again.status_code == 200
+    assert again.json()["aliases"] == {"latest": 1}
+
+
+async def test_a_refused_adapter_leaves_nothing(rh, make_adapter):
+    refused = await add(rh, make_adapter("cron", config={"use_dora": True}))
+    assert error(refused, 400)["code"] == "adapter_refused"
+    assert (await rh.client.get("/v1/adapters")).json()["data"] == []
+    error(await add(rh, "/nowhere"), 400)
+    assert error(await rh.client.post("/v1/adapters", json={}), 400)["param"] == "source"
+
+
+async def test_adapters_are_listed_page_by_page(rh, make_adapter):
+    for name in ("c", "a", "b"):
+        await add(rh, make_adapter(name))
+    first = (await rh.client.get("/v1/adapters", params={"limit": 2})).json()
+    assert [a["name"] for a in first["data"]] == ["a", "b"]
+    second = (await rh.client.get("/v1/adapters", params={"cursor": first["next"]})).json()
+    assert [a["name"] for a in second["data"]] == ["c"]
+    assert second["next"] is None
+    answer = await rh.client.get("/v1/adapters", params={"limit": 0})
+    assert error(answer, 400)["param"] == "limit"
+
+
+async def test_models_list_auto_bases_and_adapters(rh, make_adapter):
+    await add(rh, make_adapter("cron"))
+    models = (await rh.client.get("/v1/models")).json()["data"]
+    assert [m["id"] for m in models] == ["auto", "echo", "cron"]
+    assert models[2]["parent"] == "echo"
+    assert (await rh.client.get("/v1/models/cron@1")).json()["id"] == "cron@1"
+
+
+# -- keys ---------------------------------------------------------------------------------------
+
+
+async def test_keys_open_what_their_scope_allows(store, prompt_router, tmp_path, make_adapter):
+    keys = [
+        {"name": "app", "sha256": CLIENT_HASH, "scope": "client"},
+        {"name": "ops", "sha256": ADMIN_HASH, "scope": "admin"},
+    ]
+    folder = make_adapter("cron")
+    async with world(store, prompt_router, tmp_path, auth={"enabled": True, "keys": keys}) as rh:
+        found = error(await ask(rh, "echo"), 401)
+        assert found["type"] == "authentication_error"
+        rh.client.headers["authorization"] = "Bearer wrong"
+        error(await rh.client.get("/v1/models"), 401)
+        rh.client.headers["authorization"] = f"Bearer {CLIENT_KEY}"
+        assert (await ask(rh, "echo")).status_code == 200
+        assert error(await add(rh, folder), 403)["type"] == "permission_error"
+        error(await rh.client.delete("/v1/adapters/cron"), 403)
+        rh.client.headers["authorization"] = f"Bearer {ADMIN_KEY}"
+        assert (await add(rh, folder)).status_code == 201
+        assert (await ask(rh, "cron")).status_code == 200
+        assert (await rh.client.get("/healthz")).status_code == 200

@@ -1,0 +1,217 @@
+"""The whole application on Ray Serve with echo engines, started and driven by the real command."""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import Running, start_cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+ECHO = {
+    "id": "echo",
+    "path": "none",
+    "engine": "echo",
+    "replicas": 2,
+    "cpus_per_replica": 0.1,
+    "max_ongoing": 2,
+    "max_queued": 2,
+    "lora": {"slots": 2, "host_entries": 8},
+    "engine_args": {"token_s": 0.01},
+}
+READY_S = 150
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    running = start_cluster(tmp_path_factory.mktemp("cluster"), {"models": [ECHO]})
+    try:
+        running.wait_until_ready(READY_S)
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def http(cluster: Running):
+    with cluster.http() as client:
+        yield client
+
+
+def chat(text: str, model: str = "echo", **fields) -> dict:
+    return {"model": model, "messages": [{"role": "user", "content": text}]} | fields
+
+
+def replicas(http) -> list[dict]:
+    members = http.get("/v1/cluster").json()["members"]
+    return [m for m in members if m["kind"] == "replica"]
+
+
+def until(condition, timeout_s: float = 20):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def test_it_is_ready_with_all_its_parts(http):
+    assert http.get("/readyz").json() == {"status": "ready"}
+    snapshot = http.get("/v1/cluster").json()
+    assert snapshot["store"] == "ok"
+    assert sorted(m["kind"] for m in snapshot["members"]) == [
+        "ingress",
+        "replica",
+        "replica",
+        "router",
+    ]
+
+
+def test_an_adapter_added_from_the_command_line_serves_at_once(cluster, http, make_adapter):
+    examples = ["every weekday at half past nine", "each hour", "sundays at midnight"]
+    folder = make_adapter("cron", examples=examples, description="[bold]cron lines[/bold]")
+    added = cluster.command("adapters", "add", str(folder))
+    assert "registered cron@1" in added.stdout
+    answer = http.post("/v1/chat/completions", json=chat("every friday at ten", "auto"))
+    assert answer.headers["x-roundhouse-adapter"] == "cron"
+    assert answer.headers["x-roundhouse-residency"] == "slot"
+    assert all("cron@1" in r["residency"]["slots"] for r in replicas(http))
+    assert answer.headers.get_list("x-request-id") == [answer.headers["x-request-id"]]
+
+
+def test_the_commands_show_what_is_there(cluster, http, make_adapter):
+    cluster.command("adapters", "add", str(make_adapter("shown", description="[b]text[/b]")))
+    assert "[b]text[/b]" in cluster.command("adapters", "list").stdout
+    listed = json.loads(cluster.command("adapters", "list", "--json").stdout)
+    assert "shown" in [a["name"] for a in listed]
+    shown = json.loads(cluster.command("adapters", "show", "shown", "--json").stdout)
+    assert shown["aliases"] == {"latest": 1}
+    assert "shown@1" in cluster.command("status").stdout
+    assert "candidate" in cluster.command("route", "every friday at ten").stdout
+    said = cluster.command("chat", "one two", "--model", "echo").stdout
+    assert "base (explicit)" in said
+    assert "one two" in said
+    cluster.command("adapters", "rm", "shown")
+    gone = cluster.command("adapters", "show", "shown", check=False)
+    assert gone.returncode == 1
+    assert "does not exist" in gone.stderr
+    until(lambda: all("shown@1" not in r["residency"]["slots"] for r in replicas(http)))
+
+
+def test_a_new_version_takes_over_and_the_old_one_still_answers_by_number(
+    cluster, http, make_adapter
+):
+    for seed in (0, 1):
+        cluster.command("adapters", "add", str(make_adapter("moving", seed=seed)))
+    latest = http.post("/v1/chat/completions", json=chat("x", "moving"))
+    assert latest.headers["x-roundhouse-version"] == "2"
+    old = http.post("/v1/chat/completions", json=chat("x", "moving@1"))
+    assert old.headers["x-roundhouse-version"] == "1"
+
+
+def test_requests_are_spread_and_more_than_fits_gets_429(http):
+    """2 replicas take 2 each and 2 may wait: of 12 slow ones at once, some must be turned away."""
+    with ThreadPoolExecutor(12) as pool:
+        slow = chat("word " * 100)
+        answers = list(pool.map(lambda _: http.post("/v1/chat/completions", json=slow), range(12)))
+    accepted = [a for a in answers if a.status_code == 200]
+    refused = [a for a in answers if a.status_code == 429]
+    assert len(accepted) + len(refused) == 12, [(a.status_code, a.text) for a in answers]
+    assert len({a.headers["x-roundhouse-replica"] for a in accepted}) == 2
+    assert refused
+    for answer in refused:
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_client_that_hangs_up_frees_the_engine(http):
+    with http.stream("POST", "/v1/chat/completions", json=chat("w " * 2000, stream=True)) as answer:
+        next(answer.iter_lines())
+        assert sum(r["ongoing"] for r in replicas(http)) <= 1
+    started = time.monotonic()
+    full = [chat("w " * 50, stream=False)] * 4
+    with ThreadPoolExecutor(4) as pool:
+        codes = list(
+            pool.map(lambda b: http.post("/v1/chat/completions", json=b).status_code, full)
+        )
+    assert codes == [200] * 4
+    assert time.monotonic() - started < 15
+    until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
+
+
+def test_a_second_up_says_that_one_is_running(cluster: Running):
+    second = cluster.command("up", str(cluster.config), check=False)
+    assert second.returncode == 1
+    assert "is running" in second.stderr
+    assert cluster.url in second.stderr.replace("\n", "")
+
+
+def test_a_dead_replica_is_replaced_and_nobody_else_notices(http):
+    before = {r["id"] for r in replicas(http)}
+    victim = next(
+        p for p in psutil.process_iter(["cmdline"]) if "Model-echo" in " ".join(p.info["cmdline"])
+    )
+    victim.kill()
+    outcomes = [http.post("/v1/chat/completions", json=chat("hi")).status_code for _ in range(10)]
+    # The one that was on its way to the dead replica may have to be sent again.
+    assert outcomes.count(200) >= 9
+    assert set(outcomes) <= {200, 503}
+    until(lambda: len(replicas(http)) == 2 and {r["id"] for r in replicas(http)} != before, 60)
+
+
+def family(running: Running) -> list[psutil.Process]:
+    return psutil.Process(running.process.pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> list[str]:
+    found = []
+    for process in processes:
+        try:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def leftovers() -> set[Path]:
+    return set(Path("/tmp").glob("rh-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["down", "ctrl-c", "kill -9"])
+def test_nothing_is_left_behind(tmp_path, make_adapter, way):
+    before = leftovers()
+    adapter = str(make_adapter("kept"))
+    one = ECHO | {"replicas": 1}
+    running = start_cluster(tmp_path, {"models": [one], "preload": [adapter]})
+    running.wait_until_ready(READY_S)
+    processes = family(running)
+    assert len(processes) > 5
+    if way == "down":
+        running.command("down", str(running.config))
+        assert running.process.wait(10) == 0
+    elif way == "ctrl-c":
+        os.kill(running.process.pid, signal.SIGINT)
+        assert running.process.wait(60) == 0
+    else:
+        running.process.kill()
+        running.process.wait()
+    until(lambda: not alive(processes), timeout_s=30)
+    until(lambda: leftovers() <= before)
+    nothing = running.command("down", str(running.config))
+    assert "nothing was running" in nothing.stdout
+
+
+def test_a_replica_that_cannot_start_says_why(tmp_path):
+    broken = ECHO | {"engine_args": {"tokn_s": 1}}
+    running = start_cluster(tmp_path, {"models": [broken]})
+    assert running.process.wait(150) == 1
+    said = running.log.read_text().replace("\n", " ")
+    assert "tokn_s" in said
+    assert "did not start" in said
