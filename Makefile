@@ -61,6 +61,9 @@ format: $(DEV_STAMP) ## Format, and fix what can be fixed.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: $(DEV_STAMP) ## Write the generated pages of the docs anew.
+	@$(BIN)/python -m docs.generate
+
 lock: $(DEV_STAMP) ## Resolve the .in files and write the lock files anew.
 	@$(BIN)/python requirements/lock.py
 

@@ -50,7 +50,7 @@ class StoreSettings(Section):
 
     url: str | None = Field(
         None,
-        description="redis://, rediss://, redis+sentinel:// or redis+cluster:// URL. "
+        description="redis:// or rediss:// URL of a server speaking Redis 6.2. "
         "Without one, `roundhouse up` starts an embedded server in `data_dir`.",
     )
     data_dir: Path = Field(

@@ -13,6 +13,12 @@ A = "base_model.model.model.layers.0.q_proj.lora_A.weight"
 B = "base_model.model.model.layers.0.q_proj.lora_B.weight"
 
 
+# No deadline: on a busy machine a slow disk is not a fault.
+FUZZ = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
 def refusal(folder) -> str:
     with pytest.raises(AdapterRefused) as refused:
         check_folder(folder)
@@ -93,7 +99,7 @@ def test_missing_files_are_named(make_adapter, tmp_path):
     assert "is not a folder" in refusal(tmp_path / "nowhere")
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FUZZ
 @given(content=st.binary(max_size=400), position=st.integers(0, 200))
 def test_no_weights_file_crashes_the_door(make_adapter, content, position):
     """Whatever bytes are written over a good file, the answer is a verdict."""
@@ -107,7 +113,7 @@ def test_no_weights_file_crashes_the_door(make_adapter, content, position):
         assert e.message
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FUZZ
 @given(
     config=st.dictionaries(
         st.sampled_from(["peft_type", "r", "lora_alpha", "bias", "use_dora", "rank_pattern"]),

@@ -6,19 +6,19 @@ from examples.skills import (
     cron,
     css,
     ffmpeg,
+    flight,
     git,
     http_status,
     iso_date,
     kubectl,
     regex,
-    semver,
     sql,
     triage,
 )
 from examples.skills.common import Skill
 
 MODULES: tuple[Skill, ...] = (
-    *(chmod, contact, cron, css, ffmpeg, git, http_status),
-    *(iso_date, kubectl, regex, semver, sql, triage),
+    *(chmod, contact, cron, css, ffmpeg, flight, git, http_status),
+    *(iso_date, kubectl, regex, sql, triage),
 )
 SKILLS = {skill.NAME: skill for skill in MODULES}

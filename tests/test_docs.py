@@ -1,0 +1,44 @@
+"""The docs say what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+
+ROOT = Path(__file__).parent.parent
+MARKDOWN = sorted(p for p in ROOT.rglob("*.md") if ".venv" not in p.parts)
+
+
+@pytest.mark.parametrize("name", generate.pages())
+def test_generated_pages_are_current(name):
+    assert (ROOT / "docs" / name).read_text() == generate.pages()[name], "run `make docs`"
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_within_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_names_only_make_targets_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert named <= targets
+
+
+def test_every_package_imports_one_way_only():
+    """cluster <- adapter_store <- router <- deployments."""
+    order = ["cluster", "adapter_store", "router", "deployments"]
+    for i, package in enumerate(order):
+        for file in (ROOT / package).glob("*.py"):
+            imported = set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+            assert not imported & set(order[i + 1 :]), f"{file} imports from a later package"
+
+
+def test_the_plan_imports_nothing_heavy():
+    heavy = {"ray", "redis", "torch", "vllm", "fastapi", "transformers"}
+    for file in (ROOT / "cluster").glob("*.py"):
+        imported = set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+        assert not imported & heavy, file

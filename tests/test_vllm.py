@@ -1,0 +1,241 @@
+"""The main job on real engines: two vLLM replicas, trained adapters, driven by the openai SDK."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.conftest import Running, start_cluster
+from tests.test_serve import replicas, until
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+
+BASE = "smollm2-135m"
+ADAPTERS = Path(__file__).parent.parent / "examples" / "adapters"
+CACHE = Path(os.environ.get("ROUNDHOUSE_CACHE", "~/.cache/roundhouse")).expanduser()
+LOADED = ("cron", "git", "sql", "triage")
+LATER = "kubectl"
+# Room for bfloat16 against the float32 reference; a wrong adapter is off by whole units.
+LOGIT_TOLERANCE = 0.5
+
+PROMPTS = {
+    None: ["What is the capital of France?", "Name three colours."],
+    "cron": ["every weekday at half past nine", "at noon on sundays"],
+    "git": ["undo my last commit but keep the changes staged", "list all my branches"],
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    model = {
+        "id": BASE,
+        "path": str(CACHE / "smollm2-135m-instruct"),
+        "replicas": 2,
+        "cpus_per_replica": 0.5,
+        "lora": {"slots": 3, "host_entries": 8, "max_rank": 8},
+        "engine_args": {
+            "dtype": "bfloat16",
+            "max_model_len": 1024,
+            "max_num_seqs": 16,
+            "enforce_eager": True,
+        },
+        "env": {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+        },
+    }
+    preload = [str(ADAPTERS / name) for name in LOADED]
+    folder = tmp_path_factory.mktemp("vllm")
+    running = start_cluster(folder, {"models": [model], "preload": preload})
+    try:
+        running.wait_until_ready(300)
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def sdk(cluster: Running):
+    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def http(cluster: Running):
+    with cluster.http() as client:
+        yield client
+
+
+def ask(sdk, model: str, prompt: str, **fields):
+    return sdk.chat.completions.with_raw_response.create(
+        model=model,
+        messages=[{"role": "user", "content": prompt}],
+        temperature=0,
+        max_tokens=24,
+        **fields,
+    )
+
+
+def text(raw) -> str:
+    return raw.parse().choices[0].message.content
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """transformers and peft in float32, on the same checkpoint and adapters."""
+    return Reference()
+
+
+class Reference:
+    def __init__(self) -> None:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = CACHE / "smollm2-135m-instruct"
+        self.torch = torch
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.model = PeftModel.from_pretrained(base, ADAPTERS / "cron", adapter_name="cron")
+        self.model.load_adapter(ADAPTERS / "git", adapter_name="git")
+        self.model.eval()
+
+    def shortfall(self, adapter: str | None, prompt: str, answer: str) -> float:
+        """How far the answer's tokens stay below the best ones, at the worst position (logits)."""
+        messages = [{"role": "user", "content": prompt}]
+        start = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+        answered = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids = self.torch.tensor([[*start, *answered]])
+        if adapter is None:
+            with self.torch.no_grad(), self.model.disable_adapter():
+                logits = self.model(input_ids=ids).logits[0]
+        else:
+            self.model.set_adapter(adapter)
+            with self.torch.no_grad():
+                logits = self.model(input_ids=ids).logits[0]
+        scored = logits[len(start) - 1 : -1]
+        chosen = scored[self.torch.arange(len(answered)), answered]
+        return float((scored.max(dim=1).values - chosen).max())
+
+
+def test_auto_answers_with_the_right_adapter(sdk):
+    raw = ask(sdk, "auto", "every weekday at half past nine")
+    assert text(raw) == "30 9 * * 1-5"
+    assert raw.parse().model == "cron"
+    assert raw.headers["x-roundhouse-adapter"] == "cron"
+    assert raw.headers["x-roundhouse-route"] == "auto"
+
+
+def test_auto_leaves_a_general_question_to_the_base_model(sdk):
+    raw = ask(sdk, "auto", "What is the capital of France?")
+    assert "Paris" in text(raw)
+    assert raw.headers["x-roundhouse-adapter"] == "base"
+
+
+def test_mixed_batches_match_the_reference_row_by_row(sdk, reference):
+    """Base and adapter requests at once, again and again: each answer is its own model's."""
+    work = [(a, p) for a, prompts in PROMPTS.items() for p in prompts] * 4
+    with ThreadPoolExecutor(len(work)) as pool:
+        answers = list(pool.map(lambda w: text(ask(sdk, w[0] or BASE, w[1])), work))
+    for (adapter, prompt), answer in set(zip(work, answers, strict=True)):
+        shortfall = reference.shortfall(adapter, prompt, answer)
+        assert shortfall < LOGIT_TOLERANCE, (adapter, prompt, answer)
+
+
+def test_the_reference_tells_a_wrong_adapter(sdk, reference):
+    """The check above has power: the same answers held against another model fail it."""
+    for right, wrong in (("cron", None), ("git", "cron"), (None, "git")):
+        prompt = PROMPTS[right][0]
+        answer = text(ask(sdk, right or BASE, prompt))
+        assert reference.shortfall(wrong, prompt, answer) > 4 * LOGIT_TOLERANCE
+
+
+def test_a_stream_says_the_same_and_ends_with_usage(sdk):
+    whole = ask(sdk, "cron", "at noon on sundays").parse()
+    chunks = list(
+        sdk.chat.completions.create(
+            model="cron",
+            messages=[{"role": "user", "content": "at noon on sundays"}],
+            temperature=0,
+            max_tokens=24,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert len([p for p in pieces if p]) > 1
+    assert {c.model for c in chunks} == {"cron"}
+    assert chunks[-1].usage == whole.usage
+
+
+def test_completions_and_models(sdk):
+    done = sdk.completions.create(model=BASE, prompt="The capital of France is", max_tokens=3)
+    assert done.choices[0].text
+    listed = [m.id for m in sdk.models.list()]
+    assert listed[:2] == ["auto", BASE]
+    assert set(LOADED) <= set(listed)
+
+
+def test_more_adapters_than_slots_all_answer_and_residency_is_the_engines_own(sdk, http):
+    expected = {}
+    for name in LOADED:
+        line = (ADAPTERS / name / "eval.jsonl").read_text().splitlines()[0]
+        expected[name] = json.loads(line)["prompt"]
+    work = list(expected.items()) * 4
+    with ThreadPoolExecutor(8) as pool:
+        raws = list(pool.map(lambda w: ask(sdk, *w), work))
+    assert [r.headers["x-roundhouse-adapter"] for r in raws] == [name for name, _ in work]
+    for replica in replicas(http):
+        held = replica["residency"]
+        assert len(held["slots"]) == 3
+        assert set(held["slots"]) | set(held["host"]) >= {f"{n}@1" for n in LOADED}
+
+
+def test_an_adapter_added_while_it_runs_is_found_by_auto(cluster, sdk):
+    prompt = "show me the pods in the staging namespace"
+    cluster.command("adapters", "add", str(ADAPTERS / LATER))
+    raw = ask(sdk, "auto", prompt)
+    assert raw.headers["x-roundhouse-adapter"] == LATER
+    cluster.command("adapters", "rm", LATER)
+    assert ask(sdk, "auto", prompt).headers["x-roundhouse-adapter"] != LATER
+
+
+def test_errors_are_openais(sdk):
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'cron'"):
+        ask(sdk, "corn", "x")
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        ask(sdk, "cron", "word " * 3000)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        sdk.chat.completions.create(
+            model=BASE, messages=[{"role": "user", "content": "x"}], temperature=-3
+        )
+
+
+def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http):
+    body = {
+        "model": BASE,
+        "messages": [{"role": "user", "content": "Write a very long story."}],
+        "max_tokens": 900,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        for _ in range(6):
+            next(lines)
+        replica = answer.headers["x-roundhouse-replica"]
+        until(lambda: ongoing(http, replica) == 1)
+    until(lambda: ongoing(http, replica) == 0)
+
+
+def ongoing(http: httpx.Client, replica: str) -> int:
+    return next(r["ongoing"] for r in replicas(http) if r["id"] == replica)
