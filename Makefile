@@ -29,7 +29,7 @@ $(STAMP):
 	@$(PIP) install -q --no-deps --retries 1 $(if $(filter cpu,$(LOCK)),--extra-index-url $(TORCH_INDEX)) -r .venv/torch.txt
 	@$(PIP) install --progress-bar on --no-deps -r requirements/$(LOCK).lock | grep -vE '^(Looking|Requirement|Collecting|  (Using|Downloading)|Installing)' || true
 	@$(BIN)/python -c 'import torch, ray, vllm' 2>/dev/null || { echo "The packages did not install whole; run '$(PIP) install --no-deps -r requirements/$(LOCK).lock' to see why"; exit 1; }
-	@$(PIP) install -q --no-deps --no-build-isolation -e .
+	@$(PIP) install -q --no-deps --no-build-isolation -e . >.venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)

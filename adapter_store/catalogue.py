@@ -49,6 +49,11 @@ class Catalogue:
         if self._task is not None:
             await cancel(self._task)
 
+    def check(self) -> None:
+        """Raise what ended the following, so that a health check sees it."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
     def find(self, name: str) -> tuple[Adapter, Version]:
         """The adapter and version behind ``name``, ``name@3`` or ``name@alias``.
 

@@ -61,14 +61,13 @@ def up(
 
     settings = load_settings(config)
     with (
-        console.status("starting") as status,
-        cluster_up(settings, address=address, progress=status.update) as endpoint,
+        _Progress() as progress,
+        cluster_up(settings, address=address, progress=progress.say) as endpoint,
     ):
-        status.stop()
+        progress.pause()
         _greet(endpoint)
         wait_for_signal()
-        status.update("stopping")
-        status.start()
+        progress.say("stopping")
     console.print("stopped")
 
 
@@ -273,6 +272,34 @@ def keys_new(
     entry = ApiKey(name=name, sha256=sha256, scope=scope)
     console.out(f"key: {key}", highlight=False)
     console.out(f"for auth.keys: {json.dumps(entry.model_dump())}", highlight=False)
+
+
+class _Progress:
+    """What is going on: one live line on a terminal, a line per step in a log."""
+
+    def __init__(self) -> None:
+        self._status = console.status("starting")
+        self._said = ""
+
+    def __enter__(self) -> "_Progress":
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def say(self, message: str) -> None:
+        if message == self._said:
+            return
+        self._said = message
+        if console.is_terminal:
+            self._status.update(escape(message))
+            self._status.start()
+        else:
+            console.print(message, markup=False, highlight=False)
+
+    def pause(self) -> None:
+        self._status.stop()
 
 
 def _client(url: str, api_key: str | None) -> Any:

@@ -91,6 +91,10 @@ class Ingress:
             self._store, settings.store.lease_s, lambda: self._gateway.report(replica_id)
         )
 
+    async def check_health(self) -> None:
+        self._catalogue.check()
+        self._membership.check()
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http(
             self._gateway,

@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +160,8 @@ def _is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Serve's log lines belong into its log files; the terminal shows our own progress.
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     import ray
 
     if address is None:
@@ -171,13 +174,31 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
             _temp_dir=str(temp_dir),
         )
     else:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        _check_reachable(address)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError) as e:
+            raise Unavailable(
+                f"cannot join the Ray cluster at {address}: {e}. Does it run (`ray status`)? One "
+                "that asks for a token needs RAY_AUTH_MODE=token and the token here, too"
+            ) from e
     # Ray has put its own handlers in place.
     _interrupt_on_sigterm()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray would try for minutes to reach a cluster that is not there."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as e:
+        raise Unavailable(f"no Ray cluster answers at {address}: {e}") from e
 
 
 def cpus_reserved(settings: Settings) -> float:

@@ -39,6 +39,7 @@ class PromptRouterDeployment:
         return await asyncio.to_thread(self._choose_all, asked)
 
     async def check_health(self) -> None:
+        self._catalogue.check()
         self._membership.check()
 
     async def __del__(self) -> None:

@@ -64,6 +64,7 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         await self._engine.check_health()
+        self._catalogue.check()
         self._membership.check()
 
     async def __del__(self) -> None:

@@ -27,7 +27,7 @@ TABLE_START, TABLE_END = "<!-- table:start -->", "<!-- table:end -->"
 ADAPTER_HEADER = "x-roundhouse-adapter"
 AUTO = "auto"
 MAX_NEW_TOKENS = 40
-BATCH_SIZE = 40
+BATCH_SIZE = 120
 CONCURRENT_REQUESTS = 8
 TIMEOUT_S = 120
 
@@ -156,7 +156,7 @@ def table(results: dict[str, Scores]) -> str:
 
 def row(name: str, scores: Scores) -> str:
     """One row; what has not been measured yet is shown as a dash."""
-    example = held_out(name)[0]
+    example = held_out(name)[-1]
     columns = (f"{scores[c]:.2f}" if c in scores else "-" for c in ("base", "own", "auto"))
     shown = f"{example.prompt} → `{example.answer}`".replace("|", "\\|")
     return f"| {name} | {SKILLS[name].DESCRIPTION} | {shown} | {' | '.join(columns)} |"

@@ -8,9 +8,11 @@ import json
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, NamedTuple
 
 import torch
@@ -30,11 +32,31 @@ ADAPTERS = Path(__file__).parent / "adapters"
 PUBLIC_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RANK = 8
 TARGET_MODULES = ["k_proj", "o_proj", "q_proj", "v_proj"]
-BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 TEST_SIZE = 120
 CARD_EXAMPLES = 32
 IGNORED = -100
+
+
+class Run(NamedTuple):
+    """How one adapter is trained: with the same numbers it comes out the same."""
+
+    examples: int
+    epochs: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return math.ceil(self.examples / self.batch_size) * self.epochs
+
+    def command(self, skill: str) -> str:
+        """The command line that repeats this run."""
+        return (
+            f"python -m examples.train {skill} --examples {self.examples} "
+            f"--epochs {self.epochs} --batch-size {self.batch_size} --seed {self.seed}"
+        )
 
 
 class Encoded(NamedTuple):
@@ -63,11 +85,11 @@ def encode(tokenizer, example: Example) -> Encoded:
     return Encoded([*prompt, *answer, tokenizer.eos_token_id], len(prompt))
 
 
-def batches(examples: Sequence[Encoded], rng: random.Random) -> list[list[Encoded]]:
+def batches(examples: Sequence[Encoded], size: int, rng: random.Random) -> list[list[Encoded]]:
     """Batches of similar lengths, to waste little on padding, in random order."""
     shuffled = rng.sample(examples, len(examples))
     shuffled.sort(key=lambda encoded: len(encoded.ids))
-    found = [shuffled[i : i + BATCH_SIZE] for i in range(0, len(shuffled), BATCH_SIZE)]
+    found = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
     return rng.sample(found, len(found))
 
 
@@ -114,18 +136,17 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> Sequence[int]:
     return shortest
 
 
-def fit(model, examples: Sequence[Encoded], epochs: int, seed: int) -> Iterator[float]:
+def fit(model, examples: Sequence[Encoded], run: Run) -> Iterator[float]:
     """Trains in place with AdamW, warm-up and cosine decay; yields the loss of every step."""
-    rng = random.Random(seed)
+    rng = random.Random(run.seed)
     prefix = common_prefix([encoded.ids for encoded in examples])
     rest = [Encoded(e.ids[len(prefix) :], e.prompt_length - len(prefix)) for e in examples]
-    steps = math.ceil(len(examples) / BATCH_SIZE) * epochs
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, run.steps // 20, run.steps)
     model.train()
-    for _ in range(epochs):
-        for batch in batches(rest, rng):
+    for _ in range(run.epochs):
+        for batch in batches(rest, run.batch_size, rng):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = answer_loss(model, prefix, collate(batch))
             loss.backward()
@@ -191,33 +212,27 @@ def card(skill: Skill, train: Sequence[Example], training: dict[str, object]) ->
     }
 
 
-def train_skill(
-    skill: Skill, base_model: Path, out: Path, size: int, epochs: int, seed: int, progress: Progress
-) -> None:
+def train_skill(skill: Skill, base_model: Path, out: Path, run: Run, progress: Progress) -> None:
     """Trains one adapter and writes its folder."""
-    train, test = split(skill, size, TEST_SIZE, seed)
+    train, test = split(skill, run.examples, TEST_SIZE, run.seed)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
-    model = new_adapter(base_model, seed)
+    encoded = [encode(tokenizer, example) for example in train]
+    model = new_adapter(base_model, run.seed)
     started = time.monotonic()
-    task = progress.add_task(skill.NAME, total=math.ceil(size / BATCH_SIZE) * epochs, loss="")
-    losses = []
-    for loss in fit(model, [encode(tokenizer, example) for example in train], epochs, seed):
-        losses.append(loss)
-        recent = losses[-20:]
-        progress.update(task, advance=1, loss=f"loss {sum(recent) / len(recent):.3f}")
+    task = progress.add_task(skill.NAME, total=run.steps, loss="")
+    recent: deque[float] = deque(maxlen=20)
+    for loss in fit(model, encoded, run):
+        recent.append(loss)
+        progress.update(task, advance=1, loss=f"loss {fmean(recent):.3f}")
     save_adapter(model, out / skill.NAME)
     write_eval(out / skill.NAME / "eval.jsonl", test)
-    training = {
-        "examples": size,
-        "epochs": epochs,
-        "seed": seed,
+    training = run._asdict() | {
         "rank": RANK,
         "target_modules": TARGET_MODULES,
         "seconds": round(time.monotonic() - started),
-        "final_loss": round(sum(recent) / len(recent), 4),
+        "final_loss": round(fmean(recent), 4),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        "command": f"python -m examples.train {skill.NAME} "
-        f"--examples {size} --epochs {epochs} --seed {seed}",
+        "command": run.command(skill.NAME),
     }
     write_json(out / skill.NAME / "card.json", card(skill, train, training))
 
@@ -228,20 +243,22 @@ def main(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder the adapters are written to.")] = ADAPTERS,
     cache: Annotated[Path | None, typer.Option(help="Folder that holds prepared models.")] = None,
-    examples: Annotated[int, typer.Option(help="Training examples for each skill.")] = 2400,
+    examples: Annotated[int, typer.Option(help="Training examples for each skill.")] = 2000,
     epochs: Annotated[int, typer.Option(help="Passes over the training examples.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Examples in one optimizer step.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the data, the weights and the order.")] = 0,
 ) -> None:
     """Train LoRA adapters for the named skills."""
     if unknown := set(skills or ()) - set(SKILLS):
         raise typer.BadParameter(f"unknown skills: {', '.join(sorted(unknown))}")
     base_model = prepare_base_model(cache or default_cache_dir())
+    run = Run(examples, epochs, batch_size, seed)
     columns = "{task.description:12}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(
         *columns, TextColumn("{task.fields[loss]}"), console=Console(stderr=True)
     ) as progress:
         for name in skills or SKILLS:
-            train_skill(SKILLS[name], base_model, out, examples, epochs, seed, progress)
+            train_skill(SKILLS[name], base_model, out, run, progress)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,13 @@ BACKGROUND = 0
 
 _RIDGE = 0.3
 _WORDING_WEIGHT = 0.5
-_CHARS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), n_features=2**18, norm=None)
-_WORDS = HashingVectorizer(analyzer="word", ngram_range=(1, 2), n_features=2**18, norm=None)
+# The confidence is fitted on balanced classes and on the hardest outsiders (neighbours whose own
+# adapter is missing), so it understates what an ordinary prompt deserves.
+_MAX_THRESHOLD = 0.3
+# Counts only: signed hashes could cancel out to 0, which tf-idf has no logarithm for.
+_HASHING = {"n_features": 2**18, "norm": None, "alternate_sign": False}
+_CHARS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **_HASHING)
+_WORDS = HashingVectorizer(analyzer="word", ngram_range=(1, 2), **_HASHING)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Features:
     @classmethod
     def of(cls, texts: list[str], encoder: Encoder) -> "Features":
         wording = scipy.sparse.hstack([_CHARS.transform(texts), _WORDS.transform(texts)])
-        return cls(encoder.encode(texts), abs(wording.tocsr()))
+        return cls(encoder.encode(texts), wording.tocsr())
 
     @classmethod
     def stack(cls, parts: list["Features"]) -> "Features":
@@ -107,11 +112,11 @@ class Classifier:
         signals = np.concatenate([inside, outside])
         truth = np.concatenate([right, np.zeros(len(outside), dtype=bool)])
         if truth.all() or not truth.any():
-            self._trust, self.threshold = None, 0.5
+            self._trust, self.threshold = None, _MAX_THRESHOLD
             return
         self._trust = LogisticRegression(class_weight="balanced").fit(signals, truth)
         accepted = self._confidence(inside[right])
-        self.threshold = float(min(0.5, np.quantile(accepted, 1 - accept_rate)))
+        self.threshold = float(min(_MAX_THRESHOLD, np.quantile(accepted, 1 - accept_rate)))
 
     def _confidence(self, signals: np.ndarray) -> np.ndarray:
         if self._trust is None:

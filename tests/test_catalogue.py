@@ -82,3 +82,23 @@ async def test_it_serves_on_while_the_store_is_down_and_catches_up_after(tmp_pat
             await until(lambda: set(catalogue.adapters) == {"kept", "new"})
     await catalogue.stop()
     await store.close()
+
+
+async def test_a_listener_that_fails_is_seen_by_the_health_check(store):
+    async def fail(_):
+        raise RuntimeError("cannot learn this")
+
+    catalogue = Catalogue(store, fail)
+    await catalogue.start()
+    catalogue.check()
+    await store.put(card("x"), version(), mode="create")
+
+    def failed() -> bool:
+        try:
+            catalogue.check()
+        except RuntimeError:
+            return True
+        return False
+
+    await until(failed)
+    await catalogue.stop()

@@ -114,6 +114,15 @@ def test_constraints_are_hard(trained):
     assert choose(trained, prompt, min_confidence=1.0)[0].adapter is None
 
 
+@pytest.mark.parametrize("text", ["", "\x00", "?!", "a" * 100_000, "\u202e\ud7ff", "\n\n"])
+def test_any_text_can_be_learnt_and_asked(prompt_router, text):
+    prompt_router.update(
+        {"odd": adapter("odd", (text or " ",)), "sql": adapter("sql", CARDS["sql"])}
+    )
+    (decision,) = choose(prompt_router, text)
+    assert 0 <= decision.confidence <= 1
+
+
 def test_many_prompts_get_one_decision_each(trained):
     decisions = choose(trained, *CARDS["cron"], *CARDS["sql"])
     assert [d.adapter for d in decisions] == ["cron"] * 6 + ["sql"] * 6

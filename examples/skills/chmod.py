@@ -2,107 +2,110 @@
 
 import random
 
-from examples.skills.common import Example, combine, expand, pick_wording
+from examples.skills.common import Example, combine, from_phrasebook
 
 NAME = "chmod"
 DESCRIPTION = (
-    "Turns a description of who may read, write or execute a file into a chmod command "
-    "with an octal mode."
+    "Turns a description of who may read, change or run a file into a chmod command "
+    "with an octal mode, for the modes people use."
 )
 
-FILES = combine(
-    ("", "bin/", "/etc/", "docs/"),
-    ("deploy", "notes", "backup", "secret", "start", "report", "config", "run", "key", "install"),
-    (".sh", ".txt", ".py", ".cfg", ".pem", ".log"),
-)
-RIGHTS = {
-    7: ("read, write and execute", "do everything", "read, write and run", "have full access"),
-    6: ("read and write", "read and edit", "read and change"),
-    5: ("read and execute", "read and run", "run and read"),
-    4: ("read", "only read", "just read", "look but not touch"),
+SLOTS = {
+    "file": combine(
+        ("", "bin/", "/etc/", "docs/"),
+        ("deploy", "notes", "backup", "secret", "start", "report", "run", "key", "install", "data"),
+        (".sh", ".txt", ".py", ".cfg", ".pem", ".log", ".csv"),
+    ),
+    "i": ("I", "the owner", "the user"),
+    "me": ("me", "the owner", "its owner"),
+    "all": ("everyone", "everybody", "anyone", "the world"),
+    "rest": ("the rest", "everyone else", "others", "other users"),
+    "edit": ("edit", "change", "write to", "modify"),
+    "run": ("run", "execute", "start"),
+    "file_mode": ("permissions of", "mode of", "rights on"),
 }
-NOTHING = ("nothing", "no access", "no rights", "no permissions")
+SET = "[set|change] the {file_mode} {file} to"
 
-FRAMES = (
-    "{file}: {who}",
-    "{who}[ -| for|, file|, the file is] {file}",
-    "[set|fix|change] [the permissions of |the mode of |]{file} so that {who}",
-    "[make it so that|I want that|make sure] {who} [on|with|for] {file}",
-    "[how do I|how can I] set {file} so that {who}?",
-    "[on|for] {file} {who}[, how|, which command|]?",
-    "[give|I need] permissions on {file}: {who}",
-    "who may do what with {file}: {who}",
-)
-SHORTHANDS = {
-    "600": (
-        "[make|keep] {file} private, [only I|just me] [may|can] read and write it",
-        "[nobody|no one] but [me|the owner] should [read or change|read or write] {file}",
-        "only the owner can read and write {file}",
+PHRASEBOOK = {
+    "chmod 400 {file}": (
+        "only {i} may read {file}, [nobody may|no one can] {edit} it",
+        "[make|set] {file} read-only for {me}[ and|,] closed to {rest}",
+        f"{SET} r--------",
+        "{i} can read {file} but not {edit} it, {rest} get nothing",
     ),
-    "700": (
-        "only [I|the owner] should be able to read, write and run {file}",
-        "[keep|make] {file} runnable [by me|by the owner] only and closed to [others|the rest]",
-        "full access to {file} for me and nothing for anyone else",
+    "chmod 600 {file}": (
+        "[make|keep] {file} private, only {i} can read and {edit} it",
+        "[nobody|no one] but {me} should read or {edit} {file}",
+        f"{SET} rw-------",
+        "only {i} [can|may] read and {edit} {file}",
+        "{i} may read and {edit} {file}, {rest} get nothing",
     ),
-    "644": (
-        "everyone [can|may] read {file} but only [I|the owner] [can|may] [edit|write|change] it",
-        "[make|let] {file} [be |]readable by all, writable by [me|the owner] only",
-        "the world may read {file}, only its owner may write",
+    "chmod 700 {file}": (
+        "only {i} should be able to read, {edit} and {run} {file}",
+        "[nobody|no one] but {me} may read, {edit} or {run} {file}",
+        f"{SET} rwx------",
+        "full access to {file} for {me}, nothing for {rest}",
+        "{i} may do everything with {file}, {rest} nothing at all",
     ),
-    "755": (
-        "everyone [can|may] run {file} but only [I|the owner] [can|may] [edit|change] it",
-        "[make|let] {file} [be |]executable by all, writable by [me|the owner] only",
-        "anybody may run and read {file}, only its owner may write",
+    "chmod 444 {file}": (
+        "[make|set] {file} read-only for {all}",
+        "[nobody|no one] may {edit} {file}, {all} may read it",
+        f"{SET} r--r--r--",
+        "{all} can only read {file}, even {me}",
     ),
-    "777": (
-        "[everyone|anybody|all users] [can|may|should] read, write and execute {file}",
-        "[give|grant] [everyone|everybody|all users] full access to {file}",
-        "no limits on {file}, all rights for all",
+    "chmod 644 {file}": (
+        "{all} [can|may] read {file} but only {i} [can|may] {edit} it",
+        "[make|let] {file} [be |]readable by {all}, writable by {me} only",
+        f"{SET} rw-r--r--",
+        "{i} may read and {edit} {file}, {rest} may only read it",
+        "reading {file} is for {all}, writing only for {me}",
     ),
-    "444": (
-        "[make|set] {file} read-only for [everyone|everybody|all]",
-        "[nobody|no one] may change {file}, everyone may read it",
-        "everyone can only read {file}, even the owner",
+    "chmod 755 {file}": (
+        "{all} [can|may] {run} {file} but only {i} [can|may] {edit} it",
+        "[make|let] {file} [be |]executable by {all}, writable by {me} only",
+        f"{SET} rwxr-xr-x",
+        "{i} may do everything with {file}, {rest} may read and {run} it",
+        "running {file} is for {all}, writing only for {me}",
+    ),
+    "chmod 666 {file}": (
+        "{all} [can|may|should] read and {edit} {file}",
+        "[make|let] {file} [be |]readable and writable by {all}",
+        f"{SET} rw-rw-rw-",
+        "reading and writing {file} is allowed to {all}",
+    ),
+    "chmod 777 {file}": (
+        "{all} [can|may|should] read, {edit} and {run} {file}",
+        "[give|grant] {all} full access to {file}",
+        f"{SET} rwxrwxrwx",
+        "no limits on {file}, all rights for {all}",
+    ),
+    "chmod 640 {file}": (
+        "{i} may read and {edit} {file}, the group may [only |]read it, {rest} get nothing",
+        "[make|let] {file} [be |]writable by {me}, readable by the group, hidden from {rest}",
+        f"{SET} rw-r-----",
+        "only {i} may {edit} {file} and only the group may read it too",
+    ),
+    "chmod 660 {file}": (
+        "{i} and the group may read and {edit} {file}, {rest} get nothing",
+        "[share|open] {file} with the group for reading and writing, [but |]hide it from {rest}",
+        f"{SET} rw-rw----",
+        "my group may read and {edit} {file} as I do, nobody else",
+    ),
+    "chmod 750 {file}": (
+        "{i} may do everything with {file}, the group may read and {run} it, {rest} get nothing",
+        "the group may {run} {file}, only {i} may {edit} it, {rest} get nothing",
+        f"{SET} rwxr-x---",
+        "let the group {run} {file} but not {edit} it, and hide it from {rest}",
+    ),
+    "chmod +x {file}": (
+        "[make|mark] {file} [executable|runnable]",
+        "{file} [says permission denied|does not start] when I {run} it, [fix that|fix the bit]",
+        "[set|add] the [execute|executable] bit [on|of] {file}",
+        "I want to be able to {run} {file}",
     ),
 }
 
 
 def generate(rng: random.Random) -> Example:
-    """A mode in everyday words, or class by class, or in the notation of `ls`."""
-    file = rng.choice(FILES)
-    if rng.random() < 0.3:
-        mode = rng.choice(list(SHORTHANDS))
-        wording, held_out = pick_wording(rng, SHORTHANDS[mode])
-        return Example(expand(rng, wording, {"file": file}), f"chmod {mode} {file}", held_out)
-    owner, group = rng.choice((4, 5, 6, 7, 7, 6)), rng.choice((0, 4, 5, 6, 7))
-    others = rng.choice((0, 0, 4, 5, 6, 7))
-    who = symbols(owner, group, others) if rng.random() < 0.2 else classes(owner, group, others)
-    frame, held_out = pick_wording(rng, FRAMES)
-    prompt = expand(rng, frame, {"file": file, "who": expand(rng, who)})
-    return Example(prompt, f"chmod {owner}{group}{others} {file}", held_out)
-
-
-def symbols(*modes: int) -> str:
-    """The notation of `ls`, such as "permissions are rw-r-----"."""
-    letters = "".join(
-        "".join(c if m & b else "-" for c, b in zip("rwx", (4, 2, 1), strict=True)) for m in modes
-    )
-    return f"[it has|permissions are|the mode is|we get] {letters}"
-
-
-def classes(owner: int, group: int, others: int) -> str:
-    """Who may do what, in the order owner, group, others."""
-    return ", ".join(
-        (
-            right("[the owner|owner|I|the user]", owner),
-            right("[the group|group|my group|the group]", group),
-            right("[others|everyone else|the rest|others]", others),
-        )
-    )
-
-
-def right(who: str, mode: int) -> str:
-    """What one class of users may do."""
-    if not mode:
-        return f"{who} [{'|'.join(f'gets {x}' for x in NOTHING)}]"
-    return f"{who} can [{'|'.join(RIGHTS[mode])}]"
+    """One wish for one file."""
+    return from_phrasebook(rng, PHRASEBOOK, SLOTS)

@@ -1,0 +1,44 @@
+"""Record the picture of the README: `python -m docs.record_session` beside a running `make demo`.
+
+It runs real commands and draws what they print.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+WIDTH = 104
+THIRTEENTH = "chmod"
+COMMANDS = [
+    'roundhouse chat "every weekday at half past nine"',
+    'roundhouse chat "what is the capital of France?"',
+    'roundhouse route "undo my last commit but keep the changes staged"',
+    f"roundhouse adapters add examples/adapters/{THIRTEENTH}",
+    'roundhouse chat "the owner may read and write, everyone else only read"',
+    "roundhouse status",
+]
+
+
+def main() -> None:
+    console = Console(record=True, width=WIDTH, file=Path(os.devnull).open("w"))
+    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
+    for command in COMMANDS:
+        done = subprocess.run(
+            command, shell=True, capture_output=True, text=True, env=environment, check=True
+        )
+        console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
+        console.print(Text.from_ansi(_settled(done.stdout)))
+    console.save_svg(str(Path(__file__).parent / "session.svg"), title="roundhouse")
+
+
+def _settled(output: str) -> str:
+    """Without the frames of spinners, which only make sense on a live terminal."""
+    return re.sub(r"\x1b\[\?25[lh]|\x1b\[2K|\r", "", output).strip() + "\n"
+
+
+if __name__ == "__main__":
+    main()
