@@ -46,6 +46,8 @@ async def register(
     base = await store.base_model(card.base_model)
     if base is None:
         raise ModelNotFound(card.base_model, param="base_model")
+    if card.name in RESERVED_NAMES or await store.base_model(card.name) is not None:
+        raise InvalidRequest(f"the name {card.name!r} is taken by a model", param="name")
     staged = await asyncio.to_thread(blobs.stage, source)
     try:
         checked: Checked = await asyncio.to_thread(check_adapter, staged, base)
@@ -78,8 +80,6 @@ def _read_card(source: Path, registration: Registration) -> Card:
         card = Card.model_validate(known)
     except ValidationError as e:
         raise InvalidRequest.of(e) from e
-    if card.name in RESERVED_NAMES or card.name == card.base_model:
-        raise InvalidRequest(f"the name {card.name!r} is reserved; choose another", param="name")
     return card
 
 

@@ -139,6 +139,12 @@ class Unavailable(RoundhouseError):
     retry_after_s = 2.0
 
 
+class ReplicaLost(Unavailable):
+    """The replica that had the request died; another one can take it."""
+
+    code = "replica_lost"
+
+
 class StoreUnavailable(Unavailable):
     """The adapter store does not answer: reads go on from the last snapshot, writes wait."""
 

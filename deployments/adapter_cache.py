@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from cluster.errors import AdapterLoadFailed
+from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.state import AdapterRef, Residency, Tier
 from deployments.engine import Engine
 
@@ -26,6 +26,7 @@ class AdapterCache:
         self._locate = locate
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._leases: Counter[str] = Counter()
+        self._leaving: set[str] = set()
         self._released = asyncio.Condition()
         self.residency = Residency()
         self.problems: dict[str, str] = {}
@@ -36,7 +37,10 @@ class AdapterCache:
 
         Raises:
             AdapterLoadFailed: the files are gone or the engine refused them.
+            ModelNotFound: the version is being removed.
         """
+        if ref.key in self._leaving:
+            raise ModelNotFound(ref.key)
         found = self._tier(ref)
         self._leases[ref.key] += 1
         try:
@@ -56,10 +60,14 @@ class AdapterCache:
         await asyncio.shield(flight)
 
     async def drop(self, ref: AdapterRef) -> None:
-        """Unload a version as soon as no request uses it."""
-        async with self._released:
-            await self._released.wait_for(lambda: not self._leases[ref.key])
-        await self._engine.unload(ref)
+        """Take no new leases on a version, and unload it as soon as no request uses it."""
+        self._leaving.add(ref.key)
+        try:
+            async with self._released:
+                await self._released.wait_for(lambda: not self._leases[ref.key])
+            await self._engine.unload(ref)
+        finally:
+            self._leaving.discard(ref.key)
         self.problems.pop(ref.key, None)
         await self.refresh()
 

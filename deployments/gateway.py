@@ -18,6 +18,7 @@ from adapter_store.store import AdapterStore
 from cluster.errors import (
     InvalidRequest,
     ModelNotFound,
+    ReplicaLost,
     StoreUnavailable,
     Unavailable,
 )
@@ -139,8 +140,14 @@ class Gateway:
             return [fallback for _ in texts]
 
     async def _dispatch(self, chosen: Chosen, call: Call) -> Answer:
-        answer = self._pools[chosen.base_model].answer(call)
-        start = await anext(answer)
+        pool = self._pools[chosen.base_model]
+        try:
+            answer = pool.answer(call)
+            start = await anext(answer)
+        except ReplicaLost:
+            # Nothing was sent to the client yet, so another replica may start afresh.
+            answer = pool.answer(call)
+            start = await anext(answer)
         headers = {
             "x-roundhouse-adapter": chosen.adapter.name if chosen.adapter else "base",
             "x-roundhouse-version": str(chosen.adapter.version) if chosen.adapter else "",

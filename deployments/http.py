@@ -244,9 +244,14 @@ async def _to_response(answer: Answer) -> Response:
 
 
 async def _closing(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Close the source whichever way the response ends: a client that hangs up frees its slot."""
+    """Close the source whichever way the response ends: a client that hangs up frees its slot.
+
+    The status line is out already, so an error in mid-stream is the stream's last event.
+    """
     try:
         async for chunk in body:
             yield chunk
+    except RoundhouseError as e:
+        yield b"data: " + json.dumps(e.body()).encode() + b"\n\n"
     finally:
         await body.aclose()

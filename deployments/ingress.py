@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.store import AdapterStore
-from cluster.errors import Overloaded, Unavailable
+from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import Settings
 from cluster.state import Decision
 from deployments.call import Call
@@ -44,7 +44,7 @@ class ServePool:
                 f"every replica of {self._model_id} is busy and its queue is full; try again soon"
             ) from e
         except (RayActorError, DeploymentUnavailableError) as e:
-            raise Unavailable(f"the replica of {self._model_id} that had this request died") from e
+            raise ReplicaLost(f"the replica of {self._model_id} that had this request died") from e
         except (GeneratorExit, asyncio.CancelledError):
             # The client left: without this the replica would generate to the end.
             response.cancel()

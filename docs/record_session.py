@@ -3,6 +3,7 @@
 It runs real commands and draws what they print.
 """
 
+import io
 import os
 import re
 import subprocess
@@ -24,7 +25,7 @@ COMMANDS = [
 
 
 def main() -> None:
-    console = Console(record=True, width=WIDTH, file=Path(os.devnull).open("w"))
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
     for command in COMMANDS:
         done = subprocess.run(

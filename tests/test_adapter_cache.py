@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import AdapterLoadFailed
+from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, LoraSettings
 from cluster.state import AdapterRef, Tier
 from deployments.adapter_cache import AdapterCache
@@ -109,6 +109,9 @@ async def test_a_drop_waits_for_the_requests_that_use_the_version(cache, engine)
         drop = asyncio.create_task(cache.drop(ref("a")))
         await asyncio.sleep(0.05)
         assert engine.unloads == []
+        with pytest.raises(ModelNotFound):
+            async with cache.lease(ref("a")):
+                raise AssertionError("no new lease on what is leaving")
     await drop
     assert engine.unloads == ["a@1"]
     await until(lambda: cache.residency.tier("a@1") is None)

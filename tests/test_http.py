@@ -10,7 +10,7 @@ import pytest
 
 from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue
-from cluster.errors import Overloaded, Unavailable
+from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import parse_settings
 from cluster.state import Tier
 from deployments.adapter_cache import AdapterCache
@@ -35,15 +35,24 @@ class LocalPool:
         self.engine = EchoEngine(settings)
         self.cache = AdapterCache(self.engine, lambda ref: blobs.path(ref.digest))
         self.is_full = False
+        self.deaths_left = 0
+        self.dies_after: int | None = None
         self.open_answers = 0
 
     async def answer(self, call) -> AsyncIterator[ResponseStart | bytes]:
         if self.is_full:
             raise Overloaded("full", retry_after_s=3)
+        if self.deaths_left:
+            self.deaths_left -= 1
+            raise ReplicaLost("killed by the test")
         self.open_answers += 1
+        sent = 0
         try:
             async for item in serve_call(self.engine, self.cache, call, "echo", "local"):
+                if sent == self.dies_after:
+                    raise ReplicaLost("killed by the test")
                 yield item
+                sent += 1
         finally:
             self.open_answers -= 1
 
@@ -206,6 +215,21 @@ async def test_a_client_that_hangs_up_frees_the_replica(rh):
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert rh.pool.open_answers == 0
+
+
+async def test_a_replica_that_dies_before_it_answers_is_not_noticed(rh):
+    rh.pool.deaths_left = 1
+    assert (await ask(rh, "echo")).status_code == 200
+    rh.pool.deaths_left = 2
+    assert error(await ask(rh, "echo"), 503)["code"] == "replica_lost"
+
+
+async def test_a_replica_that_dies_in_mid_stream_ends_it_with_an_error_event(rh):
+    rh.pool.dies_after = 2
+    answer = await ask(rh, "echo", stream=True)
+    events = [line[6:] for line in answer.text.splitlines() if line]
+    assert json.loads(events[0])["choices"][0]["delta"]["content"] == "hello"
+    assert json.loads(events[-1])["error"]["code"] == "replica_lost"
 
 
 # -- what is wrong with a request ---------------------------------------------------------------

@@ -116,9 +116,8 @@ def test_constraints_are_hard(trained):
 
 @pytest.mark.parametrize("text", ["", "\x00", "?!", "a" * 100_000, "\u202e\ud7ff", "\n\n"])
 def test_any_text_can_be_learnt_and_asked(prompt_router, text):
-    prompt_router.update(
-        {"odd": adapter("odd", (text or " ",)), "sql": adapter("sql", CARDS["sql"])}
-    )
+    odd = adapter("odd", (text[:8000] or " ",))
+    prompt_router.update({"odd": odd, "sql": adapter("sql", CARDS["sql"])})
     (decision,) = choose(prompt_router, text)
     assert 0 <= decision.confidence <= 1
 
