@@ -1,4 +1,7 @@
 # `make demo` and `make test` do their own set-up; everything they install goes into .venv.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
 PYTHON ?= python3
 CACHE ?= $(or $(ROUNDHOUSE_CACHE),$(HOME)/.cache/roundhouse)
 CONFIG ?= examples/roundhouse.yaml
@@ -12,6 +15,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.$(shell cat requirements/$(LOCK).lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)-$(LOCK)
 DEV_STAMP := .venv/.$(shell cksum < requirements/dev.lock | cut -d' ' -f1)-dev
 PYTEST := $(BIN)/python -m pytest
+
+# pip says a line per package; this makes one line that counts.
+COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model demo test test-fast lint format docs lock clean
@@ -27,8 +33,8 @@ $(STAMP):
 	@$(PIP) install -q --upgrade pip
 	@grep -E '^torch==' requirements/$(LOCK).lock > .venv/torch.txt
 	@$(PIP) install -q --no-deps --retries 1 $(if $(filter cpu,$(LOCK)),--extra-index-url $(TORCH_INDEX)) -r .venv/torch.txt
-	@$(PIP) install --progress-bar on --no-deps -r requirements/$(LOCK).lock | grep -vE '^(Looking|Requirement|Collecting|  (Using|Downloading)|Installing)' || true
-	@$(BIN)/python -c 'import torch, ray, vllm' 2>/dev/null || { echo "The packages did not install whole; run '$(PIP) install --no-deps -r requirements/$(LOCK).lock' to see why"; exit 1; }
+	@$(PIP) install --progress-bar off --no-deps -r requirements/$(LOCK).lock | $(COUNT)
+	@$(BIN)/python -c 'import torch, ray, vllm' 2>/dev/null || { echo "The packages did not install whole; '$(BIN)/python -c \"import torch, ray, vllm\"' says why"; exit 1; }
 	@$(PIP) install -q --no-deps --no-build-isolation -e . >.venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $@
 
