@@ -1,9 +1,11 @@
 """Adapter files under the hash of their content: stored once, never changed, one folder each."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 WEIGHTS = "adapter_model.safetensors"
@@ -25,16 +27,21 @@ class BlobStore:
     def has(self, digest: str) -> bool:
         return self.path(digest).is_dir()
 
-    def stage(self, source: Path) -> Path:
-        """Copy the adapter files of `source` to a private folder, so that they cannot change."""
+    @contextlib.contextmanager
+    def staged(self, source: Path) -> Iterator[Path]:
+        """A private copy of the adapter files of `source`, so that they cannot change; removed at
+        the end, unless it was committed."""
         self._staging.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self._staging))
-        for name in FILES:
-            shutil.copyfile(source / name, folder / name)
-        return folder
+        try:
+            for name in FILES:
+                shutil.copyfile(source / name, folder / name)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, staged: Path) -> tuple[str, int]:
-        """Move a staged folder under its hash.
+        """Move a staged folder under its hash; a damaged blob of that hash is replaced.
 
         Returns:
             The digest, and the size in bytes.
@@ -42,19 +49,28 @@ class BlobStore:
         digest = digest_of(staged)
         size_bytes = sum((staged / name).stat().st_size for name in FILES)
         target = self.path(digest)
+        if self._is_whole(target, digest):
+            return digest, size_bytes
+        if target.exists():
+            target.rename(Path(tempfile.mkdtemp(dir=self._staging)) / "damaged")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sync(staged)
+        _sync(*(staged / name for name in FILES), staged)
+        staged.chmod(0o755)
         try:
-            staged.chmod(0o755)
             staged.rename(target)
         except OSError:
-            if not target.is_dir():
+            # Another writer of the same content was faster.
+            if not self._is_whole(target, digest):
                 raise
-            shutil.rmtree(staged)
+        _sync(target.parent, self._root)
         return digest, size_bytes
 
-    def discard(self, staged: Path) -> None:
-        shutil.rmtree(staged, ignore_errors=True)
+    def sweep(self) -> None:
+        """Remove what a crash left in the staging folder; call it when nobody is staging."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _is_whole(self, folder: Path, digest: str) -> bool:
+        return all((folder / n).is_file() for n in FILES) and digest_of(folder) == digest
 
 
 def digest_of(folder: Path) -> str:
@@ -67,9 +83,9 @@ def digest_of(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _sync(folder: Path) -> None:
-    """Force the files to disk: the record that names them must not outlive them."""
-    for path in (*(folder / name for name in FILES), folder):
+def _sync(*paths: Path) -> None:
+    """Force files and folders to disk: the record that names them must not outlive them."""
+    for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)

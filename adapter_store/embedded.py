@@ -5,6 +5,7 @@ It listens on loopback with a random password, and dies with the process that st
 
 import contextlib
 import ctypes
+import fcntl
 import secrets
 import signal
 import socket
@@ -31,44 +32,68 @@ daemonize no
 _PR_SET_PDEATHSIG = 1
 
 
-@contextlib.contextmanager
-def embedded_server(folder: Path, *, start_timeout_s: float = 30) -> Iterator[str]:
-    """Run a server with its data in `folder` and yield its URL.
+class EmbeddedServer:
+    """A server on a port and with a password that stay the same over restarts.
 
     Every write is on disk before it is acknowledged (``appendfsync always``).
-
-    Raises:
-        ConfigError: another server uses the folder.
-        Unavailable: the server did not start; its log is in `folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder / "lock"):
-        port, password = _free_port(), secrets.token_hex(16)
-        config = _CONFIG.format(port=port, password=password, folder=folder)
-        with (folder / "server.log").open("wb") as log:
-            server = subprocess.Popen(
+
+    def __init__(self, folder: Path, *, start_timeout_s: float = 30) -> None:
+        self._folder = folder
+        self._start_timeout_s = start_timeout_s
+        self._port, self._password = _free_port(), secrets.token_hex(16)
+        self._server: subprocess.Popen | None = None
+        self.url = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    def start(self) -> None:
+        """Raises :class:`Unavailable` when the server does not come up; its log is in the folder."""
+        config = _CONFIG.format(port=self._port, password=self._password, folder=self._folder)
+        with (self._folder / "server.log").open("ab") as log:
+            self._server = subprocess.Popen(
                 [get_binary_path(), "-"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent,
             )
+        # By standard input: a password on the command line is everyone's to read.
+        self._server.stdin.write(config.encode())
+        self._server.stdin.close()
+        _wait_until_ready(self._server, self.url, self._folder, self._start_timeout_s)
+
+    def revive(self) -> bool:
+        """Start the server again if it has died; returns whether it had."""
+        if self._server.poll() is None:
+            return False
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.terminate()
+            self._server.wait()
+
+
+@contextlib.contextmanager
+def embedded_server(folder: Path) -> Iterator[EmbeddedServer]:
+    """Run a server with its data in `folder`.
+
+    Raises:
+        ConfigError: another server uses the folder.
+        Unavailable: the server did not start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder / "lock"):
+        server = EmbeddedServer(folder)
         try:
-            # By standard input: a password on the command line is everyone's to read.
-            server.stdin.write(config.encode())
-            server.stdin.close()
-            url = f"redis://:{password}@127.0.0.1:{port}/0"
-            _wait_until_ready(server, url, folder, start_timeout_s)
-            yield url
+            server.start()
+            yield server
         finally:
-            server.terminate()
-            server.wait()
+            server.stop()
 
 
 @contextlib.contextmanager
 def _exclusive(lock: Path) -> Iterator[None]:
-    import fcntl
-
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

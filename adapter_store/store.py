@@ -7,15 +7,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from adapter_store.keys import Keys
 from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
+from cluster.settings import StoreSettings
 from cluster.state import Adapter, BaseModelFacts, Card, Member, Value, Version
 
 _POLL_S = 0.05
+_TRANSIENT = (OutOfMemoryError, ReadOnlyError, ClusterDownError, MasterDownError, TryAgainError)
+_TRANSIENT_REPLIES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING")
 _LUA = Path(__file__).parent / "lua"
 
 
@@ -41,12 +51,16 @@ class AdapterStore:
         self._scripts = {f.stem: client.register_script(f.read_text()) for f in _LUA.glob("*.lua")}
 
     @classmethod
-    def connect(cls, url: str, namespace: str, *, lease_s: float) -> "AdapterStore":
+    def connect(cls, settings: StoreSettings) -> "AdapterStore":
         """Open lazily: the first command connects."""
         client = Redis.from_url(
-            url, decode_responses=True, socket_connect_timeout=2, health_check_interval=15
+            settings.url,
+            decode_responses=True,
+            socket_connect_timeout=2,
+            socket_timeout=5,
+            health_check_interval=15,
         )
-        return cls(client, namespace, lease_s=lease_s)
+        return cls(client, settings.namespace, lease_s=settings.lease_s)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -229,6 +243,11 @@ def _order(position: str) -> tuple[int, int]:
     return int(ms), int(seq)
 
 
+def name_taken(name: str) -> Conflict:
+    remedy = f"POST /v1/adapters/{name}/versions adds a version to it"
+    return Conflict(f"adapter {name!r} exists; {remedy}", param="name")
+
+
 def _adapter(fields: Mapping[str, str]) -> Adapter:
     versions, aliases = {}, {}
     for field, value in fields.items():
@@ -239,7 +258,7 @@ def _adapter(fields: Mapping[str, str]) -> Adapter:
             aliases[rest] = int(value)
     return Adapter(
         card=Card.model_validate_json(fields["card"]),
-        versions=versions,
+        versions=dict(sorted(versions.items())),
         aliases=aliases,
         revision=int(fields["revision"]),
     )
@@ -248,10 +267,7 @@ def _adapter(fields: Mapping[str, str]) -> Adapter:
 def _refusal(error: ResponseError, name: str) -> Exception:
     match str(error).split()[-1]:
         case "EXISTS":
-            return Conflict(
-                f"adapter {name!r} exists; POST /v1/adapters/{name}/versions adds a version to it",
-                param="name",
-            )
+            return name_taken(name)
         case "MISSING":
             return ModelNotFound(name, param="name")
         case "STALE":
@@ -269,6 +285,6 @@ def _translated() -> Iterator[None]:
             "the adapter store does not answer; what is loaded is still served, changes must wait"
         ) from e
     except ResponseError as e:
-        if str(e).startswith(("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN")):
+        if isinstance(e, _TRANSIENT) or str(e).startswith(_TRANSIENT_REPLIES):
             raise StoreUnavailable(f"the adapter store cannot take this now: {e}") from e
         raise

@@ -106,6 +106,11 @@ class BaseModelSettings(Section):
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Passed to vLLM's AsyncEngineArgs under the same names."
     )
+    server_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Passed to vLLM's OpenAI server under the same names, such as "
+        "enable_auto_tool_choice and tool_call_parser.",
+    )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment of the replica's processes."
     )
@@ -140,7 +145,7 @@ class RouterSettings(Section):
 class ApiKey(Section):
     """One key, stored as a hash only."""
 
-    name: str = Field(description="Whose key it is; appears in logs.")
+    name: str = Field(description="Whose key it is; named in refusals.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="From `roundhouse keys new`.")
     scope: Literal["client", "admin"] = Field("client", description="admin includes client.")
 

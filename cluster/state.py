@@ -79,7 +79,7 @@ class Adapter(Value):
     def resolve(self, selector: str = LATEST) -> Version | None:
         """The version behind a number or an alias, or None."""
         number = self.aliases.get(selector)
-        if number is None and selector.isdecimal():
+        if number is None and selector.isascii() and selector.isdecimal() and len(selector) < 10:
             number = int(selector)
         return self.versions.get(number) if number is not None else None
 

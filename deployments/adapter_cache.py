@@ -26,8 +26,8 @@ class AdapterCache:
         self._locate = locate
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._leases: Counter[str] = Counter()
-        self._leaving: set[str] = set()
-        self._released = asyncio.Condition()
+        # Versions on their way out; the event is set when no lease is left.
+        self._leaving: dict[str, asyncio.Event] = {}
         self.residency = Residency()
         self.problems: dict[str, str] = {}
 
@@ -48,7 +48,7 @@ class AdapterCache:
                 await self.ensure(ref)
             yield found
         finally:
-            await self._release(ref.key)
+            self._release(ref.key)
 
     async def ensure(self, ref: AdapterRef) -> None:
         """Load a version; concurrent callers share one load, and none of them can cancel it."""
@@ -61,19 +61,26 @@ class AdapterCache:
 
     async def drop(self, ref: AdapterRef) -> None:
         """Take no new leases on a version, and unload it as soon as no request uses it."""
-        self._leaving.add(ref.key)
+        free = self._leaving.setdefault(ref.key, asyncio.Event())
         try:
-            async with self._released:
-                await self._released.wait_for(lambda: not self._leases[ref.key])
+            # A load whose client has left goes on without a lease.
+            if flight := self._flights.get(ref.key):
+                await asyncio.wait([flight])
+            if self._leases[ref.key]:
+                await free.wait()
             await self._engine.unload(ref)
+            await self.refresh()
         finally:
-            self._leaving.discard(ref.key)
-        self.problems.pop(ref.key, None)
-        await self.refresh()
+            del self._leaving[ref.key]
 
     async def refresh(self) -> None:
         """Ask the engine's worker where everything is."""
         self.residency = await self._engine.residency()
+
+    def clear_problems(self, name: str) -> None:
+        """Forget the failed loads of an adapter: it was changed or removed since."""
+        for key in [k for k in self.problems if k.partition("@")[0] == name]:
+            del self.problems[key]
 
     def _tier(self, ref: AdapterRef) -> Tier:
         # A blob store on this node's disk is all there is today: whatever is not loaded is there.
@@ -89,9 +96,9 @@ class AdapterCache:
         self.problems.pop(ref.key, None)
         await self.refresh()
 
-    async def _release(self, key: str) -> None:
-        async with self._released:
-            self._leases[key] -= 1
-            if not self._leases[key]:
-                del self._leases[key]
-            self._released.notify_all()
+    def _release(self, key: str) -> None:
+        self._leases[key] -= 1
+        if not self._leases[key]:
+            del self._leases[key]
+            if key in self._leaving:
+                self._leaving[key].set()

@@ -7,6 +7,7 @@ from typing import Any
 from deployments.engine import ResponseStart
 
 _END = None
+_DISCONNECT_S = 5.0
 
 
 async def call_asgi(
@@ -14,27 +15,34 @@ async def call_asgi(
 ) -> AsyncIterator[ResponseStart | bytes]:
     """POST `body` to `app` and yield the answer as it comes.
 
-    Closing the iterator cancels the application's task, as a client that hangs up would.
+    Closing the iterator is for the application what a client that hangs up is.
     """
     out: asyncio.Queue[ResponseStart | bytes | None] = asyncio.Queue()
-    task = asyncio.create_task(_run(app, _scope(path, headers), body, out))
+    gone = asyncio.Event()
+    task = asyncio.create_task(_run(app, _scope(path, headers), body, out, gone))
     try:
         while (item := await out.get()) is not _END:
             yield item
         await task
     finally:
+        # As a closed socket is told: applications end their own tasks on it, and a cancellation
+        # from outside would not reach those.
+        gone.set()
+        await asyncio.wait([task], timeout=_DISCONNECT_S)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _run(app: Any, scope: dict[str, Any], body: bytes, out: asyncio.Queue) -> None:
+async def _run(
+    app: Any, scope: dict[str, Any], body: bytes, out: asyncio.Queue, gone: asyncio.Event
+) -> None:
     request = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
         if request:
             return request.pop()
-        await asyncio.Event().wait()  # never: a disconnect arrives as cancellation
-        raise AssertionError("unreachable")
+        await gone.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":

@@ -27,15 +27,15 @@ class Authoriser:
     def __init__(self, settings: AuthSettings) -> None:
         self._settings = settings
 
-    def check(self, authorization: str | None, scope: str) -> str:
-        """Returns the key's name (``anonymous`` when keys are off).
+    def check(self, authorization: str | None, scope: str) -> None:
+        """Return when the request may pass.
 
         Raises:
             Unauthenticated: no key, or one that is not known.
             Forbidden: the key does not carry the scope.
         """
         if not self._settings.enabled:
-            return "anonymous"
+            return
         kind, _, key = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not key:
             raise Unauthenticated("an API key is needed: send 'Authorization: Bearer KEY'")
@@ -44,7 +44,6 @@ class Authoriser:
             raise Unauthenticated("this API key is not known here")
         if scope == ADMIN and found.scope != ADMIN:
             raise Forbidden(f"the key {found.name!r} has scope 'client'; this needs 'admin'")
-        return found.name
 
     def _find(self, key: str) -> ApiKey | None:
         sent = hash_key(key)

@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.errors import RoundhouseError
 from cluster.state import AdapterRef, Tier
@@ -17,26 +16,34 @@ RESIDENCY_HEADER = "x-roundhouse-residency"
 
 @dataclass(frozen=True)
 class Call:
-    """One request as the ingress hands it over: already authorised and routed."""
+    """One request as the ingress hands it over: already authorised and routed.
+
+    `body` is the JSON for the engine, with the engine's name of the model in it. `position` is how
+    far the ingress had followed the store when it resolved the adapter.
+    """
 
     path: str
     request_id: str
-    body: dict[str, Any]
+    body: bytes
     adapter: AdapterRef | None
+    position: str
+
+
+Admit = Callable[[Call], Awaitable[None]]
 
 
 async def serve_call(
-    engine: Engine, adapters: AdapterCache, call: Call, model_id: str, replica_id: str
+    engine: Engine, adapters: AdapterCache, admit: Admit, call: Call, replica_id: str
 ) -> AsyncIterator[ResponseStart | bytes]:
-    """One request on one replica: hold the adapter, generate, and say where it was found.
+    """One request on one replica: admit it, hold the adapter, generate.
 
-    Yields the start, then the body. Errors of ours become an answer: none crosses to the ingress.
+    Yields the start, with where the adapter was found, then the body. Errors of ours become an
+    answer: none crosses to the ingress.
     """
     try:
+        await admit(call)
         async with _held(adapters, call.adapter) as tier:
-            model = call.adapter.key if call.adapter else model_id
-            body = json.dumps({**call.body, "model": model}).encode()
-            answer = engine.answer(call.path, body, {"x-request-id": call.request_id})
+            answer = engine.answer(call.path, call.body, {"x-request-id": call.request_id})
             async with contextlib.aclosing(answer):
                 async for item in answer:
                     if isinstance(item, ResponseStart):

@@ -4,13 +4,14 @@ import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.errors import RoundhouseError
+from cluster.errors import InvalidRequest, RoundhouseError
 from cluster.settings import load_settings
 
 DEFAULT_CONFIG = Path("roundhouse.yaml")
@@ -311,10 +312,13 @@ def _client(url: str, api_key: str | None) -> Any:
 def _name_of(body: dict[str, Any]) -> str:
     """The name under which a folder registers, as the server would find it."""
     if "name" in body:
-        return body["name"]
+        return quote(body["name"], safe="")
     card = Path(body["source"]) / "card.json"
-    named = json.loads(card.read_text()).get("name") if card.is_file() else None
-    return named or Path(body["source"]).name
+    try:
+        named = json.loads(card.read_text()).get("name") if card.is_file() else None
+    except (ValueError, AttributeError) as e:
+        raise InvalidRequest(f"{card} is not a JSON object: {e}") from e
+    return quote(str(named or Path(body["source"]).name), safe="")
 
 
 def _typed_lines():

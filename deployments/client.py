@@ -61,9 +61,13 @@ class Client:
                 raise _error(answer)
             yield {h: answer.headers.get(h, "") for h in ROUTING_HEADERS}
             for line in answer.iter_lines():
-                if line.startswith("data: {"):
-                    for choice in json.loads(line[6:])["choices"]:
-                        yield choice["delta"].get("content") or ""
+                if not line.startswith("data: {"):
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise EndpointError(f"the answer broke off: {event['error']['message']}")
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""
 
     def _call(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         with self._reached():

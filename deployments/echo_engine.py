@@ -41,6 +41,7 @@ class EchoEngine:
         # Least recently used first; a slot keeps its host copy.
         self._slots: OrderedDict[str, None] = OrderedDict()
         self._host: OrderedDict[str, None] = OrderedDict()
+        self._unfinished = 0
 
     async def start(self) -> BaseModelFacts:
         size = self._args.hidden_size
@@ -83,7 +84,20 @@ class EchoEngine:
             host_capacity=self._settings.lora.host_entries,
         )
 
+    def unfinished(self) -> int:
+        return self._unfinished
+
     async def answer(
+        self, path: str, body: bytes, headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        self._unfinished += 1
+        try:
+            async for item in self._echo(path, body, headers):
+                yield item
+        finally:
+            self._unfinished -= 1
+
+    async def _echo(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AsyncIterator[ResponseStart | bytes]:
         request = json.loads(body)

@@ -44,6 +44,9 @@ class Engine(Protocol):
     async def residency(self) -> Residency:
         """Where each loaded version is now, asked of the engine's worker."""
 
+    def unfinished(self) -> int:
+        """Requests that the engine itself is working on, waiting ones included."""
+
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AsyncIterator[ResponseStart | bytes]:

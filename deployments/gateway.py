@@ -1,9 +1,11 @@
-"""One request, end to end: authorise, choose the adapter, choose the replica, stream.
+"""One request, end to end: choose the adapter, choose the replica, stream.
 
-Knows neither HTTP servers nor Ray: both are passed in or stand outside.
+Knows neither HTTP nor Ray: `http.py` authorises and calls this, `ingress.py` passes in what runs
+on Ray.
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +26,6 @@ from cluster.errors import (
 )
 from cluster.settings import Settings
 from cluster.state import Adapter, AdapterRef, ClusterSnapshot, Decision, Member, Route
-from deployments.auth import ADMIN, CLIENT, Authoriser
 from deployments.call import Call
 from deployments.engine import ResponseStart
 from router.prompt_router import Constraints
@@ -87,18 +88,16 @@ class Gateway:
         self._catalogue = catalogue
         self._chooser = chooser
         self._pools = pools
-        self._auth = Authoriser(settings.auth)
 
     # -- one request ------------------------------------------------------------------------
 
-    async def complete(
-        self, path: str, body: dict[str, Any], request_id: str, authorization: str | None
-    ) -> Answer:
+    async def complete(self, path: str, body: dict[str, Any], request_id: str) -> Answer:
         """Serve a chat or text completion."""
-        self._auth.check(authorization, CLIENT)
         constraints = take_request_fields(path, body)
         chosen = await self._choose(path, body, constraints)
-        call = Call(path, request_id, body, chosen.adapter)
+        model = chosen.adapter.key if chosen.adapter else chosen.base_model
+        content = encode_json({**body, "model": model})
+        call = Call(path, request_id, content, chosen.adapter, self._catalogue.position)
         return await self._dispatch(chosen, call)
 
     async def _choose(self, path: str, body: dict[str, Any], constraints: Constraints) -> Chosen:
@@ -114,7 +113,8 @@ class Gateway:
             found = self.resolve(decision.adapter)
         except ModelNotFound:
             # Deleted since the router looked: as good as never chosen.
-            return Chosen(self._settings.fallback_model, None, Route.FALLBACK)
+            base_model = constraints.base_model or self._settings.fallback_model
+            return Chosen(base_model, None, Route.FALLBACK)
         return Chosen(found.base_model, found.adapter, Route.AUTO)
 
     def resolve(self, model: str) -> Chosen:
@@ -131,6 +131,8 @@ class Gateway:
         return Chosen(adapter.card.base_model, AdapterRef.of(adapter, version), Route.EXPLICIT)
 
     async def _decide(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+        if constraints.base_model is not None and constraints.base_model not in self._pools:
+            raise ModelNotFound(constraints.base_model, self._pools, param="constraints.base_model")
         try:
             return await self._chooser.choose(texts, constraints)
         except Unavailable as e:
@@ -157,16 +159,12 @@ class Gateway:
 
     # -- what there is ----------------------------------------------------------------------
 
-    async def route(
-        self, texts: list[str], constraints: Constraints, authorization: str | None
-    ) -> list[Decision]:
+    async def route(self, texts: list[str], constraints: Constraints) -> list[Decision]:
         """The decisions alone."""
-        self._auth.check(authorization, CLIENT)
         return await self._decide(texts, constraints)
 
-    def models(self, authorization: str | None) -> list[dict[str, Any]]:
+    def models(self) -> list[dict[str, Any]]:
         """OpenAI model cards: ``auto``, base models, adapters."""
-        self._auth.check(authorization, CLIENT)
         adapters = (self._catalogue.adapters[n] for n in sorted(self._catalogue.adapters))
         return [
             _model_card(AUTO),
@@ -174,8 +172,7 @@ class Gateway:
             *(_model_card(a.name, a) for a in adapters),
         ]
 
-    def model(self, model: str, authorization: str | None) -> dict[str, Any]:
-        self._auth.check(authorization, CLIENT)
+    def model(self, model: str) -> dict[str, Any]:
         if model == AUTO:
             return _model_card(AUTO)
         chosen = self.resolve(model)
@@ -183,8 +180,7 @@ class Gateway:
             return _model_card(model)
         return _model_card(model, self._catalogue.adapters[chosen.adapter.name])
 
-    async def snapshot(self, authorization: str | None) -> ClusterSnapshot:
-        self._auth.check(authorization, CLIENT)
+    async def snapshot(self) -> ClusterSnapshot:
         try:
             members, store = await self._store.members(), "ok"
         except StoreUnavailable:
@@ -199,7 +195,10 @@ class Gateway:
 
     async def not_ready(self) -> list[str]:
         """What is still missing before every request can be served; empty when ready."""
-        members = await self._store.members()
+        try:
+            members = await self._store.members()
+        except StoreUnavailable:
+            return []  # degraded, and said so by /v1/cluster; what is loaded is served
         counts = {m.id: 0 for m in self._settings.models}
         routers = 0
         for member in members:
@@ -216,14 +215,13 @@ class Gateway:
     # -- managing adapters ------------------------------------------------------------------
 
     async def register(
-        self, registration: Registration, *, mode: str, wait: bool, authorization: str | None
+        self, registration: Registration, *, mode: str, wait: bool
     ) -> tuple[dict[str, Any], bool]:
         """Store an adapter; with `wait`, return when every live process has taken it in.
 
         Returns:
             The adapter's description, and whether a new version was made.
         """
-        self._auth.check(authorization, ADMIN)
         stored = await register(self._store, self._blobs, registration, mode=mode)
         await self._settle(stored.position)
         if wait:
@@ -231,21 +229,16 @@ class Gateway:
             _raise_on_problem(f"{stored.adapter.name}@{stored.version.number}", members)
         return describe(stored.adapter), stored.is_new_version
 
-    def list_adapters(
-        self, *, after: str, limit: int, authorization: str | None
-    ) -> tuple[list[dict[str, Any]], str | None]:
+    def list_adapters(self, *, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
         """A page of adapters, ordered by name, and the cursor of the next."""
-        self._auth.check(authorization, CLIENT)
         names = [n for n in sorted(self._catalogue.adapters) if n > after]
         page = [describe(self._catalogue.adapters[n]) for n in names[:limit]]
         return page, names[limit - 1] if len(names) > limit else None
 
-    def show_adapter(self, name: str, authorization: str | None) -> dict[str, Any]:
-        self._auth.check(authorization, CLIENT)
+    def show_adapter(self, name: str) -> dict[str, Any]:
         return describe(self._adapter(name))
 
-    async def delete_adapter(self, name: str, authorization: str | None) -> None:
-        self._auth.check(authorization, ADMIN)
+    async def delete_adapter(self, name: str) -> None:
         await self._settle(await self._store.delete(name))
 
     def _adapter(self, name: str) -> Adapter:
@@ -281,6 +274,13 @@ def take_request_fields(path: str, body: dict[str, Any]) -> Constraints:
     elif not isinstance(body.get("prompt"), str | list) or not body["prompt"]:
         raise InvalidRequest("prompt must be a string, or a list of them", param="prompt")
     return parse_constraints(body.pop("constraints", None))
+
+
+def encode_json(value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode()
+    except RecursionError as e:
+        raise InvalidRequest("the body is nested too deeply") from e
 
 
 def parse_constraints(value: Any) -> Constraints:

@@ -8,14 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adapter_store.registration import Registration
-from cluster.errors import InvalidRequest, NotFound, PayloadTooLarge, RoundhouseError, Unavailable
+from cluster.errors import InvalidRequest, PayloadTooLarge, RoundhouseError, Unavailable
+from deployments.auth import ADMIN, CLIENT, Authoriser
 from deployments.gateway import (
     CHAT_PATH,
     COMPLETIONS_PATH,
@@ -33,117 +34,114 @@ _MAX_ROUTE_INPUTS = 1024
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def build_http(gateway: Gateway, *, max_body_bytes: int, lifespan: Lifespan) -> FastAPI:
+def build_http(
+    gateway: Gateway, authoriser: Authoriser, *, max_body_bytes: int, lifespan: Lifespan
+) -> FastAPI:
     """The ASGI application of the endpoint."""
-    app = FastAPI(title="Roundhouse", version="1", lifespan=lifespan)
+    # No interactive docs: they would load scripts from outside the cluster.
+    app = FastAPI(
+        title="Roundhouse", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+    )
     _add_errors(app)
-    _add_inference(app, gateway, max_body_bytes)
-    _add_adapters(app, gateway, max_body_bytes)
-    _add_operations(app, gateway)
+
+    def asks_for(scope: str) -> list[Any]:
+        def check(request: Request) -> None:
+            authoriser.check(request.headers.get("authorization"), scope)
+
+        return [Depends(check)]
+
+    client = APIRouter(dependencies=asks_for(CLIENT))
+    admin = APIRouter(dependencies=asks_for(ADMIN))
+    _add_inference(client, gateway, max_body_bytes)
+    _add_reading(client, gateway)
+    _add_changes(admin, gateway, max_body_bytes)
+    _add_probes(app, gateway)
+    app.include_router(client)
+    app.include_router(admin)
     return app
 
 
-def _add_inference(app: FastAPI, gateway: Gateway, max_body_bytes: int) -> None:
+def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
     async def complete(request: Request) -> Response:
         body = await read_json(request, max_body_bytes)
-        answer = await gateway.complete(
-            request.url.path, body, request_id_of(request), request.headers.get("authorization")
+        return await _to_response(
+            await gateway.complete(request.url.path, body, request_id_of(request))
         )
-        return await _to_response(answer)
 
-    app.post(CHAT_PATH)(complete)
-    app.post(COMPLETIONS_PATH)(complete)
+    router.post(CHAT_PATH)(complete)
+    router.post(COMPLETIONS_PATH)(complete)
 
-    @app.post("/v1/route")
+    @router.post("/v1/route")
     async def route(request: Request) -> dict[str, Any]:
         body = await read_json(request, max_body_bytes)
         decisions = await gateway.route(
-            route_inputs(body.get("input")),
-            parse_constraints(body.get("constraints")),
-            request.headers.get("authorization"),
+            route_inputs(body.get("input")), parse_constraints(body.get("constraints"))
         )
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": gateway.models(request.headers.get("authorization")),
-        }
 
-    @app.get("/v1/models/{model}")
-    async def model(model: str, request: Request) -> dict[str, Any]:
-        return gateway.model(model, request.headers.get("authorization"))
+def _add_reading(router: APIRouter, gateway: Gateway) -> None:
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": gateway.models()}
+
+    @router.get("/v1/models/{model}")
+    async def model(model: str) -> dict[str, Any]:
+        return gateway.model(model)
+
+    @router.get("/v1/adapters")
+    async def index(cursor: str = "", limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
+        page, following = gateway.list_adapters(after=cursor, limit=limit)
+        return {"object": "list", "data": page, "next": following}
+
+    @router.get("/v1/adapters/{name}")
+    async def show(name: str) -> dict[str, Any]:
+        return gateway.show_adapter(name)
+
+    @router.get("/v1/adapters/{name}/versions")
+    async def versions(name: str) -> dict[str, Any]:
+        adapter = gateway.show_adapter(name)
+        return {"object": "list", "data": adapter["versions"], "aliases": adapter["aliases"]}
+
+    @router.get("/v1/cluster")
+    async def cluster() -> dict[str, Any]:
+        return (await gateway.snapshot()).model_dump(mode="json")
 
 
-def _add_adapters(app: FastAPI, gateway: Gateway, max_body_bytes: int) -> None:
+def _add_changes(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
     async def registration(request: Request, **fixed: str) -> Registration:
+        _check_content_type(request)
         body = await read_json(request, max_body_bytes)
         try:
             return Registration.model_validate({**body, **fixed})
         except ValidationError as e:
             raise InvalidRequest.of(e) from e
 
-    @app.post("/v1/adapters", status_code=201)
+    @router.post("/v1/adapters", status_code=201)
     async def add(request: Request, wait: bool = False) -> dict[str, Any]:
-        adapter, _ = await gateway.register(
-            await registration(request),
-            mode="create",
-            wait=wait,
-            authorization=request.headers.get("authorization"),
-        )
+        sent = await registration(request)
+        adapter, _ = await gateway.register(sent, mode="create", wait=wait)
         return adapter
 
-    @app.put("/v1/adapters/{name}")
+    @router.put("/v1/adapters/{name}")
     async def put(name: str, request: Request, wait: bool = False) -> JSONResponse:
-        adapter, is_new = await gateway.register(
-            await registration(request, name=name),
-            mode="upsert",
-            wait=wait,
-            authorization=request.headers.get("authorization"),
-        )
+        sent = await registration(request, name=name)
+        adapter, is_new = await gateway.register(sent, mode="upsert", wait=wait)
         return JSONResponse(adapter, status_code=201 if is_new else 200)
 
-    @app.post("/v1/adapters/{name}/versions", status_code=201)
+    @router.post("/v1/adapters/{name}/versions", status_code=201)
     async def add_version(name: str, request: Request, wait: bool = False) -> dict[str, Any]:
-        adapter, _ = await gateway.register(
-            await registration(request, name=name),
-            mode="update",
-            wait=wait,
-            authorization=request.headers.get("authorization"),
-        )
+        sent = await registration(request, name=name)
+        adapter, _ = await gateway.register(sent, mode="update", wait=wait)
         return adapter
 
-    @app.get("/v1/adapters")
-    async def index(
-        request: Request, cursor: str = "", limit: int = Query(100, ge=1, le=1000)
-    ) -> dict[str, Any]:
-        page, following = gateway.list_adapters(
-            after=cursor, limit=limit, authorization=request.headers.get("authorization")
-        )
-        return {"object": "list", "data": page, "next": following}
-
-    @app.get("/v1/adapters/{name}")
-    async def show(name: str, request: Request) -> dict[str, Any]:
-        return gateway.show_adapter(name, request.headers.get("authorization"))
-
-    @app.get("/v1/adapters/{name}/versions")
-    async def versions(name: str, request: Request) -> dict[str, Any]:
-        adapter = gateway.show_adapter(name, request.headers.get("authorization"))
-        return {"object": "list", "data": adapter["versions"], "aliases": adapter["aliases"]}
-
-    @app.delete("/v1/adapters/{name}")
-    async def delete(name: str, request: Request) -> dict[str, Any]:
-        await gateway.delete_adapter(name, request.headers.get("authorization"))
+    @router.delete("/v1/adapters/{name}")
+    async def delete(name: str) -> dict[str, Any]:
+        await gateway.delete_adapter(name)
         return {"name": name, "deleted": True}
 
 
-def _add_operations(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/cluster")
-    async def cluster(request: Request) -> dict[str, Any]:
-        snapshot = await gateway.snapshot(request.headers.get("authorization"))
-        return snapshot.model_dump(mode="json")
-
+def _add_probes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -161,9 +159,8 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error.body(), error.status, error.headers())
 
     async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
-        wrapped = NotFound(f"{request.method} {request.url.path}: {error.detail}")
-        wrapped.status = error.status_code
-        return await ours(request, wrapped)
+        wrapped = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
+        return JSONResponse(wrapped.body(), error.status_code, error.headers)
 
     async def of_query(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -189,6 +186,12 @@ def request_id_of(request: Request) -> str:
         sent = request.headers.get("x-request-id", "")
         request.state.request_id = sent if _REQUEST_ID.match(sent) else uuid.uuid4().hex
     return request.state.request_id
+
+
+def _check_content_type(request: Request) -> None:
+    """A web page elsewhere can post text to this address unasked, but not JSON."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise InvalidRequest("send the header 'content-type: application/json'")
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from ray.serve.handle import DeploymentHandle
 from adapter_store.catalogue import Catalogue
 from adapter_store.store import AdapterStore
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
-from cluster.settings import Settings
+from cluster.settings import RouterSettings, Settings
 from cluster.state import Decision
+from deployments.auth import Authoriser
 from deployments.call import Call
 from deployments.engine import ResponseStart
 from deployments.gateway import Gateway
@@ -54,16 +55,24 @@ class ServePool:
 class ServeChooser:
     """The prompt-router deployment behind a Serve handle. Implements `Chooser`."""
 
-    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
+    def __init__(self, handle: DeploymentHandle, settings: RouterSettings) -> None:
         self._handle = handle.options(method_name="choose")
-        self._timeout_s = timeout_s
+        self._settings = settings
 
     async def choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+        decisions = []
+        # A long list in one piece would keep single prompts waiting behind it.
+        for start in range(0, len(texts), self._settings.max_batch):
+            part = texts[start : start + self._settings.max_batch]
+            decisions += await self._choose(part, constraints)
+        return decisions
+
+    async def _choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 return await self._handle.remote((texts, constraints))
         except TimeoutError as e:
-            raise Unavailable(f"no decision within {self._timeout_s} s") from e
+            raise Unavailable(f"no decision within {self._settings.timeout_s} s") from e
         except (RayError, RayServeException) as e:
             raise Unavailable("the prompt router is not running") from e
 
@@ -75,15 +84,13 @@ class Ingress:
         self, settings: Settings, router: DeploymentHandle, models: dict[str, DeploymentHandle]
     ) -> None:
         self._settings = settings
-        self._store = AdapterStore.connect(
-            settings.store.url, settings.store.namespace, lease_s=settings.store.lease_s
-        )
+        self._store = AdapterStore.connect(settings.store)
         self._catalogue = Catalogue(self._store, self._announce)
         self._gateway = Gateway(
             settings,
             self._store,
             self._catalogue,
-            ServeChooser(router, settings.router.timeout_s),
+            ServeChooser(router, settings.router),
             {model_id: ServePool(model_id, handle) for model_id, handle in models.items()},
         )
         replica_id = serve.get_replica_context().replica_id.unique_id
@@ -98,6 +105,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http(
             self._gateway,
+            Authoriser(self._settings.auth),
             max_body_bytes=self._settings.http.max_body_bytes,
             lifespan=self._lifespan,
         )

@@ -6,23 +6,27 @@ When that process ends, however it ends, everything that it started ends with it
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapter_store.blobs import BlobStore
-from adapter_store.embedded import embedded_server
+from adapter_store.embedded import EmbeddedServer, embedded_server
 from adapter_store.registration import Registration, register
 from adapter_store.store import AdapterStore
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
 from cluster.state import Value
 from deployments.keeper import kept
+
+logger = logging.getLogger(__name__)
 
 APP = "roundhouse"
 READY_TIMEOUT_S = 900
@@ -65,11 +69,13 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
         stack.enter_context(kept(os.getpid(), temp_dir))
         if settings.store.url is None:
             progress("starting the store server")
-            url = stack.enter_context(embedded_server(root / "store"))
-            store = settings.store.model_copy(update={"url": url})
+            server = stack.enter_context(embedded_server(root / "store"))
+            store = settings.store.model_copy(update={"url": server.url})
             settings = settings.model_copy(update={"store": store})
+            stack.enter_context(_kept_alive(server))
         progress("starting Ray")
         stack.enter_context(_ray(settings, address, temp_dir))
+        BlobStore(root).sweep()
         stack.enter_context(_serving(settings, progress))
         asyncio.run(_preload(settings, progress))
         try:
@@ -129,6 +135,28 @@ def _ignore_signals() -> None:
 
 
 @contextlib.contextmanager
+def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
+    """Start the store server again whenever it dies."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_POLL_S):
+            try:
+                if server.revive():
+                    logger.warning("the store server had died and was started again")
+            except Unavailable as e:
+                logger.error("%s", e)
+
+    watcher = threading.Thread(target=watch, name="store-watcher", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@contextlib.contextmanager
 def _only_one(root: Path, run: Run) -> Iterator[None]:
     with (root / "up.lock").open("w") as lock:
         try:
@@ -141,7 +169,9 @@ def _only_one(root: Path, run: Run) -> Iterator[None]:
                 "`roundhouse down` stops it, store.data_dir chooses another folder"
             ) from None
         file = root / "run.json"
-        file.write_text(run.model_dump_json())
+        draft = root / "run.json.new"
+        draft.write_text(run.model_dump_json())
+        draft.replace(file)  # whole or not at all: `down` reads it at any time
         try:
             yield
         finally:
@@ -160,8 +190,6 @@ def _is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Serve's log lines belong into its log files; the terminal shows our own progress.
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     import ray
 
     if address is None:
@@ -226,6 +254,8 @@ def _serving(settings: Settings, progress: Progress) -> Iterator[None]:
 
     from deployments.app import wire
 
+    # Its log lines belong into its log files; the terminal shows our own progress.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         http_options={
             "host": settings.http.host,
@@ -256,11 +286,7 @@ def _wait_until_running(progress: Progress) -> None:
             return
         if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise Unavailable(f"the application did not start: {_reason(app)}")
-        waiting = [
-            f"{name} ({d.message.splitlines()[-1]})" if d.message else name
-            for name, d in app.deployments.items()
-            if d.status != "HEALTHY"
-        ]
+        waiting = [name for name, d in app.deployments.items() if d.status != "HEALTHY"]
         progress(f"starting {', '.join(waiting) or 'the application'}")
         time.sleep(_POLL_S)
     raise Unavailable(f"the application did not start within {READY_TIMEOUT_S} s")
@@ -278,15 +304,15 @@ async def _preload(settings: Settings, progress: Progress) -> None:
     """Register the adapters that the settings name; the ones that are there already stay."""
     if not settings.preload:
         return
-    store = AdapterStore.connect(
-        settings.store.url, settings.store.namespace, lease_s=settings.store.lease_s
-    )
+    store = AdapterStore.connect(settings.store)
     blobs = BlobStore(settings.store.root)
     try:
         for i, source in enumerate(settings.preload, 1):
             folder = Path(source).resolve()
             progress(f"registering adapter {i} of {len(settings.preload)}: {folder.name}")
-            await register(store, blobs, Registration(source=str(folder)), mode="upsert")
+            # What is there may have been updated since: it stays as it is.
+            with contextlib.suppress(Conflict):
+                await register(store, blobs, Registration(source=str(folder)), mode="create")
         await store.converged(await store.position(), timeout_s=READY_TIMEOUT_S)
     finally:
         await store.close()

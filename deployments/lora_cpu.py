@@ -64,6 +64,43 @@ class GroupedLora(PunicaWrapperCPU):
     ) -> None:
         _apply(self._token_groups, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
 
+    def add_shrink(
+        self,
+        y: tuple[torch.Tensor, ...] | torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """First half of the product alone: fully sharded layers communicate in between."""
+        x = x.view(-1, x.shape[-1])
+        for part, a in zip(y, lora_a_stacked, strict=True):
+            flat = part.view(-1, part.shape[-1])
+            for group in self._token_groups:
+                flat[group.rows] = ((x[group.rows] @ a[group.slot, 0].T) * scale).to(flat.dtype)
+
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: tuple[torch.Tensor, ...] | torch.Tensor,
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Second half: adds to y, or replaces, from column `offset_start` on."""
+        y = y.view(-1, y.shape[-1])
+        offset = offset_start
+        for part, b, size in zip(x, lora_b_stacked, output_slices, strict=True):
+            for group in self._token_groups:
+                rows = part.view(-1, part.shape[-1])[group.rows].to(b.dtype)
+                delta = (rows @ b[group.slot, 0].T).to(y.dtype)
+                if add_inputs:
+                    delta += y[group.rows, offset : offset + size]
+                y[group.rows, offset : offset + size] = delta
+            offset += size
+
     def add_lora_logits(
         self,
         y: torch.Tensor,

@@ -23,9 +23,8 @@ class PromptRouterDeployment:
     async def __init__(self, settings: Settings) -> None:
         encoder = await asyncio.to_thread(SentenceEncoder, settings.router.encoder)
         self._router = PromptRouter(encoder, settings.router)
-        self._store = AdapterStore.connect(
-            settings.store.url, settings.store.namespace, lease_s=settings.store.lease_s
-        )
+        self._store = AdapterStore.connect(settings.store)
+        self._base_models = {model.id for model in settings.models}
         self._catalogue = Catalogue(self._store, self._learn)
         self._membership = Membership(self._store, settings.store.lease_s, self._report)
         self._id = serve.get_replica_context().replica_id.unique_id
@@ -60,7 +59,12 @@ class PromptRouterDeployment:
         return answers
 
     async def _learn(self, changes: Changes) -> None:
-        await asyncio.to_thread(self._router.update, dict(self._catalogue.adapters))
+        served = {
+            name: adapter
+            for name, adapter in self._catalogue.adapters.items()
+            if adapter.card.base_model in self._base_models
+        }
+        await asyncio.to_thread(self._router.update, served)
         self._membership.announce()
 
     def _report(self) -> Member:

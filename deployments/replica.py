@@ -13,7 +13,7 @@ from ray import serve
 from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.store import AdapterStore
-from cluster.errors import AdapterLoadFailed
+from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, Settings
 from cluster.state import Adapter, AdapterRef, Member
 from deployments.adapter_cache import AdapterCache
@@ -23,6 +23,8 @@ from deployments.membership import Membership
 
 logger = logging.getLogger(__name__)
 
+_CATCH_UP_S = 5.0
+
 
 class ModelReplica:
     """Serves one base model and every adapter of it that is asked for."""
@@ -31,11 +33,8 @@ class ModelReplica:
         self._model = settings.model(model_id)
         self._id = serve.get_replica_context().replica_id.unique_id
         self._blobs = BlobStore(settings.store.root)
-        self._store = AdapterStore.connect(
-            settings.store.url, settings.store.namespace, lease_s=settings.store.lease_s
-        )
+        self._store = AdapterStore.connect(settings.store)
         self._engine = make_engine(self._model)
-        self._ongoing = 0
         self._drops: set[asyncio.Task] = set()
         self._adapters = AdapterCache(self._engine, self._locate)
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
@@ -51,16 +50,10 @@ class ModelReplica:
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
-        self._ongoing += 1
-        if call.adapter is not None:
-            self._remember(call.adapter)
-        try:
-            answer = serve_call(self._engine, self._adapters, call, self._model.id, self._id)
-            async with contextlib.aclosing(answer):
-                async for item in answer:
-                    yield item
-        finally:
-            self._ongoing -= 1
+        answer = serve_call(self._engine, self._adapters, self._admit, call, self._id)
+        async with contextlib.aclosing(answer):
+            async for item in answer:
+                yield item
 
     async def check_health(self) -> None:
         await self._engine.check_health()
@@ -73,11 +66,27 @@ class ModelReplica:
         await self._store.close()
         await self._engine.stop()
 
+    async def _admit(self, call: Call) -> None:
+        """Refuse a version that was deleted while the request waited in a queue.
+
+        Loading it again would keep it for ever: no further event would tell to drop it.
+        """
+        if call.adapter is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._catalogue.wait_for(call.position)
+        adapter = self._catalogue.adapters.get(call.adapter.name)
+        if adapter is None or call.adapter.version not in adapter.versions:
+            raise ModelNotFound(call.adapter.key)
+        self._remember(call.adapter)
+
     async def _follow(self, changes: Changes) -> None:
         """Keep what is loaded in step with the store: drop what is gone, load what is new."""
         for name, adapter in changes.items():
             mine = adapter is not None and adapter.card.base_model == self._model.id
             kept = adapter.versions if mine else {}
+            self._adapters.clear_problems(name)
             for number, ref in list(self._loaded.get(name, {}).items()):
                 if number not in kept:
                     self._forget(ref)
@@ -124,7 +133,7 @@ class ModelReplica:
             node=ray.util.get_node_ip_address(),
             position=self._catalogue.position,
             residency=self._adapters.residency,
-            ongoing=self._ongoing,
+            ongoing=self._engine.unfinished(),
             problems=self._adapters.problems,
         )
 
@@ -157,13 +166,12 @@ def replica_app(settings: Settings, model: BaseModelSettings) -> Any:
 
 
 def _resources(model: BaseModelSettings) -> dict[str, Any]:
-    """What Ray reserves: on GPUs one bundle per tensor-parallel worker, packed on one node."""
-    options = {"num_cpus": model.cpus_per_replica, "runtime_env": {"env_vars": dict(model.env)}}
-    if not model.gpus_per_worker:
-        return {"ray_actor_options": options}
-    worker = {"GPU": model.gpus_per_worker, "CPU": 1}
+    """What Ray reserves. All GPUs of a replica are the actor's own: vLLM starts its workers on them
+    as child processes, on one node."""
     return {
-        "ray_actor_options": {**options, "num_cpus": 0},
-        "placement_group_bundles": [dict(worker) for _ in range(model.tensor_parallel_size)],
-        "placement_group_strategy": "STRICT_PACK",
+        "ray_actor_options": {
+            "num_cpus": model.cpus_per_replica,
+            "num_gpus": model.gpus_per_worker * model.tensor_parallel_size,
+            "runtime_env": {"env_vars": dict(model.env)},
+        }
     }

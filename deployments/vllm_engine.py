@@ -7,9 +7,11 @@ import argparse
 import dataclasses
 import hashlib
 import itertools
+import os
 from collections.abc import AsyncIterator
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -44,7 +46,10 @@ class VllmEngine:
         self._llm = AsyncLLM.from_engine_args(self._args)
         await self._check_kernels()
         tasks = await self._llm.get_supported_tasks()
-        args = argparse.Namespace(**(vars(FrontendArgs()) | vars(self._args)))
+        # A key in the environment would be asked for inside, where the ingress has asked already.
+        os.environ.pop("VLLM_API_KEY", None)
+        frontend = FrontendArgs(**self._settings.server_args)
+        args = argparse.Namespace(**(vars(frontend) | vars(self._args)))
         self._app = build_app(args, tasks, self._llm.model_config)
         await init_app_state(self._llm, self._app.state, args, tasks)
         # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
@@ -89,6 +94,9 @@ class VllmEngine:
             host_capacity=self._args.max_cpu_loras,
         )
 
+    def unfinished(self) -> int:
+        return self._llm.get_num_unfinished_requests()
+
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AsyncIterator[ResponseStart | bytes]:
@@ -123,6 +131,8 @@ def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
         "model": path,
         "served_model_name": [settings.id],
         "tensor_parallel_size": settings.tensor_parallel_size,
+        # Its workers are child processes of the replica, which holds the devices.
+        "distributed_executor_backend": "mp",
         "enable_lora": True,
         "max_loras": settings.lora.slots,
         "max_cpu_loras": settings.lora.host_entries,
@@ -130,16 +140,22 @@ def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
         "fully_sharded_loras": settings.lora.fully_sharded,
         "worker_extension_cls": f"{RoundhouseWorker.__module__}.{RoundhouseWorker.__qualname__}",
     }
-    known = {f.name for f in dataclasses.fields(AsyncEngineArgs)}
-    for key in settings.engine_args:
-        where = f"models.{settings.id}.engine_args.{key}"
-        if key in ours:
-            raise ConfigError(f"{where}: set by Roundhouse; use the model's own settings instead")
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: vLLM has no such engine argument{hint}")
+    where = f"models.{settings.id}"
+    for key in ours.keys() & settings.engine_args.keys():
+        raise ConfigError(
+            f"{where}.engine_args.{key}: set by Roundhouse; use the model's own settings instead"
+        )
+    _check_names(f"{where}.engine_args", settings.engine_args, AsyncEngineArgs)
+    _check_names(f"{where}.server_args", settings.server_args, FrontendArgs)
     return AsyncEngineArgs(**ours, **settings.engine_args)
+
+
+def _check_names(where: str, given: dict[str, Any], arguments: type) -> None:
+    known = {f.name for f in dataclasses.fields(arguments)}
+    for key in given.keys() - known:
+        near = get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{where}.{key}: vLLM has no such argument{hint}")
 
 
 def base_model_facts(settings: BaseModelSettings, path: str) -> BaseModelFacts:

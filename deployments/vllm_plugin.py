@@ -14,6 +14,11 @@ _EXPECTED_PARAMETERS = {
         *("self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "output_slices"),
         *("buffer", "kwargs"),
     ],
+    "add_shrink": ["self", "y", "x", "lora_a_stacked", "scale", "kwargs"],
+    "add_expand": [
+        *("self", "y", "x", "lora_b_stacked", "output_slices", "offset_start", "add_inputs"),
+        "kwargs",
+    ],
     "add_lora_logits": [
         *("self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "buffer", "kwargs"),
     ],

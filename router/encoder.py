@@ -1,6 +1,7 @@
 """Prompts to vectors."""
 
 import importlib.util
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -29,11 +30,14 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         self._model = SentenceTransformer(str(resolve_encoder(source)), device="cpu")
+        # Its tokenizer keeps state while it runs, and must not be entered by two threads.
+        self._lock = threading.Lock()
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        return self._model.encode(
-            texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-        )
+        with self._lock:
+            return self._model.encode(
+                texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            )
 
 
 def resolve_encoder(source: str) -> str | Path:

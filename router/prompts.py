@@ -22,7 +22,8 @@ def text_of(value: Any) -> str:
 
 
 def clip(text: str) -> str:
-    """Head and tail of a long text."""
+    """Head and tail of a long text, in characters that every tokenizer takes."""
+    text = text.encode("utf-8", "replace").decode()
     if len(text) <= HEAD_CHARS + TAIL_CHARS:
         return text
     return f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from adapter_store.embedded import embedded_server
 from adapter_store.store import AdapterStore
-from cluster.settings import RouterSettings
+from cluster.settings import RouterSettings, StoreSettings
 from cluster.state import BaseModelFacts
 from router.encoder import SentenceEncoder
 from router.prompt_router import PromptRouter
@@ -40,15 +40,15 @@ ECHO_FACTS = BaseModelFacts(
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with embedded_server(tmp_path_factory.mktemp("store")) as url:
-        yield url
+    with embedded_server(tmp_path_factory.mktemp("store")) as server:
+        yield server.url
 
 
 @pytest.fixture
 def connect(redis_url: str) -> Iterator[Callable[[], AdapterStore]]:
     """Opens stores on one fresh namespace."""
-    namespace = f"test-{next(_namespaces)}"
-    yield lambda: AdapterStore.connect(redis_url, namespace, lease_s=LEASE_S)
+    settings = StoreSettings(url=redis_url, namespace=f"test-{next(_namespaces)}", lease_s=LEASE_S)
+    yield lambda: AdapterStore.connect(settings)
 
 
 @pytest.fixture

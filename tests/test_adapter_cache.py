@@ -115,3 +115,19 @@ async def test_a_drop_waits_for_the_requests_that_use_the_version(cache, engine)
     await drop
     assert engine.unloads == ["a@1"]
     await until(lambda: cache.residency.tier("a@1") is None)
+
+
+async def test_a_drop_waits_for_a_load_that_nobody_waits_for_any_more(cache, engine):
+    waiter = asyncio.create_task(cache.ensure(ref("a")))
+    await asyncio.sleep(0.01)
+    waiter.cancel()
+    await cache.drop(ref("a"))
+    assert engine.unloads == ["a@1"]
+    assert cache.residency.tier("a@1") is None
+
+
+async def test_problems_of_a_changed_adapter_are_forgotten(cache):
+    with pytest.raises(AdapterLoadFailed):
+        await cache.ensure(ref("lost"))
+    cache.clear_problems("lost")
+    assert cache.problems == {}

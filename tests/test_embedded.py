@@ -16,22 +16,22 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from adapter_store.embedded import embedded_server
-with embedded_server(Path(sys.argv[1])) as url:
-    print(url, flush=True)
+with embedded_server(Path(sys.argv[1])) as server:
+    print(server.url, flush=True)
     time.sleep(60)
 """
 
 
 def test_data_survive_a_restart(tmp_path: Path):
-    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+    with embedded_server(tmp_path) as server, redis.Redis.from_url(server.url) as client:
         client.set("kept", "yes")
-    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+    with embedded_server(tmp_path) as server, redis.Redis.from_url(server.url) as client:
         assert client.get("kept") == b"yes"
 
 
 def test_it_wants_its_password(tmp_path: Path):
-    with embedded_server(tmp_path) as url:
-        port = int(url.rpartition(":")[2].split("/")[0])
+    with embedded_server(tmp_path) as server:
+        port = int(server.url.rpartition(":")[2].split("/")[0])
         with (
             redis.Redis(port=port) as stranger,
             pytest.raises(redis.AuthenticationError),
@@ -60,8 +60,22 @@ def test_acknowledged_writes_outlive_kill_9_and_nothing_is_orphaned(tmp_path: Pa
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    with embedded_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+    with embedded_server(tmp_path) as server, redis.Redis.from_url(server.url) as client:
         assert client.get("acknowledged") == b"1"
+
+
+def test_a_server_that_died_comes_back_at_the_same_address_with_its_data(tmp_path: Path):
+    others = set(psutil.Process().children())
+    with embedded_server(tmp_path) as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.set("kept", "yes")
+            assert not server.revive()
+            (process,) = set(psutil.Process().children()) - others
+            process.kill()
+            process.wait()
+        assert server.revive()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.get("kept") == b"yes"
 
 
 def test_the_server_ends_with_its_owner(tmp_path: Path):

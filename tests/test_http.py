@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue
@@ -14,18 +15,32 @@ from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import parse_settings
 from cluster.state import Tier
 from deployments.adapter_cache import AdapterCache
-from deployments.auth import new_key
+from deployments.auth import Authoriser, new_key
 from deployments.call import serve_call
 from deployments.echo_engine import EchoEngine
 from deployments.engine import ResponseStart
 from deployments.gateway import Gateway
 from deployments.http import build_http
 from router.prompt_router import PromptRouter
+from tests.conftest import ECHO_FACTS
 
 pytestmark = pytest.mark.redis
 
 CLIENT_KEY, CLIENT_HASH = new_key()
 ADMIN_KEY, ADMIN_HASH = new_key()
+
+
+ROUTES = {
+    "/v1/chat/completions": ["POST"],
+    "/v1/completions": ["POST"],
+    "/v1/route": ["POST"],
+    "/v1/models": ["GET"],
+    "/v1/models/x": ["GET"],
+    "/v1/cluster": ["GET"],
+    "/v1/adapters": ["GET", "POST"],
+    "/v1/adapters/x": ["GET", "PUT", "DELETE"],
+    "/v1/adapters/x/versions": ["GET", "POST"],
+}
 
 
 class LocalPool:
@@ -39,6 +54,9 @@ class LocalPool:
         self.dies_after: int | None = None
         self.open_answers = 0
 
+    async def admit(self, call) -> None:
+        """This replica sees the ingress's own catalogue: there is nothing to wait for."""
+
     async def answer(self, call) -> AsyncIterator[ResponseStart | bytes]:
         if self.is_full:
             raise Overloaded("full", retry_after_s=3)
@@ -48,7 +66,7 @@ class LocalPool:
         self.open_answers += 1
         sent = 0
         try:
-            async for item in serve_call(self.engine, self.cache, call, "echo", "local"):
+            async for item in serve_call(self.engine, self.cache, self.admit, call, "local"):
                 if sent == self.dies_after:
                     raise ReplicaLost("killed by the test")
                 yield item
@@ -73,6 +91,7 @@ class LocalChooser:
 class World:
     """Everything behind the HTTP client of a test."""
 
+    app: FastAPI
     client: httpx.AsyncClient
     pool: LocalPool
     chooser: LocalChooser
@@ -98,9 +117,14 @@ async def world(store, prompt_router, tmp_path, **changes) -> AsyncIterator[Worl
     async def no_lifespan(app):
         yield
 
-    app = build_http(gateway, max_body_bytes=settings.http.max_body_bytes, lifespan=no_lifespan)
+    it.app = build_http(
+        gateway,
+        Authoriser(settings.auth),
+        max_body_bytes=settings.http.max_body_bytes,
+        lifespan=no_lifespan,
+    )
     await catalogue.start()
-    transport = httpx.ASGITransport(app=app)
+    transport = httpx.ASGITransport(app=it.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
         yield it
     await catalogue.stop()
@@ -241,7 +265,8 @@ async def test_an_unknown_model_is_404_with_near_names(rh, make_adapter):
     assert "'cron'" in found["message"]
     assert found["param"] == "model"
     assert found["code"] == "model_not_found"
-    error(await ask(rh, "cron@7"), 404)
+    for selector in ("7", "9" * 5000, "\u0663", "-1"):
+        error(await ask(rh, f"cron@{selector}"), 404)
     error(await rh.client.get("/v1/models/corn"), 404)
 
 
@@ -332,6 +357,32 @@ async def test_an_adapter_is_registered_listed_shown_updated_and_deleted(rh, mak
     error(await ask(rh, "cron"), 404)
 
 
+async def test_the_base_model_of_a_name_cannot_change(rh, store, make_adapter):
+    await store.put_base_model(ECHO_FACTS.model_copy(update={"id": "other"}))
+    await add(rh, make_adapter("cron"))
+    source = {"source": str(make_adapter("cron", seed=1)), "base_model": "other"}
+    refused = await rh.client.put("/v1/adapters/cron", json=source)
+    assert error(refused, 409)["param"] == "base_model"
+
+
+async def test_a_constraint_on_an_unknown_base_model_is_named(rh):
+    refused = await ask(rh, "auto", constraints={"base_model": "nope"})
+    assert error(refused, 404)["param"] == "constraints.base_model"
+
+
+@pytest.mark.parametrize("source", ["~nobody-here/x", "x" * 5000, "\u0000"])
+async def test_a_source_that_is_no_path_is_refused(rh, source):
+    assert error(await add(rh, source), 400)["param"] == "source"
+
+
+async def test_a_page_elsewhere_cannot_register_by_a_plain_form(rh, make_adapter):
+    body = json.dumps({"source": str(make_adapter("cron"))})
+    refused = await rh.client.post(
+        "/v1/adapters", content=body, headers={"content-type": "text/plain"}
+    )
+    assert "content-type" in error(refused, 400)["message"]
+
+
 async def test_registering_twice_is_409_and_putting_twice_is_not(rh, make_adapter):
     folder = make_adapter("cron")
     await add(rh, folder)
@@ -391,3 +442,19 @@ async def test_keys_open_what_their_scope_allows(store, prompt_router, tmp_path,
         assert (await add(rh, folder)).status_code == 201
         assert (await ask(rh, "cron")).status_code == 200
         assert (await rh.client.get("/healthz")).status_code == 200
+
+
+async def test_every_route_but_the_probes_asks_for_a_key_before_it_looks_at_the_body(
+    store, prompt_router, tmp_path
+):
+    keys = [{"name": "ops", "sha256": ADMIN_HASH, "scope": "admin"}]
+    async with world(store, prompt_router, tmp_path, auth={"enabled": True, "keys": keys}) as rh:
+        asked = 0
+        for path, methods in ROUTES.items():
+            for method in methods:
+                answer = await rh.client.request(method, path, content=b"not json")
+                error(answer, 401)
+                asked += 1
+        assert asked == 13
+        for path in ("/docs", "/redoc", "/openapi.json"):
+            error(await rh.client.get(path), 404)

@@ -68,6 +68,21 @@ def test_every_row_gets_its_own_adapter_and_base_rows_get_none(mapping_class, ro
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [[-1, 0, 1, 2, 3], [3, 3, -1, 3, 0, -1]])
+def test_the_two_halves_that_sharded_layers_call_make_the_same_product(mapping_class, rows):
+    from deployments.lora_cpu import GroupedLora
+
+    torch.manual_seed(0)
+    lora_a, lora_b = weights()
+    x, y = torch.randn(len(rows), SIZE_IN), torch.randn(len(rows), sum(SIZES_OUT))
+    expected = reference(y, x, lora_a, lora_b, rows)
+    wrapper = make_wrapper(GroupedLora, mapping_class, rows, is_prefill=False)
+    halves = torch.zeros(len(SIZES_OUT), len(rows), RANK)
+    wrapper.add_shrink(halves, x, lora_a, 1.0)
+    wrapper.add_expand(y, halves, lora_b, SIZES_OUT, add_inputs=True)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_stock_kernels_give_base_rows_another_adapter(mapping_class):
     """Why the plugin exists; when this fails, vLLM has mended it and the plugin may go."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU

@@ -1,3 +1,4 @@
+import asyncio
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from adapter_store.blobs import BlobStore, digest_of
 from adapter_store.registration import Registration, register
 from cluster.errors import AdapterRefused, Conflict, InvalidRequest, ModelNotFound
+from tests.conftest import until
 
 pytestmark = pytest.mark.redis
 
@@ -83,3 +85,31 @@ async def test_the_same_files_are_stored_once(store, blobs, make_adapter, tmp_pa
     assert len(list((tmp_path / "root" / "blobs").glob("*/*"))) == 1
     with pytest.raises(Conflict):
         await register(store, blobs, Registration(source=source), mode="create")
+
+
+async def test_a_damaged_blob_is_healed_by_registering_again(store, blobs, make_adapter):
+    source = Registration(source=str(make_adapter("cron")))
+    stored = await register(store, blobs, source, mode="create")
+    (blobs.path(stored.version.digest) / "adapter_model.safetensors").unlink()
+    await register(store, blobs, source, mode="upsert")
+    assert digest_of(blobs.path(stored.version.digest)) == stored.version.digest
+
+
+async def test_a_caller_that_gives_up_leaves_no_half_blob(store, blobs, make_adapter, tmp_path):
+    source = Registration(source=str(make_adapter("cron")))
+    for pause_s in (0.0, 0.001, 0.005, 0.02):
+        task = asyncio.create_task(register(store, blobs, source, mode="upsert"))
+        await asyncio.sleep(pause_s)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    stored = await register(store, blobs, source, mode="upsert")
+    assert digest_of(blobs.path(stored.version.digest)) == stored.version.digest
+    await until(lambda: not list((tmp_path / "root" / "staging").iterdir()))
+
+
+@pytest.mark.parametrize("metadata", ["x", [1], 3])
+async def test_metadata_must_be_an_object(store, blobs, make_adapter, metadata):
+    folder = make_adapter("cron", metadata=metadata)
+    with pytest.raises(InvalidRequest) as refused:
+        await register(store, blobs, Registration(source=str(folder)), mode="create")
+    assert refused.value.param == "metadata"

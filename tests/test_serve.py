@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,15 +152,25 @@ def test_a_second_up_says_that_one_is_running(cluster: Running):
     assert cluster.url in second.stderr.replace("\n", "")
 
 
-def test_a_dead_replica_is_replaced_and_nobody_else_notices(http):
+def test_a_dead_replica_is_replaced_and_nobody_else_notices(cluster, http):
     before = {r["id"] for r in replicas(http)}
-    victim = next(
-        p for p in psutil.process_iter(["cmdline"]) if "Model-echo" in " ".join(p.info["cmdline"])
-    )
+    victim = next(p for p in family(cluster) if "Model-echo" in " ".join(p.cmdline()))
     victim.kill()
     outcomes = [http.post("/v1/chat/completions", json=chat("hi")).status_code for _ in range(10)]
     assert outcomes == [200] * 10
     until(lambda: len(replicas(http)) == 2 and {r["id"] for r in replicas(http)} != before, 60)
+
+
+def test_the_store_server_comes_back_and_requests_go_on_meanwhile(cluster, http, make_adapter):
+    cluster.command("adapters", "add", str(make_adapter("steady")))
+    server = next(p for p in family(cluster) if "valkey" in p.name())
+    server.kill()
+    for _ in range(5):
+        answer = http.post("/v1/chat/completions", json=chat("x", "steady"))
+        assert answer.status_code == 200
+    until(lambda: http.get("/v1/cluster").json()["store"] == "ok")
+    cluster.command("adapters", "add", str(make_adapter("after")))
+    assert http.post("/v1/chat/completions", json=chat("x", "after")).status_code == 200
 
 
 def family(running: Running) -> list[psutil.Process]:
@@ -178,7 +189,24 @@ def alive(processes: list[psutil.Process]) -> list[str]:
 
 
 def leftovers() -> set[Path]:
-    return set(Path("/tmp").glob("rh-*"))
+    return set(Path(tempfile.gettempdir()).glob("rh-*"))
+
+
+def test_a_restart_keeps_what_was_changed_since(tmp_path, make_adapter):
+    """`preload` fills in what is missing; it does not put old weights back."""
+    settings = {"models": [ECHO | {"replicas": 1}], "preload": [str(make_adapter("moved"))]}
+    first = start_cluster(tmp_path, settings)
+    first.wait_until_ready(READY_S)
+    first.command("adapters", "add", str(make_adapter("moved", seed=1)))
+    first.stop()
+    second = start_cluster(tmp_path, settings)
+    try:
+        second.wait_until_ready(READY_S)
+        with second.http() as http:
+            answer = http.post("/v1/chat/completions", json=chat("x", "moved"))
+            assert answer.headers["x-roundhouse-version"] == "2"
+    finally:
+        second.stop()
 
 
 @pytest.mark.slow

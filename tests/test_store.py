@@ -6,6 +6,7 @@ import pytest
 from adapter_store.embedded import embedded_server
 from adapter_store.store import AdapterStore, is_before, new_version
 from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
+from cluster.settings import StoreSettings
 from cluster.state import Card, Member, Version
 from tests.conftest import LEASE_S, until
 
@@ -132,8 +133,8 @@ async def test_converged_waits_for_all_and_names_who_is_late(store):
 
 
 async def test_a_store_that_is_down_is_said_to_be(tmp_path: Path):
-    with embedded_server(tmp_path) as url:
-        store = AdapterStore.connect(url, "down", lease_s=1)
+    with embedded_server(tmp_path) as server:
+        store = AdapterStore.connect(StoreSettings(url=server.url))
         await store.put(card(), version(), mode="create")
     with pytest.raises(StoreUnavailable):
         await store.get("cron")
