@@ -34,7 +34,7 @@ RANK = 8
 TARGET_MODULES = ["k_proj", "o_proj", "q_proj", "v_proj"]
 LEARNING_RATE = 2e-3
 TEST_SIZE = 120
-CARD_EXAMPLES = 32
+CARD_EXAMPLES = 200
 IGNORED = -100
 
 
