@@ -183,8 +183,14 @@ class AdapterStore:
             raw = await self._redis.mget([self._keys.member(i) for i in ids]) if ids else []
         return [Member.model_validate_json(r) for r in raw if r]
 
-    async def converged(self, position: str, *, timeout_s: float) -> list[Member]:
+    async def converged(
+        self, position: str, *, timeout_s: float, at_least: int = 0
+    ) -> list[Member]:
         """Wait until every live member has applied the change at `position`; returns them.
+
+        Args:
+            at_least: how many members there must be; a busy one may have lost its lease for a
+                moment.
 
         Raises:
             Unavailable: some have not within `timeout_s`; the message names them.
@@ -193,10 +199,10 @@ class AdapterStore:
         while True:
             members = await self.members()
             behind = [m for m in members if is_before(m.position, position)]
-            if not behind:
+            if not behind and len(members) >= at_least:
                 return members
             if time.monotonic() > deadline:
-                names = ", ".join(f"{m.kind} {m.id}" for m in behind)
+                names = ", ".join(f"{m.kind} {m.id}" for m in behind) or "members that are missing"
                 raise Unavailable(f"stored, but not taken in within {timeout_s:.0f} s by {names}")
             await asyncio.sleep(_POLL_S)
 

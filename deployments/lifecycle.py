@@ -190,6 +190,8 @@ def _is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would run its workers at the lowest priority; here they are what serves.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if address is None:
@@ -227,6 +229,12 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as e:
         raise Unavailable(f"no Ray cluster answers at {address}: {e}") from e
+
+
+def processes(settings: Settings) -> int:
+    """How many members the store should list when all is up."""
+    replicas = sum(m.replicas for m in settings.models)
+    return settings.http.ingress_replicas + settings.router.replicas + replicas
 
 
 def cpus_reserved(settings: Settings) -> float:
@@ -313,6 +321,8 @@ async def _preload(settings: Settings, progress: Progress) -> None:
             # What is there may have been updated since: it stays as it is.
             with contextlib.suppress(Conflict):
                 await register(store, blobs, Registration(source=str(folder)), mode="create")
-        await store.converged(await store.position(), timeout_s=READY_TIMEOUT_S)
+        await store.converged(
+            await store.position(), timeout_s=READY_TIMEOUT_S, at_least=processes(settings)
+        )
     finally:
         await store.close()

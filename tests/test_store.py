@@ -130,6 +130,8 @@ async def test_converged_waits_for_all_and_names_who_is_late(store):
     await asyncio.sleep(0.1)
     await store.renew(Member(id="slow", kind="router", position=position))
     assert {m.id for m in await waiting} == {"quick", "slow"}
+    with pytest.raises(Unavailable, match="missing"):
+        await store.converged(position, timeout_s=0.1, at_least=3)
 
 
 async def test_a_store_that_is_down_is_said_to_be(tmp_path: Path):
