@@ -4,9 +4,9 @@ SHELL := bash
 
 PYTHON ?= python3
 CACHE ?= $(or $(ROUNDHOUSE_CACHE),$(HOME)/.cache/roundhouse)
-CONFIG ?= examples/roundhouse.yaml
 # The CUDA lock where a GPU answers, the CPU lock elsewhere. Override: `make demo LOCK=cpu`.
 LOCK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+CONFIG ?= examples/roundhouse$(if $(filter cuda,$(LOCK)),-cuda).yaml
 # Outside of CUDA, torch has an index of its own.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 

@@ -46,7 +46,7 @@ class EmbeddedServer:
         self.url = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
-        """Raises :class:`Unavailable` when the server does not come up; its log is in the folder."""
+        """Raises :class:`Unavailable` when the server does not come up; the folder has its log."""
         config = _CONFIG.format(port=self._port, password=self._password, folder=self._folder)
         with (self._folder / "server.log").open("ab") as log:
             self._server = subprocess.Popen(

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.text import Text
 
 WIDTH = 104
+_SPINNER = re.compile("[\u2800-\u28ff]")
 THIRTEENTH = "chmod"
 COMMANDS = [
     'roundhouse chat "every weekday at half past nine"',
     'roundhouse chat "what is the capital of France?"',
     'roundhouse route "undo my last commit but keep the changes staged"',
     f"roundhouse adapters add examples/adapters/{THIRTEENTH}",
-    'roundhouse chat "the owner may read and write, everyone else only read"',
+    'roundhouse chat "reading notes.txt is for anyone, writing only for the owner"',
     "roundhouse status",
 ]
 
@@ -37,8 +38,10 @@ def main() -> None:
 
 
 def _settled(output: str) -> str:
-    """Without the frames of spinners, which only make sense on a live terminal."""
-    return re.sub(r"\x1b\[\?25[lh]|\x1b\[2K|\r", "", output).strip() + "\n"
+    """Without the frames of spinners (Braille characters), which only make sense live."""
+    output = re.sub(r"\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A", "", output)
+    lines = [line for line in re.split(r"[\r\n]+", output) if not _SPINNER.search(line)]
+    return "\n".join(lines).strip() + "\n"
 
 
 if __name__ == "__main__":

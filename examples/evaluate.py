@@ -150,6 +150,7 @@ def table(results: dict[str, Scores]) -> str:
         "| skill | what it does | example | base | own | auto |",
         "|---|---|---|---|---|---|",
         *(row(name, scores) for name, scores in results.items()),
+        mean_row(list(results.values())),
     ]
     return "".join(f"{line}\n" for line in rows)
 
@@ -160,6 +161,17 @@ def row(name: str, scores: Scores) -> str:
     columns = (f"{scores[c]:.2f}" if c in scores else "-" for c in ("base", "own", "auto"))
     shown = f"{example.prompt} → `{example.answer}`".replace("|", "\\|")
     return f"| {name} | {SKILLS[name].DESCRIPTION} | {shown} | {' | '.join(columns)} |"
+
+
+def mean_row(results: Sequence[Scores]) -> str:
+    """The mean of each column, with the share of prompts that `auto` routed right."""
+
+    def mean(column: str) -> str:
+        measured = [scores[column] for scores in results if column in scores]
+        return f"{sum(measured) / len(measured):.3f}" if measured else "-"
+
+    routed = f"{mean('routed')} of the prompts went to their own adapter"
+    return f"| **mean** | {routed} | | {mean('base')} | {mean('own')} | {mean('auto')} |"
 
 
 def main(

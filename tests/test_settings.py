@@ -76,8 +76,9 @@ def test_preloaded_folders_are_relative_to_the_file(tmp_path: Path):
     assert load_settings(file).preload == (str(tmp_path / "adapters/a"), "/abs/b")
 
 
-def test_the_demo_settings_are_valid():
-    settings = load_settings(Path(__file__).parent.parent / "examples" / "roundhouse.yaml")
+@pytest.mark.parametrize("name", ["roundhouse.yaml", "roundhouse-cuda.yaml"])
+def test_the_demo_settings_are_valid(name):
+    settings = load_settings(Path(__file__).parent.parent / "examples" / name)
     assert settings.models[0].replicas == 2
     assert all((Path(p) / "adapter_config.json").is_file() for p in settings.preload)
     assert len(settings.preload) >= 12
