@@ -20,7 +20,7 @@ COMMANDS = [
     'roundhouse chat "what is the capital of France?"',
     'roundhouse route "undo my last commit but keep the changes staged"',
     f"roundhouse adapters add examples/adapters/{THIRTEENTH}",
-    'roundhouse chat "reading notes.txt is for anyone, writing only for the owner"',
+    'roundhouse chat "only I may read and change secrets.txt"',
     "roundhouse status",
 ]
 
