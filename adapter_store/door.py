@@ -1,7 +1,6 @@
 """The checks at the door: what an adapter must be before anything of it is stored."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,11 @@ from cluster.state import BaseModelFacts, Value
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 4 << 30
+# Far beyond any trained adapter. One that overflows leaves NaN in the engine's KV cache, from where
+# it silences the requests of every other tenant.
+MAX_WEIGHT = 1e3
+MAX_SCALE = 1000
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _PREFIX = "base_model.model."
 _FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 
@@ -80,8 +84,11 @@ def _check_config(config: dict[str, Any], base: BaseModelFacts) -> int:
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= base.max_rank:
         _refuse_key("r", rank, f"{base.id} takes ranks from 1 to {base.max_rank} (lora.max_rank)")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        _refuse_key("lora_alpha", alpha, "a finite number is needed")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        _refuse_key("lora_alpha", alpha, "a number is needed")
+    # Also refuses NaN, which no comparison holds for.
+    if not abs(alpha) <= MAX_SCALE * rank:
+        _refuse_key("lora_alpha", str(alpha)[:40], f"at most {MAX_SCALE} times r can be served")
     return rank
 
 
@@ -134,5 +141,9 @@ def _check_tensor(tensors: Any, name: str, expected: tuple[int, int]) -> None:
             param="source",
         )
     tensor = tensors.get_tensor(name)
-    if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-        raise AdapterRefused(f"{WEIGHTS}: {name} is not finite floating point", param="source")
+    if tensor.dtype not in _DTYPES or not (tensor.abs() <= MAX_WEIGHT).all():
+        raise AdapterRefused(
+            f"{WEIGHTS}: {name} must be float32, float16 or bfloat16 with finite values of at "
+            f"most {MAX_WEIGHT:g}; was the training stable?",
+            param="source",
+        )

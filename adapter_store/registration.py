@@ -85,6 +85,8 @@ def _admit(blobs: BlobStore, source: Path, base: BaseModelFacts) -> Version:
 
 
 def _folder(registration: Registration) -> Path:
+    if not registration.source or not registration.source.isprintable():
+        raise AdapterRefused("source must be the path of a folder", param="source")
     try:
         return Path(registration.source).expanduser()
     except RuntimeError as e:

@@ -145,7 +145,7 @@ def route(
 @app.command()
 def chat(
     text: Annotated[
-        str | None, typer.Argument(help="One prompt; without it, a conversation.")
+        str | None, typer.Argument(help="One prompt; without it, line by line.")
     ] = None,
     model: Annotated[
         str, typer.Option(help="'auto', a base model, an adapter, name@version.")
@@ -236,7 +236,7 @@ def adapters_show(
     as_json: AsJson = False,
 ) -> None:
     """Show one adapter: card, versions, aliases."""
-    adapter = _client(url, api_key).get(f"/v1/adapters/{name}")
+    adapter = _client(url, api_key).get(f"/v1/adapters/{_quoted(name)}")
     if as_json:
         _print_json(adapter)
         return
@@ -256,7 +256,7 @@ def adapters_rm(
     name: Annotated[str, typer.Argument(help="The adapter.")], url: Url = LOCAL, api_key: Key = None
 ) -> None:
     """Remove an adapter with all its versions."""
-    _client(url, api_key).delete(f"/v1/adapters/{name}")
+    _client(url, api_key).delete(f"/v1/adapters/{_quoted(name)}")
     console.print(f"removed {name}")
 
 
@@ -312,13 +312,20 @@ def _client(url: str, api_key: str | None) -> Any:
 def _name_of(body: dict[str, Any]) -> str:
     """The name under which a folder registers, as the server would find it."""
     if "name" in body:
-        return quote(body["name"], safe="")
+        return _quoted(body["name"])
     card = Path(body["source"]) / "card.json"
     try:
         named = json.loads(card.read_text()).get("name") if card.is_file() else None
     except (ValueError, AttributeError) as e:
         raise InvalidRequest(f"{card} is not a JSON object: {e}") from e
-    return quote(str(named or Path(body["source"]).name), safe="")
+    return _quoted(str(named or Path(body["source"]).name))
+
+
+def _quoted(name: str) -> str:
+    """A name as one segment of a URL, whatever characters it has."""
+    if name.strip("./") == "":
+        raise InvalidRequest(f"{name!r} is not the name of an adapter", param="name")
+    return quote(name, safe="")
 
 
 def _typed_lines():

@@ -33,4 +33,5 @@ def _content(content: Any) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
-    return "\n".join(p["text"] for p in parts if isinstance(p, dict) and "text" in p)
+    texts = (p.get("text") for p in parts if isinstance(p, dict))
+    return "\n".join(text for text in texts if isinstance(text, str))

@@ -44,6 +44,10 @@ def test_a_good_adapter_passes_and_is_understood(make_adapter):
         ({"bias": "all"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": True}, "lora_alpha"),
+        ({"lora_alpha": 1e308}, "at most 1000 times r"),
+        ({"lora_alpha": 10**400}, "at most 1000 times r"),
+        ({"lora_alpha": float("nan")}, "at most 1000 times r"),
     ],
 )
 def test_a_config_that_cannot_be_served_is_refused_by_key(make_adapter, config, named):
@@ -59,8 +63,12 @@ def test_rslora_passes(make_adapter):
     [
         ({A: torch.zeros(4, 9)}, "shape [4, 9], the base model needs [4, 8]"),
         ({B: torch.zeros(8, 3)}, "shape [8, 3], the base model needs [8, 4]"),
-        ({B: torch.full((8, 4), float("nan"))}, "not finite"),
-        ({B: torch.zeros(8, 4, dtype=torch.int32)}, "not finite floating point"),
+        ({B: torch.full((8, 4), float("nan"))}, "finite values"),
+        ({B: torch.full((8, 4), float("inf"))}, "finite values"),
+        ({B: torch.full((8, 4), 1e30)}, "at most 1000"),
+        ({B: torch.full((8, 4), 1e300, dtype=torch.float64)}, "must be float32"),
+        ({B: torch.zeros(8, 4, dtype=torch.float8_e4m3fn)}, "must be float32"),
+        ({B: torch.zeros(8, 4, dtype=torch.int32)}, "must be float32"),
         ({"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 8)}, "belongs to no linear"),
         ({"surprise": torch.zeros(1)}, "'surprise' belongs to no linear layer"),
     ],

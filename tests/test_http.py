@@ -370,7 +370,7 @@ async def test_a_constraint_on_an_unknown_base_model_is_named(rh):
     assert error(refused, 404)["param"] == "constraints.base_model"
 
 
-@pytest.mark.parametrize("source", ["~nobody-here/x", "x" * 5000, "\u0000"])
+@pytest.mark.parametrize("source", ["~nobody-here/x", "x" * 5000, "\u0000", ""])
 async def test_a_source_that_is_no_path_is_refused(rh, source):
     assert error(await add(rh, source), 400)["param"] == "source"
 

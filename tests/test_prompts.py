@@ -20,6 +20,7 @@ from router.prompts import HEAD_CHARS, TAIL_CHARS, clip, text_of
         ([{"role": "system", "content": "only"}], "only"),
         ([{"role": "user", "content": [{"type": "text", "text": "part"}]}], "part"),
         ([{"role": "user", "content": None}], ""),
+        ([{"role": "user", "content": [{"type": "text", "text": 7}, 3]}], ""),
         ([], ""),
         (7, ""),
     ],
