@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,14 +80,11 @@ def _cpus(settings: Settings) -> Finding:
 
 
 def _port(settings: Settings) -> Finding:
-    address = (settings.http.host, settings.http.port)
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind(address)
-        except OSError as e:
-            return Finding("port", False, f"{address[0]}:{address[1]}: {e.strerror} (http.port)")
-    return Finding("port", True, f"{address[0]}:{address[1]} is free")
+    from deployments.lifecycle import port_problem
+
+    problem = port_problem(settings.http.host, settings.http.port)
+    free = f"{settings.http.host}:{settings.http.port} is free"
+    return Finding("port", problem is None, problem or free)
 
 
 def _disk(settings: Settings) -> Finding:

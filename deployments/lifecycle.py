@@ -196,6 +196,8 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
 
     if address is None:
         _check_cpus(settings)
+        if problem := port_problem(settings.http.host, settings.http.port):
+            raise ConfigError(problem)
         ray.init(
             include_dashboard=False,
             log_to_driver=False,
@@ -229,6 +231,17 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as e:
         raise Unavailable(f"no Ray cluster answers at {address}: {e}") from e
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """Why the endpoint could not listen there, or None."""
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+        except OSError as e:
+            return f"{host}:{port}: {e.strerror} (http.port)"
+    return None
 
 
 def processes(settings: Settings) -> int:

@@ -152,6 +152,13 @@ def test_a_second_up_says_that_one_is_running(cluster: Running):
     assert cluster.url in second.stderr.replace("\n", "")
 
 
+def test_up_says_at_once_that_the_port_is_taken(cluster: Running, tmp_path):
+    port = int(cluster.url.rpartition(":")[2])
+    second = start_cluster(tmp_path, {"models": [ECHO], "http": {"port": port}})
+    assert second.process.wait(60) == 1
+    assert "Address already in use (http.port)" in second.log.read_text()
+
+
 def test_a_dead_replica_is_replaced_and_nobody_else_notices(cluster, http):
     before = {r["id"] for r in replicas(http)}
     victim = next(p for p in family(cluster) if "Model-echo" in " ".join(p.cmdline()))
