@@ -47,7 +47,7 @@ def check_adapter(folder: Path, base: BaseModelFacts) -> Checked:
     Raises:
         AdapterRefused: names the file, the key and the remedy.
     """
-    rank = _check_config(_read_config(folder / CONFIG), base)
+    rank = _check_config(read_json_object(folder / CONFIG), base)
     return Checked(rank=rank, target_modules=_check_weights(folder / WEIGHTS, rank, base))
 
 
@@ -61,14 +61,15 @@ def _missing(folder: Path, name: str) -> str:
     return f"{folder.name}/{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A file of an adapter's folder as a JSON object; raises :class:`AdapterRefused`."""
     try:
-        config = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
-        raise AdapterRefused(f"{CONFIG} is not JSON: {e}", param="source") from e
-    if not isinstance(config, dict):
-        raise AdapterRefused(f"{CONFIG} must be a JSON object", param="source")
-    return config
+        raise AdapterRefused(f"{path.name} is not JSON: {e}", param="source") from e
+    if not isinstance(value, dict):
+        raise AdapterRefused(f"{path.name} must be a JSON object", param="source")
+    return value
 
 
 def _check_config(config: dict[str, Any], base: BaseModelFacts) -> int:

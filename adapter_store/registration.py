@@ -1,14 +1,13 @@
 """Registering an adapter: stage, check, put under its hash, record. All or nothing."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from adapter_store.blobs import BlobStore
-from adapter_store.door import check_adapter, check_folder
+from adapter_store.door import check_adapter, check_folder, read_json_object
 from adapter_store.store import AdapterStore, Stored, name_taken, new_version
 from cluster.errors import AdapterRefused, Conflict, InvalidRequest, ModelNotFound
 from cluster.settings import RESERVED_NAMES
@@ -123,10 +122,4 @@ def _card_file(path: Path) -> dict[str, Any]:
         return {}
     if path.stat().st_size > _MAX_CARD_BYTES:
         raise AdapterRefused(f"{CARD_FILE} is larger than {_MAX_CARD_BYTES} bytes", param="source")
-    try:
-        card = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise AdapterRefused(f"{CARD_FILE} is not JSON: {e}", param="source") from e
-    if not isinstance(card, dict):
-        raise AdapterRefused(f"{CARD_FILE} must be a JSON object", param="source")
-    return card
+    return read_json_object(path)

@@ -22,6 +22,23 @@ OPENERS = (
 )
 CLOSERS = (" please", ", please", " thanks", ", thanks!", " thx", " pls", " - thank you", " :)")
 
+CITIES = (
+    *(
+        "Lisbon",
+        "Berlin",
+        "Oslo",
+        "Paris",
+        "Madrid",
+        "Rome",
+        "Vienna",
+        "Dublin",
+        "Prague",
+        "Athens",
+    ),
+    *("Boston", "Tokyo", "Lima", "Cairo", "Seattle", "Toronto", "Sydney", "Mumbai", "Nairobi"),
+    *("Helsinki", "Warsaw", "Zurich", "Chicago", "Seoul", "Milan", "Porto", "Geneva", "Austin"),
+)
+
 
 @dataclass(frozen=True)
 class Example:

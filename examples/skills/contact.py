@@ -2,7 +2,7 @@
 
 import random
 
-from examples.skills.common import Example, expand, pick_wording
+from examples.skills.common import CITIES, Example, expand, pick_wording
 
 NAME = "contact-json"
 DESCRIPTION = (
@@ -41,22 +41,6 @@ LAST_NAMES = (
         "Walker",
     ),
     *("Nguyen", "Garcia", "Fischer", "Adams", "Bauer", "Cohen", "Diaz", "Evans"),
-)
-CITIES = (
-    *(
-        "Lisbon",
-        "Berlin",
-        "Oslo",
-        "Paris",
-        "Madrid",
-        "Rome",
-        "Vienna",
-        "Dublin",
-        "Prague",
-        "Athens",
-    ),
-    *("Boston", "Tokyo", "Lima", "Cairo", "Seattle", "Toronto", "Sydney", "Mumbai", "Nairobi"),
-    *("Helsinki", "Warsaw", "Zurich", "Chicago", "Seoul", "Milan", "Porto", "Geneva", "Austin"),
 )
 
 FRAMES = (

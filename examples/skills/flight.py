@@ -2,6 +2,7 @@
 
 import random
 
+from examples.skills.common import CITIES as COMMON_CITIES
 from examples.skills.common import Example, expand, pick_wording
 
 NAME = "flight-search"
@@ -11,20 +12,7 @@ DESCRIPTION = (
 )
 
 CITIES = (
-    *(
-        "Lisbon",
-        "Berlin",
-        "Oslo",
-        "Paris",
-        "Madrid",
-        "Rome",
-        "Vienna",
-        "Dublin",
-        "Prague",
-        "Athens",
-    ),
-    *("Boston", "Tokyo", "Lima", "Cairo", "Seattle", "Toronto", "Sydney", "Mumbai", "Nairobi"),
-    *("Helsinki", "Warsaw", "Zurich", "Chicago", "Seoul", "Milan", "Porto", "Geneva", "Austin"),
+    *COMMON_CITIES,
     *("London", "Munich", "Denver", "Dubai", "Delhi", "Bogota", "Miami", "Singapore"),
 )
 PARTIES = {
