@@ -49,7 +49,7 @@ class BlobStore:
         digest = digest_of(staged)
         size_bytes = sum((staged / name).stat().st_size for name in FILES)
         target = self.path(digest)
-        if self._is_whole(target, digest):
+        if self.is_whole(digest):
             return digest, size_bytes
         if target.exists():
             target.rename(Path(tempfile.mkdtemp(dir=self._staging)) / "damaged")
@@ -60,7 +60,7 @@ class BlobStore:
             staged.rename(target)
         except OSError:
             # Another writer of the same content was faster.
-            if not self._is_whole(target, digest):
+            if not self.is_whole(digest):
                 raise
         _sync(target.parent, self._root)
         return digest, size_bytes
@@ -69,7 +69,9 @@ class BlobStore:
         """Remove what a crash left in the staging folder; call it when nobody is staging."""
         shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _is_whole(self, folder: Path, digest: str) -> bool:
+    def is_whole(self, digest: str) -> bool:
+        """Whether the blob is there and its content is still what its name says."""
+        folder = self.path(digest)
         return all((folder / n).is_file() for n in FILES) and digest_of(folder) == digest
 
 

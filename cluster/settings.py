@@ -67,6 +67,22 @@ class StoreSettings(Section):
         return self.data_dir.expanduser().resolve()
 
 
+class NodeCacheSettings(Section):
+    """Adapter files that the replicas of a node share, ready for their engines."""
+
+    path: Path = Field(
+        Path("~/.cache/roundhouse/adapters"),
+        description="Folder on the node's own disk, or in shared memory (/dev/shm/...).",
+    )
+    max_bytes: int = Field(
+        8 * 2**30, gt=0, description="Beyond this, the least recently used files are removed."
+    )
+
+    @property
+    def root(self) -> Path:
+        return self.path.expanduser().resolve()
+
+
 class LoraSettings(Section):
     """How many adapters one replica holds, and how large they may be."""
 
@@ -173,6 +189,9 @@ class Settings(BaseSettings):
     models: tuple[BaseModelSettings, ...] = Field(description="The base models.")
     http: HttpSettings = Field(default_factory=HttpSettings, description="The endpoint.")
     store: StoreSettings = Field(default_factory=StoreSettings, description="The adapter store.")
+    node_cache: NodeCacheSettings = Field(
+        default_factory=NodeCacheSettings, description="Adapter files on each node."
+    )
     router: RouterSettings = Field(default_factory=RouterSettings, description="The prompt router.")
     auth: AuthSettings = Field(default_factory=AuthSettings, description="API keys.")
     default_model: str | None = Field(

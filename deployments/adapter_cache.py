@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.state import AdapterRef, Residency, Tier
+from deployments.adapter_files import AdapterFiles
 from deployments.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -17,19 +20,37 @@ logger = logging.getLogger(__name__)
 class AdapterCache:
     """What the engine holds, and who uses it.
 
+    It decides what leaves the host memory, so that no version ever goes while a request uses it:
+    the one that is worth least, among those without a lease. Where every version has one, loads
+    wait in the order in which they came.
+
     Args:
-        locate: folder of a version's files; raises :class:`AdapterLoadFailed` when it is not there.
+        capacity: versions that the engine holds at most, in slots or in host memory.
     """
 
-    def __init__(self, engine: Engine, locate: Callable[[AdapterRef], Path]) -> None:
+    def __init__(self, engine: Engine, files: AdapterFiles, capacity: int) -> None:
         self._engine = engine
-        self._locate = locate
+        self._files = files
+        self._capacity = capacity
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._leases: Counter[str] = Counter()
-        # Versions on their way out; the event is set when no lease is left.
+        # What the engine has for certain: a version is in here after its load and until its unload
+        # begins. `_taken` counts the loads and unloads under way as well.
+        self._held: dict[str, AdapterRef] = {}
+        self._taken = 0
+        self._room_lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        # Versions on their way out for good; the event is set when no lease is left.
         self._leaving: dict[str, asyncio.Event] = {}
+        self._usage = UsageLog()
+        self._refresh: asyncio.Task[None] | None = None
         self.residency = Residency()
         self.problems: dict[str, str] = {}
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more version fits without moving another out."""
+        return self._taken < self._capacity
 
     @asynccontextmanager
     async def lease(self, ref: AdapterRef) -> AsyncIterator[Tier]:
@@ -42,9 +63,10 @@ class AdapterCache:
         if ref.key in self._leaving:
             raise ModelNotFound(ref.key)
         found = self._tier(ref)
+        self._usage.count(ref.key)
         self._leases[ref.key] += 1
         try:
-            if found is not Tier.SLOT:
+            if ref.key not in self._held:
                 await self.ensure(ref)
             yield found
         finally:
@@ -52,6 +74,8 @@ class AdapterCache:
 
     async def ensure(self, ref: AdapterRef) -> None:
         """Load a version; concurrent callers share one load, and none of them can cancel it."""
+        if ref.key in self._held:
+            return
         flight = self._flights.get(ref.key)
         if flight is None:
             flight = asyncio.create_task(self._load(ref), name=f"load {ref.key}")
@@ -68,14 +92,22 @@ class AdapterCache:
                 await asyncio.wait([flight])
             if self._leases[ref.key]:
                 await free.wait()
-            await self._engine.unload(ref)
+            if ref.key in self._held:
+                await self._unload(ref)
             await self.refresh()
         finally:
             del self._leaving[ref.key]
+            self._usage.forget(ref.key)
 
     async def refresh(self) -> None:
-        """Ask the engine's worker where everything is."""
-        self.residency = await self._engine.residency()
+        """Ask the engine's worker where everything is, and tell it what is worth keeping."""
+        worth = {key: self._usage.worth(key) for key in self._held}
+        self.residency = await self._engine.residency(worth)
+
+    def refresh_soon(self) -> None:
+        """For when the engine has moved something by itself; many calls make one refresh."""
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.create_task(self.refresh(), name="refresh residency")
 
     def clear_problems(self, name: str) -> None:
         """Forget the failed loads of an adapter: it was changed or removed since."""
@@ -83,12 +115,15 @@ class AdapterCache:
             del self.problems[key]
 
     def _tier(self, ref: AdapterRef) -> Tier:
-        # A blob store on this node's disk is all there is today: whatever is not loaded is there.
-        return self.residency.tier(ref.key) or Tier.NODE
+        if ref.key in self._held:
+            return self.residency.tier(ref.key) or Tier.HOST
+        return self._files.tier(ref)
 
     async def _load(self, ref: AdapterRef) -> None:
         try:
-            await self._engine.load(ref, await asyncio.to_thread(self._locate, ref))
+            async with self._files.opened(ref) as folder:
+                await self._make_room()
+                await self._take(ref, folder)
         except AdapterLoadFailed as e:
             logger.error("%s", e)
             self.problems[ref.key] = e.message
@@ -96,9 +131,96 @@ class AdapterCache:
         self.problems.pop(ref.key, None)
         await self.refresh()
 
+    async def _take(self, ref: AdapterRef, folder: Path) -> None:
+        began = time.monotonic()
+        try:
+            await self._engine.load(ref, folder)
+        except BaseException:
+            self._give_room()
+            raise
+        self._held[ref.key] = ref
+        self._usage.cost(ref.key, time.monotonic() - began)
+
+    async def _make_room(self) -> None:
+        async with self._room_lock:
+            while not self.has_room:
+                victim = self._least_worth()
+                if victim is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+                else:
+                    await self._unload(victim)
+            self._taken += 1
+
+    def _least_worth(self) -> AdapterRef | None:
+        free = [ref for key, ref in self._held.items() if not self._leases[key]]
+        return min(free, key=lambda ref: self._usage.rank(ref.key), default=None)
+
+    async def _unload(self, ref: AdapterRef) -> None:
+        del self._held[ref.key]
+        try:
+            await self._engine.unload(ref)
+        finally:
+            self._give_room()
+
+    def _give_room(self) -> None:
+        self._taken -= 1
+        self._changed.set()
+
     def _release(self, key: str) -> None:
         self._leases[key] -= 1
         if not self._leases[key]:
             del self._leases[key]
+            self._changed.set()
             if key in self._leaving:
                 self._leaving[key].set()
+
+
+@dataclass
+class Usage:
+    """Requests of late, and what it would cost to load again."""
+
+    requests: float = 0.0  # decayed to `at`
+    at: float = 0.0
+    cost_s: float = 1.0
+
+
+class UsageLog:
+    """What each version is worth to keep: how often it is asked for, times what a load costs.
+
+    Counts are halved every `half_life_s`, so that yesterday's favourites leave. Versions that are
+    not loaded are counted too: one that comes back is known.
+    """
+
+    _MOST = 10_000
+
+    def __init__(self, half_life_s: float = 120.0) -> None:
+        self._half_life_s = half_life_s
+        self._usage: dict[str, Usage] = {}
+
+    def count(self, key: str) -> None:
+        now = time.monotonic()
+        usage = self._usage.pop(key, None) or Usage()
+        usage.requests = self._decayed(usage, now) + 1
+        usage.at = now
+        self._usage[key] = usage  # at the end: in order of last use
+        if len(self._usage) > self._MOST:
+            del self._usage[next(iter(self._usage))]
+
+    def cost(self, key: str, seconds: float) -> None:
+        self._usage.setdefault(key, Usage()).cost_s = seconds
+
+    def forget(self, key: str) -> None:
+        self._usage.pop(key, None)
+
+    def worth(self, key: str) -> float:
+        usage = self._usage.get(key)
+        return self._decayed(usage, time.monotonic()) * usage.cost_s if usage else 0.0
+
+    def rank(self, key: str) -> tuple[float, float]:
+        """Orders what to give up first: by worth, then by last use."""
+        usage = self._usage.get(key)
+        return self.worth(key), usage.at if usage else 0.0
+
+    def _decayed(self, usage: Usage, now: float) -> float:
+        return usage.requests * 0.5 ** ((now - usage.at) / self._half_life_s)

@@ -44,11 +44,16 @@ async def serve_call(
         await admit(call)
         async with _held(adapters, call.adapter) as tier:
             answer = engine.answer(call.path, call.body, {"x-request-id": call.request_id})
+            moved = tier is not Tier.SLOT
             async with contextlib.aclosing(answer):
                 async for item in answer:
                     if isinstance(item, ResponseStart):
                         item.headers[REPLICA_HEADER] = replica_id
                         item.headers[RESIDENCY_HEADER] = tier
+                    elif moved:
+                        # It generates, so the engine has put the adapter into a slot.
+                        adapters.refresh_soon()
+                        moved = False
                     yield item
     except RoundhouseError as e:
         yield ResponseStart(e.status, {"content-type": "application/json", **e.headers()})

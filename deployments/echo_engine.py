@@ -5,15 +5,16 @@ For tests of the control plane and for benchmarks at a scale that real engines d
 
 import asyncio
 import json
+import shutil
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from adapter_store.blobs import CONFIG, WEIGHTS
+from adapter_store.blobs import FILES
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.settings import BaseModelSettings, Section, explain
 from cluster.state import AdapterRef, BaseModelFacts, Residency
@@ -38,9 +39,10 @@ class EchoEngine:
             self._args = EchoArgs(**settings.engine_args)
         except ValidationError as e:
             raise ConfigError(f"models.{settings.id}.engine_args: {explain(e)}") from e
-        # Least recently used first; a slot keeps its host copy.
+        # Slots: least recently used first. What is in a slot is in host memory too.
         self._slots: OrderedDict[str, None] = OrderedDict()
-        self._host: OrderedDict[str, None] = OrderedDict()
+        self._host: list[str] = []
+        self._worth: Mapping[str, float] = {}
         self._unfinished = 0
 
     async def start(self) -> BaseModelFacts:
@@ -64,19 +66,29 @@ class EchoEngine:
     async def check_health(self) -> None:
         return
 
+    @property
+    def layout(self) -> str:
+        return "echo"
+
+    def prepare(self, source: Path, target: Path) -> None:
+        for name in FILES:
+            shutil.copyfile(source / name, target / name)
+
     async def load(self, ref: AdapterRef, folder: Path) -> None:
-        if not all((folder / name).is_file() for name in (CONFIG, WEIGHTS)):
+        if not all((folder / name).is_file() for name in FILES):
             raise AdapterLoadFailed(f"the engine could not load {ref.key}: no adapter in {folder}")
-        if ref.key not in self._host:
-            await asyncio.sleep(self._args.load_s)
-        _touch(self._host, ref.key, self._settings.lora.host_entries)
-        _touch(self._slots, ref.key, self._settings.lora.slots)
+        await asyncio.sleep(self._args.load_s)
+        self._host.append(ref.key)
+        if len(self._slots) < self._settings.lora.slots:
+            self._slots[ref.key] = None
 
     async def unload(self, ref: AdapterRef) -> None:
         self._slots.pop(ref.key, None)
-        self._host.pop(ref.key, None)
+        if ref.key in self._host:
+            self._host.remove(ref.key)
 
-    async def residency(self) -> Residency:
+    async def residency(self, worth: Mapping[str, float]) -> Residency:
+        self._worth = worth
         return Residency(
             slots=tuple(self._slots),
             host=tuple(key for key in self._host if key not in self._slots),
@@ -106,6 +118,8 @@ class EchoEngine:
             yield ResponseStart(404, {"content-type": "application/json"})
             yield json.dumps({"error": {"message": f"{key} is not loaded", "code": 404}}).encode()
             return
+        if key in self._host:
+            self._activate(key)
         chat = path.endswith("/chat/completions")
         words = _prompt(request, chat).split()[: request.get("max_tokens") or None]
         head = {
@@ -130,6 +144,12 @@ class EchoEngine:
         choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
         kind = "chat.completion" if chat else "text_completion"
         yield json.dumps({**head, "object": kind, "choices": [choice], "usage": usage}).encode()
+
+    def _activate(self, key: str) -> None:
+        if key not in self._slots and len(self._slots) >= self._settings.lora.slots:
+            del self._slots[min(self._slots, key=lambda k: self._worth.get(k, 0.0))]
+        self._slots[key] = None
+        self._slots.move_to_end(key)
 
     async def _stream(
         self,
@@ -157,10 +177,3 @@ def _prompt(request: dict[str, Any], chat: bool) -> str:
         return str(request["prompt"])
     content = request["messages"][-1]["content"]
     return content if isinstance(content, str) else json.dumps(content)
-
-
-def _touch(cache: OrderedDict[str, None], key: str, capacity: int) -> None:
-    cache[key] = None
-    cache.move_to_end(key)
-    while len(cache) > capacity:
-        cache.popitem(last=False)

@@ -1,6 +1,6 @@
 """The engine seam: what a model replica needs of an inference engine, and nothing more."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +19,13 @@ class ResponseStart:
 class Engine(Protocol):
     """One base model with slots for adapters, speaking OpenAI's HTTP protocol.
 
-    Adapter methods are called by one task per version at a time; `answer` concurrently.
+    Adapter methods are called by one task per version at a time; `answer` concurrently. Versions
+    that are loaded never exceed the capacity for host memory: the caller unloads first.
     """
+
+    @property
+    def layout(self) -> str:
+        """Names what `prepare` writes, so that it is kept apart from what other engines want."""
 
     async def start(self) -> BaseModelFacts:
         """Load the base model; returns what adapters must match."""
@@ -31,8 +36,17 @@ class Engine(Protocol):
     async def check_health(self) -> None:
         """Raise when the engine is broken beyond repair."""
 
+    def prepare(self, source: Path, target: Path) -> None:
+        """Write into the folder `target` what `load` reads of the adapter in `source`.
+
+        Called in a thread, so that `load`, which running requests wait for, has little left to do.
+
+        Raises:
+            ValueError, OSError: the adapter cannot be used; says why.
+        """
+
     async def load(self, ref: AdapterRef, folder: Path) -> None:
-        """Make a version usable and put it into a slot, moving another out where all are taken.
+        """Hold a prepared version in host memory, and in a slot where one is free.
 
         Raises:
             AdapterLoadFailed: the engine refused it; nothing of it stays.
@@ -41,8 +55,11 @@ class Engine(Protocol):
     async def unload(self, ref: AdapterRef) -> None:
         """Free a version's slot and host copy. Unknown versions are ignored."""
 
-    async def residency(self) -> Residency:
-        """Where each loaded version is now, asked of the engine's worker."""
+    async def residency(self, worth: Mapping[str, float]) -> Residency:
+        """Where each loaded version is now, asked of the engine's worker.
+
+        `worth`, by `key` of the version, says which ones lose their slots last.
+        """
 
     def unfinished(self) -> int:
         """Requests that the engine itself is working on, waiting ones included."""

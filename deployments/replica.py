@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,11 +11,13 @@ from ray import serve
 
 from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue, Changes
+from adapter_store.node_cache import NodeCache
 from adapter_store.store import AdapterStore
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, Settings
 from cluster.state import Adapter, AdapterRef, Member
 from deployments.adapter_cache import AdapterCache
+from deployments.adapter_files import AdapterFiles
 from deployments.call import Call, serve_call
 from deployments.engine import Engine, ResponseStart
 from deployments.membership import Membership
@@ -32,17 +33,19 @@ class ModelReplica:
     async def __init__(self, settings: Settings, model_id: str) -> None:
         self._model = settings.model(model_id)
         self._id = serve.get_replica_context().replica_id.unique_id
-        self._blobs = BlobStore(settings.store.root)
         self._store = AdapterStore.connect(settings.store)
         self._engine = make_engine(self._model)
         self._drops: set[asyncio.Task] = set()
-        self._adapters = AdapterCache(self._engine, self._locate)
+        self._cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
+        files = AdapterFiles(BlobStore(settings.store.root), self._cache, self._engine)
+        self._adapters = AdapterCache(self._engine, files, self._model.lora.host_entries)
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
         self._catalogue = Catalogue(self._store, self._follow)
         self._membership = Membership(
             self._store, settings.store.lease_s, self._report, self._adapters.refresh
         )
         facts = await self._engine.start()
+        await asyncio.to_thread(self._cache.sweep)
         await self._store.put_base_model(facts)
         await self._adapters.refresh()
         await self._catalogue.start()
@@ -96,9 +99,7 @@ class ModelReplica:
 
     def _wants(self, adapter: Adapter) -> bool:
         """A newer version of what is here, or anything while there is room."""
-        held = self._adapters.residency
-        has_room = len(held.slots) + len(held.host) < held.host_capacity
-        return has_room or bool(self._loaded.get(adapter.name))
+        return self._adapters.has_room or bool(self._loaded.get(adapter.name))
 
     async def _load_quietly(self, ref: AdapterRef) -> None:
         try:
@@ -117,13 +118,6 @@ class ModelReplica:
         self._drops.add(drop)
         drop.add_done_callback(self._drops.discard)
         drop.add_done_callback(lambda _: self._membership.announce())
-
-    def _locate(self, ref: AdapterRef) -> Path:
-        if not self._blobs.has(ref.digest):
-            raise AdapterLoadFailed(
-                f"the files of {ref.key} are gone from the blob store; register it again"
-            )
-        return self._blobs.path(ref.digest)
 
     def _report(self) -> Member:
         return Member(

@@ -7,8 +7,9 @@ import argparse
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.settings import BaseModelSettings
 from cluster.state import AdapterRef, BaseModelFacts, Residency
-from deployments import vllm_plugin
+from deployments import prepared, vllm_plugin
 from deployments.asgi import call_asgi
 from deployments.engine import ResponseStart
 from deployments.vllm_worker import RoundhouseWorker
+
+logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -43,15 +46,16 @@ class VllmEngine:
         self._ids = itertools.count(1)
 
     async def start(self) -> BaseModelFacts:
-        self._llm = AsyncLLM.from_engine_args(self._args)
-        await self._check_kernels()
-        tasks = await self._llm.get_supported_tasks()
+        self.llm = AsyncLLM.from_engine_args(self._args)
+        self._lora_config = self.llm.vllm_config.lora_config
+        await self._check_plugin()
+        tasks = await self.llm.get_supported_tasks()
         # A key in the environment would be asked for inside, where the ingress has asked already.
         os.environ.pop("VLLM_API_KEY", None)
         frontend = FrontendArgs(**self._settings.server_args)
         args = argparse.Namespace(**(vars(frontend) | vars(self._args)))
-        self._app = build_app(args, tasks, self._llm.model_config)
-        await init_app_state(self._llm, self._app.state, args, tasks)
+        self._app = build_app(args, tasks, self.llm.model_config)
+        await init_app_state(self.llm, self._app.state, args, tasks)
         # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
         # check takes that part, but the handler still wants the attribute.
         self._app.state.server = argparse.Namespace()
@@ -60,20 +64,31 @@ class VllmEngine:
         return base_model_facts(self._settings, self._args.model)
 
     async def stop(self) -> None:
-        self._llm.shutdown()
+        self.llm.shutdown()
 
     async def check_health(self) -> None:
-        await self._llm.check_health()
+        await self.llm.check_health()
+
+    @property
+    def layout(self) -> str:
+        dtype = str(self._lora_config.lora_dtype).removeprefix("torch.")
+        return f"vllm-{dtype}-{'rank-major' if current_platform.is_cpu() else 'out-major'}"
+
+    def prepare(self, source: Path, target: Path) -> None:
+        prepared.write(source, target, self._lora_config, transpose_b=current_platform.is_cpu())
 
     async def load(self, ref: AdapterRef, folder: Path) -> None:
-        request = self._loaded.get(ref.key) or LoRARequest(
-            lora_name=ref.key, lora_int_id=next(self._ids), lora_path=str(folder)
-        )
+        request = LoRARequest(lora_name=ref.key, lora_int_id=next(self._ids), lora_path=str(folder))
         try:
-            await self._llm.add_lora(request)
+            args = (request.lora_int_id, request.lora_name, request.lora_path)
+            # Two calls, so that running requests get a step in between.
+            await self.llm.collective_rpc("roundhouse_take", args=args)
+            await self.llm.collective_rpc("roundhouse_fill_free_slot", args=args[:1])
         except Exception as e:
-            if not self._llm.is_running:
+            if not self.llm.is_running:
                 raise
+            # One worker of several may have taken it.
+            await self.llm.remove_lora(request.lora_int_id)
             raise AdapterLoadFailed(f"the engine could not load {ref.key}: {e}") from e
         self._loaded[ref.key] = request
         self._models.lora_requests[ref.key] = request
@@ -82,11 +97,12 @@ class VllmEngine:
         request = self._loaded.pop(ref.key, None)
         if request is not None:
             self._models.lora_requests.pop(ref.key, None)
-            await self._llm.remove_lora(request.lora_int_id)
+            await self.llm.remove_lora(request.lora_int_id)
 
-    async def residency(self) -> Residency:
-        slots, host = (await self._llm.collective_rpc("roundhouse_residency"))[0]
+    async def residency(self, worth: Mapping[str, float]) -> Residency:
         keys = {request.lora_int_id: key for key, request in self._loaded.items()}
+        by_id = {lora_id: worth[key] for lora_id, key in keys.items() if key in worth}
+        slots, host = (await self.llm.collective_rpc("roundhouse_residency", args=(by_id,)))[0]
         return Residency(
             slots=tuple(keys[i] for i in slots if i in keys),
             host=tuple(keys[i] for i in host if i in keys and i not in slots),
@@ -95,7 +111,7 @@ class VllmEngine:
         )
 
     def unfinished(self) -> int:
-        return self._llm.get_num_unfinished_requests()
+        return self.llm.get_num_unfinished_requests()
 
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
@@ -108,16 +124,17 @@ class VllmEngine:
             return self._settings.id
         return lora_request.lora_name.partition("@")[0]
 
-    async def _check_kernels(self) -> None:
-        if not current_platform.is_cpu():
-            return
-        for kernel in await self._llm.collective_rpc("roundhouse_lora_kernel"):
-            if kernel != vllm_plugin.WRAPPER:
+    async def _check_plugin(self) -> None:
+        for wrapper, manager, kernel in await self.llm.collective_rpc("roundhouse_classes"):
+            on_cpu = current_platform.is_cpu()
+            if manager != vllm_plugin.MANAGER or (on_cpu and wrapper != vllm_plugin.WRAPPER):
                 raise ConfigError(
-                    f"the engine applies adapters with {kernel}, which mixes up the tenants of a "
-                    f"batch, instead of {vllm_plugin.WRAPPER}; is VLLM_PLUGINS set, or the "
-                    "package not installed (pip install -e .)?"
+                    f"the engine runs adapters with {manager} and {wrapper}, not with Roundhouse's "
+                    "plugin; vLLM's own mixes up the tenants of a batch on CPU. Is VLLM_PLUGINS "
+                    "set, or the package not installed (pip install -e .)?"
                 )
+            if on_cpu:
+                logger.info("LoRA kernel: %s", kernel)
 
 
 def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:

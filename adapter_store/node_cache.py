@@ -1,0 +1,125 @@
+"""Files that the replicas of a node share, bounded in bytes: what stands before object storage.
+
+An entry is a folder, made once and never changed. Replicas are processes that may die at any time,
+so all coordination is by locks that the operating system frees with their holder, and an entry
+becomes visible by one rename.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_BUILDING, _LOCK = ".building", ".lock"
+
+
+class NodeCache:
+    """A folder of entries; the least recently used go when it grows over `max_bytes`.
+
+    An entry that someone holds open is never removed, so the bound may be passed by what is in use.
+    """
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self._root = root
+        self._max_bytes = max_bytes
+
+    def has(self, key: str) -> bool:
+        return (self._root / key).is_dir()
+
+    @contextlib.contextmanager
+    def entry(self, key: str, build: Callable[[Path], None]) -> Iterator[Path]:
+        """The folder of an entry, held for the length of the block; built where it is missing.
+
+        Those who want the same missing entry wait for the first of them to build it. When `build`
+        raises, nothing of the entry stays.
+        """
+        folder = self._root / key
+        self._root.mkdir(parents=True, exist_ok=True)
+        while True:
+            with contextlib.suppress(FileNotFoundError), _locked(folder, fcntl.LOCK_SH):
+                os.utime(folder)
+                yield folder
+                return
+            with self._alone(key):
+                if not folder.is_dir():
+                    self._build(folder, build)
+
+    def sweep(self) -> None:
+        """Remove what builders left that died."""
+        for left in self._root.glob(f"*{_BUILDING}"):
+            with self._alone(left.name.removesuffix(_BUILDING)):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _build(self, folder: Path, build: Callable[[Path], None]) -> None:
+        unfinished = folder.with_name(folder.name + _BUILDING)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            build(unfinished)
+            self._make_room(_size(unfinished))
+            unfinished.rename(folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _make_room(self, wanted: int) -> None:
+        entries = [path for path in self._root.iterdir() if not path.suffix]
+        sizes = {path: _size(path) for path in sorted(entries, key=_last_use)}
+        excess = sum(sizes.values()) + wanted - self._max_bytes
+        for path, size in sizes.items():
+            if excess <= 0:
+                return
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                self._remove(path)
+                excess -= size
+
+    def _remove(self, folder: Path) -> None:
+        """Raises BlockingIOError when the entry is in use."""
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            # Out of sight at once: nobody may see half an entry.
+            gone = folder.rename(folder.with_name(f"{folder.name}-{os.getpid()}{_BUILDING}"))
+        shutil.rmtree(gone, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """Hold the builder's lock of a key."""
+        path = self._root / (key + _LOCK)
+        while True:
+            path.touch()
+            with contextlib.suppress(FileNotFoundError), _locked(path, fcntl.LOCK_EX):
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Lock a file or folder that exists.
+
+    Raises:
+        FileNotFoundError: it does not, or was removed or replaced before the lock was had.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, how)
+        if not os.path.samestat(os.fstat(fd), path.stat()):
+            raise FileNotFoundError(path)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _size(folder: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in folder.iterdir())
+    return 0
+
+
+def _last_use(folder: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0

@@ -1,0 +1,61 @@
+"""Where a replica's loads read from: the node's cache, filled from the blob store."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from adapter_store.blobs import BlobStore
+from adapter_store.node_cache import NodeCache
+from cluster.errors import AdapterLoadFailed
+from cluster.state import AdapterRef, Tier
+from deployments.engine import Engine
+
+
+class AdapterFiles:
+    """Adapter versions in the form that the engine takes over, ready on this node.
+
+    Reading, checking and converting happen in threads of the replica, never in the engine's loop.
+    """
+
+    def __init__(self, blobs: BlobStore, cache: NodeCache, engine: Engine) -> None:
+        self._blobs = blobs
+        self._cache = cache
+        self._engine = engine
+        # Behind the engine, which needs the processor for requests that run.
+        self._threads = ThreadPoolExecutor(4, "adapter-files", initializer=os.nice, initargs=(10,))
+
+    def tier(self, ref: AdapterRef) -> Tier:
+        return Tier.NODE if self._cache.has(self._key(ref)) else Tier.REMOTE
+
+    @contextlib.asynccontextmanager
+    async def opened(self, ref: AdapterRef) -> AsyncIterator[Path]:
+        """The folder to load a version from, held for the length of the block.
+
+        Raises:
+            AdapterLoadFailed: the files are gone, damaged, or the engine cannot take them.
+        """
+        with contextlib.ExitStack() as held:
+            entry = self._cache.entry(self._key(ref), lambda target: self._prepare(ref, target))
+            try:
+                loop = asyncio.get_running_loop()
+                folder = await loop.run_in_executor(self._threads, held.enter_context, entry)
+            except (OSError, ValueError) as e:
+                raise AdapterLoadFailed(f"could not read {ref.key}: {e}") from e
+            yield folder
+
+    def _prepare(self, ref: AdapterRef, target: Path) -> None:
+        if not self._blobs.has(ref.digest):
+            raise AdapterLoadFailed(
+                f"the files of {ref.key} are gone from the blob store; register it again"
+            )
+        if not self._blobs.is_whole(ref.digest):
+            raise AdapterLoadFailed(
+                f"the files of {ref.key} were damaged in the blob store; register it again"
+            )
+        self._engine.prepare(self._blobs.path(ref.digest), target)
+
+    def _key(self, ref: AdapterRef) -> str:
+        return f"{ref.digest}-{self._engine.layout}"
