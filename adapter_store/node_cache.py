@@ -46,6 +46,10 @@ class NodeCache:
                 if not folder.is_dir():
                     self._build(folder, build)
 
+    def size_bytes(self) -> int:
+        """Bytes of all entries."""
+        return sum(_size(path) for path in self._entries())
+
     def sweep(self) -> None:
         """Remove what builders left that died."""
         for left in self._root.glob(f"*{_BUILDING}"):
@@ -65,8 +69,7 @@ class NodeCache:
             raise
 
     def _make_room(self, wanted: int) -> None:
-        entries = [path for path in self._root.iterdir() if not path.suffix]
-        sizes = {path: _size(path) for path in sorted(entries, key=_last_use)}
+        sizes = {path: _size(path) for path in sorted(self._entries(), key=_last_use)}
         excess = sum(sizes.values()) + wanted - self._max_bytes
         for path, size in sizes.items():
             if excess <= 0:
@@ -74,6 +77,9 @@ class NodeCache:
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 self._remove(path)
                 excess -= size
+
+    def _entries(self) -> Iterator[Path]:
+        return (path for path in self._root.iterdir() if path.suffix not in (_BUILDING, _LOCK))
 
     def _remove(self, folder: Path) -> None:
         """Raises BlockingIOError when the entry is in use."""

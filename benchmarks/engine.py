@@ -116,9 +116,14 @@ class VllmSubject:
 
     async def token_times(self, prompt: list[int], tokens: int, adapter: int | None) -> list[float]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-        params.output_kind = 1  # only what is new
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
         times: list[float] = []
         self.live.append(times)
         stream = self.llm.generate(

@@ -161,11 +161,21 @@ class Decision(Value):
     candidates: tuple[Candidate, ...] = ()
 
 
+class DeploymentState(Value):
+    """One deployment as Ray Serve sees it."""
+
+    name: str
+    status: str = Field(description="HEALTHY | UPDATING | UNHEALTHY | ...: Serve's own word")
+    running: int = Field(description="replicas that run")
+    reason: str = Field("", description="why it is not healthy")
+
+
 class ClusterSnapshot(Value):
     """What `GET /v1/cluster` answers."""
 
     models: tuple[str, ...]
     adapters: int
     members: tuple[Member, ...]
+    deployments: tuple[DeploymentState, ...] = ()
     store: str = Field(description="ok | stale")
     position: str

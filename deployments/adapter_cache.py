@@ -132,14 +132,13 @@ class AdapterCache:
         await self.refresh()
 
     async def _take(self, ref: AdapterRef, folder: Path) -> None:
-        began = time.monotonic()
         try:
             await self._engine.load(ref, folder)
         except BaseException:
             self._give_room()
             raise
         self._held[ref.key] = ref
-        self._usage.cost(ref.key, time.monotonic() - began)
+        self._usage.cost(ref.key, sum(file.stat().st_size for file in folder.iterdir()))
 
     async def _make_room(self) -> None:
         async with self._room_lock:
@@ -182,11 +181,11 @@ class Usage:
 
     requests: float = 0.0  # decayed to `at`
     at: float = 0.0
-    cost_s: float = 1.0
+    cost_bytes: int = 1
 
 
 class UsageLog:
-    """What each version is worth to keep: how often it is asked for, times what a load costs.
+    """What each version is worth to keep: how often it is asked for, times the bytes of a load.
 
     Counts are halved every `half_life_s`, so that yesterday's favourites leave. Versions that are
     not loaded are counted too: one that comes back is known.
@@ -207,15 +206,15 @@ class UsageLog:
         if len(self._usage) > self._MOST:
             del self._usage[next(iter(self._usage))]
 
-    def cost(self, key: str, seconds: float) -> None:
-        self._usage.setdefault(key, Usage()).cost_s = seconds
+    def cost(self, key: str, size_bytes: int) -> None:
+        self._usage.setdefault(key, Usage()).cost_bytes = size_bytes
 
     def forget(self, key: str) -> None:
         self._usage.pop(key, None)
 
     def worth(self, key: str) -> float:
         usage = self._usage.get(key)
-        return self._decayed(usage, time.monotonic()) * usage.cost_s if usage else 0.0
+        return self._decayed(usage, time.monotonic()) * usage.cost_bytes if usage else 0.0
 
     def rank(self, key: str) -> tuple[float, float]:
         """Orders what to give up first: by worth, then by last use."""

@@ -105,6 +105,9 @@ def status(url: Url = LOCAL, api_key: Key = None, as_json: AsJson = False) -> No
             escape("; ".join(f"{k}: {v}" for k, v in member["problems"].items())),
         )
     console.print(table)
+    for found in cluster["deployments"]:
+        if found["reason"]:
+            console.print(f"[red]{found['name']} {found['status']}[/]: {escape(found['reason'])}")
     console.print(f"{cluster['adapters']} adapters registered; store {cluster['store']}")
 
 

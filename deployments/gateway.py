@@ -7,7 +7,7 @@ on Ray.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +25,15 @@ from cluster.errors import (
     Unavailable,
 )
 from cluster.settings import Settings
-from cluster.state import Adapter, AdapterRef, ClusterSnapshot, Decision, Member, Route
+from cluster.state import (
+    Adapter,
+    AdapterRef,
+    ClusterSnapshot,
+    Decision,
+    DeploymentState,
+    Member,
+    Route,
+)
 from deployments.call import Call
 from deployments.engine import ResponseStart
 from router.prompt_router import Constraints
@@ -81,8 +89,10 @@ class Gateway:
         catalogue: Catalogue,
         chooser: Chooser,
         pools: Mapping[str, ReplicaPool],
+        deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
     ) -> None:
         self._settings = settings
+        self._deployments = deployments
         self._store = store
         self._blobs = BlobStore(settings.store.root)
         self._catalogue = catalogue
@@ -189,6 +199,7 @@ class Gateway:
             models=tuple(self._pools),
             adapters=len(self._catalogue.adapters),
             members=tuple(members),
+            deployments=await self._deployments(),
             store="stale" if self._catalogue.is_stale else store,
             position=self._catalogue.position,
         )

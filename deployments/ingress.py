@@ -23,6 +23,7 @@ from deployments.engine import ResponseStart
 from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.membership import Membership
+from deployments.serve_status import deployment_states
 from router.prompt_router import Constraints
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Ingress:
             self._catalogue,
             ServeChooser(router, settings.router),
             {model_id: ServePool(model_id, handle) for model_id, handle in models.items()},
+            lambda: asyncio.to_thread(deployment_states),
         )
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._membership = Membership(

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import signal
 import socket
 import tempfile
@@ -25,15 +24,14 @@ from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
 from cluster.state import Value
 from deployments.keeper import kept
+from deployments.serve_status import APP, why_not_running
 
 logger = logging.getLogger(__name__)
 
-APP = "roundhouse"
 READY_TIMEOUT_S = 900
 _STOP_TIMEOUT_S = 60
 _POLL_S = 0.5
-# The last line of a traceback; of our own errors the message says enough.
-_EXCEPTION = re.compile(r"(cluster\.errors\.\w+: |(?=[\w.]*(Error|Exception)\b))")
+
 _OBJECT_STORE_BYTES = 256 * 2**20
 
 Progress = Callable[[str], None]
@@ -306,19 +304,11 @@ def _wait_until_running(progress: Progress) -> None:
         if app.status == "RUNNING":
             return
         if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise Unavailable(f"the application did not start: {_reason(app)}")
+            raise Unavailable(f"the application did not start: {why_not_running(app)}")
         waiting = [name for name, d in app.deployments.items() if d.status != "HEALTHY"]
         progress(f"starting {', '.join(waiting) or 'the application'}")
         time.sleep(_POLL_S)
     raise Unavailable(f"the application did not start within {READY_TIMEOUT_S} s")
-
-
-def _reason(app) -> str:
-    """The most telling line of a failed deployment: the exception that its replica died of."""
-    messages = [d.message for d in app.deployments.values() if d.message] or [app.message]
-    lines = [line.strip() for m in messages for line in m.splitlines() if line.strip()]
-    errors = [line for line in lines if _EXCEPTION.match(line)]
-    return _EXCEPTION.sub("", errors[-1]) if errors else (lines or ["no reason given"])[-1]
 
 
 async def _preload(settings: Settings, progress: Progress) -> None:

@@ -177,7 +177,7 @@ def _groups(packed: torch.Tensor) -> Iterator[_Group]:
 _ranks: dict[int, torch.Tensor] = {}
 
 
-def _linear_by_groups(
+def linear_by_groups(
     y: torch.Tensor,
     x: torch.Tensor,
     a: list[torch.Tensor],
@@ -243,7 +243,7 @@ def _load_kernel() -> str:
         torch.ops.load_library(lora_kernel.ensure_built())
     except (lora_kernel.KernelUnavailable, OSError) as e:
         logger.warning("LoRA layers run on the slower kernel in Python: %s", e)
-        _library.impl("lora_linear", _linear_by_groups, "CPU")
+        _library.impl("lora_linear", linear_by_groups, "CPU")
         return "grouped"
     return "compiled"
 

@@ -160,12 +160,20 @@ def replica_app(settings: Settings, model: BaseModelSettings) -> Any:
 
 
 def _resources(model: BaseModelSettings) -> dict[str, Any]:
-    """What Ray reserves. All GPUs of a replica are the actor's own: vLLM starts its workers on them
-    as child processes, on one node."""
+    """What Ray reserves for a replica.
+
+    Without GPUs, vLLM's workers are child processes of the replica's actor. With GPUs they are
+    actors, each in a bundle of one placement group; the replica's own actor, which needs no GPU,
+    is in the first bundle. vLLM finds the group by itself, as the one that the replica is in.
+    """
+    actor = {"num_cpus": model.cpus_per_replica, "runtime_env": {"env_vars": dict(model.env)}}
+    if not model.gpus_per_worker:
+        return {"ray_actor_options": actor}
+    actor["runtime_env"]["env_vars"]["VLLM_RAY_PER_WORKER_GPUS"] = str(model.gpus_per_worker)
+    worker = {"GPU": model.gpus_per_worker}
+    first = worker | {"CPU": model.cpus_per_replica}
     return {
-        "ray_actor_options": {
-            "num_cpus": model.cpus_per_replica,
-            "num_gpus": model.gpus_per_worker * model.tensor_parallel_size,
-            "runtime_env": {"env_vars": dict(model.env)},
-        }
+        "ray_actor_options": actor,
+        "placement_group_bundles": [first] + [worker] * (model.tensor_parallel_size - 1),
+        "placement_group_strategy": model.placement,
     }

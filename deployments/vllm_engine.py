@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -46,9 +47,7 @@ class VllmEngine:
         self._ids = itertools.count(1)
 
     async def start(self) -> BaseModelFacts:
-        self.llm = AsyncLLM.from_engine_args(self._args)
-        self._lora_config = self.llm.vllm_config.lora_config
-        await self._check_plugin()
+        await self.start_engine()
         tasks = await self.llm.get_supported_tasks()
         # A key in the environment would be asked for inside, where the ingress has asked already.
         os.environ.pop("VLLM_API_KEY", None)
@@ -59,9 +58,16 @@ class VllmEngine:
         # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
         # check takes that part, but the handler still wants the attribute.
         self._app.state.server = argparse.Namespace()
-        self._models = self._app.state.openai_serving_models
-        self._models.model_name = self._name_in_answers
+        models = self._app.state.openai_serving_models
+        models.lora_requests = self._loaded
+        models.model_name = self._name_in_answers
         return base_model_facts(self._settings, self._args.model)
+
+    async def start_engine(self) -> None:
+        """The engine without its OpenAI layer: `self.llm`."""
+        self.llm = AsyncLLM.from_vllm_config(self._checked_config())
+        self._lora_config = self.llm.vllm_config.lora_config
+        await self._check_plugin()
 
     async def stop(self) -> None:
         self.llm.shutdown()
@@ -91,12 +97,14 @@ class VllmEngine:
             await self.llm.remove_lora(request.lora_int_id)
             raise AdapterLoadFailed(f"the engine could not load {ref.key}: {e}") from e
         self._loaded[ref.key] = request
-        self._models.lora_requests[ref.key] = request
+
+    def request(self, ref: AdapterRef) -> LoRARequest:
+        """vLLM's name for a loaded version, for requests that do not come as HTTP."""
+        return self._loaded[ref.key]
 
     async def unload(self, ref: AdapterRef) -> None:
         request = self._loaded.pop(ref.key, None)
         if request is not None:
-            self._models.lora_requests.pop(ref.key, None)
             await self.llm.remove_lora(request.lora_int_id)
 
     async def residency(self, worth: Mapping[str, float]) -> Residency:
@@ -124,6 +132,15 @@ class VllmEngine:
             return self._settings.id
         return lora_request.lora_name.partition("@")[0]
 
+    def _checked_config(self) -> VllmConfig:
+        if current_platform.is_cpu() and self._settings.tensor_parallel_size > 1:
+            # Left to itself, vLLM wants a NUMA node for each worker.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        try:
+            return self._args.create_engine_config()
+        except (ValueError, TypeError) as e:
+            raise ConfigError(f"models.{self._settings.id}: vLLM refuses the settings: {e}") from e
+
     async def _check_plugin(self) -> None:
         for wrapper, manager, kernel in await self.llm.collective_rpc("roundhouse_classes"):
             on_cpu = current_platform.is_cpu()
@@ -143,28 +160,36 @@ def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
     Raises:
         ConfigError: an entry of ``engine_args`` that vLLM does not have, or that is ours to set.
     """
-    path = str(Path(settings.path).expanduser())
+    lora = settings.lora
+    # vLLM's name -> ours, and its value.
     ours = {
-        "model": path,
-        "served_model_name": [settings.id],
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        # Its workers are child processes of the replica, which holds the devices.
-        "distributed_executor_backend": "mp",
-        "enable_lora": True,
-        "max_loras": settings.lora.slots,
-        "max_cpu_loras": settings.lora.host_entries,
-        "max_lora_rank": settings.lora.max_rank,
-        "fully_sharded_loras": settings.lora.fully_sharded,
-        "worker_extension_cls": f"{RoundhouseWorker.__module__}.{RoundhouseWorker.__qualname__}",
+        "model": ("path", str(Path(settings.path).expanduser())),
+        "served_model_name": ("id", [settings.id]),
+        "tensor_parallel_size": ("tensor_parallel_size", settings.tensor_parallel_size),
+        # See deployments.replica: child processes, or actors of the placement group.
+        "distributed_executor_backend": (
+            "gpus_per_worker",
+            "ray" if settings.gpus_per_worker else "mp",
+        ),
+        "enable_lora": ("lora", True),
+        "max_loras": ("lora.slots", lora.slots),
+        "max_cpu_loras": ("lora.host_entries", lora.host_entries),
+        "max_lora_rank": ("lora.max_rank", lora.max_rank),
+        "fully_sharded_loras": ("lora.fully_sharded", lora.fully_sharded),
+        "worker_extension_cls": (
+            "lora",
+            f"{RoundhouseWorker.__module__}.{RoundhouseWorker.__qualname__}",
+        ),
     }
     where = f"models.{settings.id}"
     for key in ours.keys() & settings.engine_args.keys():
         raise ConfigError(
-            f"{where}.engine_args.{key}: set by Roundhouse; use the model's own settings instead"
+            f"{where}.engine_args.{key}: Roundhouse sets this; use {where}.{ours[key][0]} instead"
         )
     _check_names(f"{where}.engine_args", settings.engine_args, AsyncEngineArgs)
     _check_names(f"{where}.server_args", settings.server_args, FrontendArgs)
-    return AsyncEngineArgs(**ours, **settings.engine_args)
+    values = {name: value for name, (_, value) in ours.items()}
+    return AsyncEngineArgs(**values, **settings.engine_args)
 
 
 def _check_names(where: str, given: dict[str, Any], arguments: type) -> None:

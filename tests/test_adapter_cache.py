@@ -1,14 +1,20 @@
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from adapter_store.blobs import WEIGHTS, BlobStore
+from adapter_store.node_cache import NodeCache
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, LoraSettings
 from cluster.state import AdapterRef, Tier
-from deployments.adapter_cache import AdapterCache
+from deployments.adapter_cache import AdapterCache, UsageLog
+from deployments.adapter_files import AdapterFiles
 from deployments.echo_engine import EchoEngine
 from tests.conftest import until
+
+HOST_ENTRIES = 4
 
 
 class CountingEngine(EchoEngine):
@@ -42,35 +48,54 @@ def engine():
             id="echo",
             path="none",
             engine="echo",
-            lora=LoraSettings(slots=2, host_entries=4),
+            lora=LoraSettings(slots=2, host_entries=HOST_ENTRIES),
             engine_args={"load_s": 0.05},
         )
     )
 
 
 @pytest.fixture
-def cache(engine, make_adapter):
-    folder = make_adapter()
-    return AdapterCache(engine, lambda ref: folder if ref.name != "lost" else folder / "nowhere")
+def blobs(tmp_path):
+    return BlobStore(tmp_path / "store")
 
 
-def ref(name: str, version: int = 1) -> AdapterRef:
-    return AdapterRef(name=name, version=version, digest="d")
+@pytest.fixture
+def ref(blobs, make_adapter):
+    """Names a version whose files are in the blob store; `lost` has none."""
+    with blobs.staged(make_adapter()) as staged:
+        digest, _ = blobs.commit(staged)
+
+    def make(name: str, version: int = 1) -> AdapterRef:
+        digest_of_it = "0" * 64 if name == "lost" else digest
+        return AdapterRef(name=name, version=version, digest=digest_of_it)
+
+    return make
 
 
-async def test_a_lease_says_where_the_adapter_was(cache):
+@pytest.fixture
+def node_cache(tmp_path):
+    return NodeCache(tmp_path / "node", 2**20)
+
+
+@pytest.fixture
+def cache(engine, blobs, node_cache):
+    return AdapterCache(engine, AdapterFiles(blobs, node_cache, engine), HOST_ENTRIES)
+
+
+async def test_a_lease_says_where_the_adapter_was(cache, ref):
     async with cache.lease(ref("a")) as found:
-        assert found is Tier.NODE
+        assert found is Tier.REMOTE
     async with cache.lease(ref("a")) as found:
         assert found is Tier.SLOT
-    for name in ("b", "c"):
-        async with cache.lease(ref(name)):
-            pass
-    async with cache.lease(ref("a")) as found:
-        assert found is Tier.HOST
+    async with cache.lease(ref("b")) as found:
+        assert found is Tier.NODE  # of the same content
+    async with cache.lease(ref("c")):
+        pass
+    async with cache.lease(ref("c")) as found:
+        assert found is Tier.HOST  # both slots are taken, and nothing was generated since
 
 
-async def test_requests_for_one_version_share_a_load(cache, engine):
+async def test_requests_for_one_version_share_a_load(cache, engine, ref):
     async def use() -> None:
         async with cache.lease(ref("a")):
             pass
@@ -79,12 +104,12 @@ async def test_requests_for_one_version_share_a_load(cache, engine):
     assert engine.loads == ["a@1"]
 
 
-async def test_different_versions_load_side_by_side(cache, engine):
+async def test_different_versions_load_side_by_side(cache, engine, ref):
     await asyncio.gather(cache.ensure(ref("a")), cache.ensure(ref("b")))
     assert engine.most_at_once == 2
 
 
-async def test_a_waiter_that_gives_up_takes_nothing_from_the_others(cache):
+async def test_a_waiter_that_gives_up_takes_nothing_from_the_others(cache, ref):
     first = asyncio.create_task(cache.ensure(ref("a")))
     second = asyncio.create_task(cache.ensure(ref("a")))
     await asyncio.sleep(0.01)
@@ -93,7 +118,7 @@ async def test_a_waiter_that_gives_up_takes_nothing_from_the_others(cache):
     assert cache.residency.tier("a@1") is Tier.SLOT
 
 
-async def test_a_failed_load_is_reported_and_can_be_tried_again(cache, engine):
+async def test_a_failed_load_is_reported_and_can_be_tried_again(cache, engine, ref):
     with pytest.raises(AdapterLoadFailed, match="lost@1"):
         async with cache.lease(ref("lost")):
             raise AssertionError("the block must not run")
@@ -101,10 +126,10 @@ async def test_a_failed_load_is_reported_and_can_be_tried_again(cache, engine):
     assert cache.residency.tier("lost@1") is None
     with pytest.raises(AdapterLoadFailed):
         await cache.ensure(ref("lost"))
-    assert engine.loads == ["lost@1", "lost@1"]
+    assert engine.loads == [], "it was refused before the engine's loop"
 
 
-async def test_a_drop_waits_for_the_requests_that_use_the_version(cache, engine):
+async def test_a_drop_waits_for_the_requests_that_use_the_version(cache, engine, ref):
     async with cache.lease(ref("a")):
         drop = asyncio.create_task(cache.drop(ref("a")))
         await asyncio.sleep(0.05)
@@ -117,7 +142,7 @@ async def test_a_drop_waits_for_the_requests_that_use_the_version(cache, engine)
     await until(lambda: cache.residency.tier("a@1") is None)
 
 
-async def test_a_drop_waits_for_a_load_that_nobody_waits_for_any_more(cache, engine):
+async def test_a_drop_waits_for_a_load_that_nobody_waits_for_any_more(cache, engine, ref):
     waiter = asyncio.create_task(cache.ensure(ref("a")))
     await asyncio.sleep(0.01)
     waiter.cancel()
@@ -126,8 +151,80 @@ async def test_a_drop_waits_for_a_load_that_nobody_waits_for_any_more(cache, eng
     assert cache.residency.tier("a@1") is None
 
 
-async def test_problems_of_a_changed_adapter_are_forgotten(cache):
+async def test_problems_of_a_changed_adapter_are_forgotten(cache, ref):
     with pytest.raises(AdapterLoadFailed):
         await cache.ensure(ref("lost"))
     cache.clear_problems("lost")
     assert cache.problems == {}
+
+
+async def test_the_least_asked_for_gives_way_and_what_is_leased_never(cache, engine, ref):
+    for name in ("a", "b", "b", "c", "c", "d", "d"):
+        async with cache.lease(ref(name)):
+            pass
+    # By its use, "a" would be the first to go.
+    async with cache.lease(ref("a")), cache.lease(ref("e")):
+        assert engine.unloads == ["b@1"]
+    engine.unloads.clear()
+    async with cache.lease(ref("f")):
+        assert engine.unloads == ["e@1"], "asked for once only"
+
+
+async def test_a_load_waits_when_every_version_is_in_use(cache, engine, ref):
+    async with AsyncExitStack() as held:
+        for name in "abcd":
+            await held.enter_async_context(cache.lease(ref(name)))
+        late = asyncio.create_task(cache.ensure(ref("e")))
+        await asyncio.sleep(0.1)
+        assert not late.done()
+        assert "e@1" not in engine.loads
+    await late
+    assert len(engine.unloads) == 1
+    assert sum(cache.residency.tier(f"{n}@1") is not None for n in "abcde") == HOST_ENTRIES
+
+
+async def test_what_comes_back_after_an_eviction_is_loaded_anew(cache, engine, ref):
+    for name in "abcdea":
+        async with cache.lease(ref(name)):
+            assert ref(name).key in cache.residency.slots + cache.residency.host
+    assert engine.loads.count("a@1") == 2
+
+
+async def test_a_damaged_blob_is_refused_and_leaves_nothing(cache, engine, blobs, node_cache, ref):
+    (blobs.path(ref("a").digest) / WEIGHTS).write_bytes(b"rubbish")
+    with pytest.raises(AdapterLoadFailed, match="damaged"):
+        await cache.ensure(ref("a"))
+    assert engine.loads == []
+    assert node_cache.size_bytes() == 0
+    assert cache.residency.tier("a@1") is None
+    assert "a@1" in cache.problems
+
+
+async def test_an_engine_that_refuses_frees_the_room_again(cache, engine, ref, monkeypatch):
+    async def refuse(ref, folder):
+        raise AdapterLoadFailed("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "load", refuse)
+        for _ in range(HOST_ENTRIES + 1):
+            with pytest.raises(AdapterLoadFailed):
+                await cache.ensure(ref("a"))
+    await cache.ensure(ref("a"))
+    assert cache.residency.tier("a@1") is Tier.SLOT
+
+
+def test_usage_forgets_and_weighs_the_cost_of_a_load(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("deployments.adapter_cache.time.monotonic", lambda: now)
+    log = UsageLog(half_life_s=10)
+    for _ in range(4):
+        log.count("old@1")
+    log.count("big@1")
+    log.cost("big@1", 3)
+    log.cost("old@1", 1)
+    assert log.worth("old@1") == 4
+    assert log.worth("big@1") == 3
+    now = 20.0
+    log.count("new@1")
+    assert log.worth("old@1") == 1, "halved twice"
+    assert log.worth("never@1") == 0

@@ -13,7 +13,7 @@ from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import parse_settings
-from cluster.state import Tier
+from cluster.state import DeploymentState, Tier
 from deployments.adapter_cache import AdapterCache
 from deployments.auth import Authoriser, new_key
 from deployments.call import serve_call
@@ -111,7 +111,12 @@ async def world(store, prompt_router, tmp_path, **changes) -> AsyncIterator[Worl
         it.chooser.router.update(catalogue.adapters)
 
     catalogue = Catalogue(store, learn)
-    gateway = Gateway(settings, store, catalogue, it.chooser, {"echo": it.pool})
+
+    async def deployments():
+        return (DeploymentState(name="Model-echo", status="HEALTHY", running=1),)
+
+    pools = {"echo": it.pool}
+    gateway = Gateway(settings, store, catalogue, it.chooser, pools, deployments)
 
     @asynccontextmanager
     async def no_lifespan(app):

@@ -24,10 +24,15 @@ def make_wrapper(cls, mapping_class, rows: list[int], is_prefill: bool):
     return wrapper
 
 
-def weights() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    lora_a = tuple(torch.randn(SLOTS, 1, RANK, SIZE_IN) for _ in SIZES_OUT)
-    lora_b = tuple(torch.randn(SLOTS, 1, size, RANK) for size in SIZES_OUT)
-    return lora_a, lora_b
+def weights(dtype=torch.float32, rank=RANK, size_in=SIZE_IN, sizes=SIZES_OUT):
+    """A and B for every slot, as they lie in an engine, and a layer whose ranks are all in use."""
+    from deployments import lora_cpu
+
+    lora_a = tuple(torch.randn(SLOTS, 1, rank, size_in).to(dtype) for _ in sizes)
+    lora_b = tuple(torch.randn(SLOTS, 1, rank, n).to(dtype).transpose(2, 3) for n in sizes)
+    ranks = torch.full((SLOTS, len(sizes)), rank, dtype=torch.int32)
+    lora_cpu.set_ranks(lora_a[0], lora_b[0], ranks)
+    return lora_a, lora_b, ranks
 
 
 def reference(y, x, lora_a, lora_b, rows):
@@ -41,7 +46,7 @@ def reference(y, x, lora_a, lora_b, rows):
 
 def applied(cls, mapping_class, rows, is_prefill):
     torch.manual_seed(0)
-    lora_a, lora_b = weights()
+    lora_a, lora_b, _ = weights()
     x, y = torch.randn(len(rows), SIZE_IN), torch.randn(len(rows), sum(SIZES_OUT))
     expected = reference(y, x, lora_a, lora_b, rows)
     wrapper = make_wrapper(cls, mapping_class, rows, is_prefill)
@@ -73,7 +78,7 @@ def test_the_two_halves_that_sharded_layers_call_make_the_same_product(mapping_c
     from deployments.lora_cpu import GroupedLora
 
     torch.manual_seed(0)
-    lora_a, lora_b = weights()
+    lora_a, lora_b, _ = weights()
     x, y = torch.randn(len(rows), SIZE_IN), torch.randn(len(rows), sum(SIZES_OUT))
     expected = reference(y, x, lora_a, lora_b, rows)
     wrapper = make_wrapper(GroupedLora, mapping_class, rows, is_prefill=False)
@@ -97,12 +102,126 @@ def test_logits_use_the_rows_of_the_sampler(mapping_class):
 
     torch.manual_seed(0)
     rows = [-1, 2, 2, 0]
-    (lora_a, _), (lora_b, _) = weights()
+    (lora_a,), (lora_b,), _ = weights(sizes=SIZES_OUT[:1])
     x, y = torch.randn(4, SIZE_IN), torch.randn(4, SIZES_OUT[0])
     expected = reference(y, x, (lora_a,), (lora_b,), rows)
     wrapper = make_wrapper(GroupedLora, mapping_class, rows, is_prefill=False)
     wrapper.add_lora_logits(y, x, lora_a, lora_b, 1.0)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(params=["the one in use", "without a compiler"])
+def linear(request):
+    """The operator as it runs here, compiled where there is a compiler, and its fallback."""
+    from deployments import lora_cpu
+
+    if request.param == "without a compiler":
+        return lora_cpu.linear_by_groups
+    return torch.ops.roundhouse.lora_linear
+
+
+def packed(mapping_class, rows: list[int]) -> torch.Tensor:
+    from deployments.lora_cpu import GroupedLora
+
+    return make_wrapper(GroupedLora, mapping_class, rows, is_prefill=True)._token_batch
+
+
+def test_this_machine_compiles_the_kernel():
+    """So that the tests of the operator are tests of the kernel; CI has a compiler."""
+    from deployments import lora_cpu
+
+    assert lora_cpu.KERNEL == "compiled"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 3, 8, 17])
+@pytest.mark.parametrize(("size_in", "sizes"), [(16, (12, 6)), (576, (576, 192, 192)), (37, (65,))])
+def test_any_shape_and_rank(mapping_class, linear, dtype, rank, size_in, sizes):
+    torch.manual_seed(0)
+    rows = [-1, 0, 3, 3, 1, -1, *[2] * 37, 0]
+    lora_a, lora_b, _ = weights(dtype, rank, size_in, sizes)
+    x = torch.randn(len(rows), size_in).to(dtype)
+    y = torch.randn(len(rows), sum(sizes)).to(dtype)
+    wide = [t.float() for t in lora_a], [t.float() for t in lora_b]
+    expected = reference(y.float(), x.float(), *wide, rows)
+    before = y.clone()
+    linear(y, x, lora_a, lora_b, packed(mapping_class, rows), 1.0)
+    # Rounding of the product in between, and of the result, to 8 bits of mantissa.
+    close = 1e-4 if dtype is torch.float32 else 2**-6
+    scale = expected.abs().max()
+    torch.testing.assert_close(y.float() / scale, expected / scale, rtol=0, atol=close)
+    base = torch.tensor(rows) == -1
+    assert torch.equal(y[base], before[base]), "base rows are not touched at all"
+
+
+def test_only_the_rank_in_use_is_read(mapping_class, linear):
+    """What an earlier adapter left behind, beyond the rank or in a layer, is never seen."""
+    torch.manual_seed(0)
+    rows = [0, 1, 2, 1]
+    lora_a, lora_b, ranks = weights()
+    ranks[:] = torch.tensor([[8, 3], [0, 5], [0, 0], [8, 8]])
+    for slot in range(SLOTS):
+        for part, rank in enumerate(ranks[slot]):
+            lora_a[part][slot, 0, rank:] = torch.nan
+            lora_b[part][slot, 0, :, rank:] = torch.nan
+    clean_a = tuple(t.nan_to_num(0) for t in lora_a)
+    clean_b = tuple(t.nan_to_num(0) for t in lora_b)
+    x, y = torch.randn(len(rows), SIZE_IN), torch.randn(len(rows), sum(SIZES_OUT))
+    expected = reference(y, x, clean_a, clean_b, rows)
+    linear(y, x, lora_a, lora_b, packed(mapping_class, rows), 1.0)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_is_applied(mapping_class, linear):
+    torch.manual_seed(0)
+    lora_a, lora_b, _ = weights()
+    x, y = torch.randn(2, SIZE_IN), torch.zeros(2, sum(SIZES_OUT))
+    expected = 0.5 * reference(y, x, lora_a, lora_b, [0, 1])
+    linear(y, x, lora_a, lora_b, packed(mapping_class, [0, 1]), 0.5)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_operator_stays_whole_under_torch_compile(mapping_class):
+    """The groups of a step are data: a graph traced with one batch serves the next."""
+    from deployments.lora_cpu import GroupedLora
+
+    torch.manual_seed(0)
+    lora_a, lora_b, _ = weights()
+    wrapper = make_wrapper(GroupedLora, mapping_class, [0, 1, -1], is_prefill=True)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def layer(x, y):
+        y = y + 1
+        wrapper.add_lora_linear(y, x, lora_a, lora_b, 1.0, SIZES_OUT)
+        return y
+
+    for rows in ([0, 1, -1], [2, -1, 3]):
+        ids = tuple(slot + 1 for slot in rows)
+        mapping = mapping_class(index_mapping=ids, prompt_mapping=ids, is_prefill=True)
+        wrapper.update_metadata(mapping, list(range(1, SLOTS + 1)), SLOTS, 100)
+        x, y = torch.randn(3, SIZE_IN), torch.randn(3, sum(SIZES_OUT))
+        expected = reference(y + 1, x, lora_a, lora_b, rows)
+        torch.testing.assert_close(layer(x, y), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_the_reason_is_told(monkeypatch):
+    from deployments import lora_kernel
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(lora_kernel.KernelUnavailable, match=r"no-such-compiler.*install g\+\+"):
+        lora_kernel.ensure_built()
+
+
+def test_a_compiler_that_fails_leaves_nothing(monkeypatch, tmp_path):
+    from deployments import lora_kernel
+
+    monkeypatch.setenv("ROUNDHOUSE_CACHE", str(tmp_path))
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("this is no C++")
+    monkeypatch.setattr(lora_kernel, "SOURCE", broken)
+    with pytest.raises(lora_kernel.KernelUnavailable, match="error"):
+        lora_kernel.ensure_built()
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_a_vllm_of_another_shape_is_refused(monkeypatch):

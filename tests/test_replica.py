@@ -1,0 +1,82 @@
+"""What Ray is asked to reserve for a replica, and what vLLM is told of it."""
+
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.settings import BaseModelSettings, Settings
+from deployments.replica import replica_app
+
+
+def options(**fields):
+    model = BaseModelSettings(id="big", path="none", **fields)
+    settings = Settings(models=(model,))
+    return replica_app(settings, model)._bound_deployment
+
+
+@pytest.mark.ray
+def test_without_gpus_the_workers_are_children_of_one_actor():
+    bound = options(tensor_parallel_size=2, cpus_per_replica=3)
+    assert bound.ray_actor_options["num_cpus"] == 3
+    assert bound._replica_config.placement_group_bundles is None
+
+
+@pytest.mark.ray
+def test_gpu_workers_have_a_bundle_each_on_one_node():
+    bound = options(tensor_parallel_size=4, gpus_per_worker=1, cpus_per_replica=2)
+    config = bound._replica_config
+    assert config.placement_group_bundles == [
+        {"GPU": 1, "CPU": 2},
+        {"GPU": 1},
+        {"GPU": 1},
+        {"GPU": 1},
+    ]
+    assert config.placement_group_strategy == "STRICT_PACK"
+    assert "num_gpus" not in bound.ray_actor_options, "vLLM's worker takes the first bundle's GPU"
+
+
+@pytest.mark.ray
+def test_fractions_of_gpus_and_several_nodes():
+    bound = options(tensor_parallel_size=2, gpus_per_worker=0.5, placement="PACK")
+    config = bound._replica_config
+    assert config.placement_group_bundles == [{"GPU": 0.5, "CPU": 1}, {"GPU": 0.5}]
+    assert config.placement_group_strategy == "PACK"
+    env = bound.ray_actor_options["runtime_env"]["env_vars"]
+    assert env["VLLM_RAY_PER_WORKER_GPUS"] == "0.5"
+
+
+@pytest.mark.vllm
+def test_engine_arguments():
+    from deployments.vllm_engine import engine_args
+
+    model = BaseModelSettings(
+        id="big",
+        path="none",
+        tensor_parallel_size=2,
+        gpus_per_worker=1,
+        lora={"slots": 3, "host_entries": 9, "max_rank": 16, "fully_sharded": True},
+        engine_args={"max_model_len": 100},
+    )
+    args = engine_args(model)
+    assert args.distributed_executor_backend == "ray"
+    assert args.tensor_parallel_size == 2
+    assert (args.max_loras, args.max_cpu_loras, args.max_lora_rank) == (3, 9, 16)
+    assert args.fully_sharded_loras
+    assert args.max_model_len == 100
+    on_cpu = engine_args(model.model_copy(update={"gpus_per_worker": 0}))
+    assert on_cpu.distributed_executor_backend == "mp"
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"engine_args": {"max_modle_len": 1}}, r"engine_args\.max_modle_len.*'max_model_len'"),
+        ({"engine_args": {"max_loras": 1}}, r"engine_args\.max_loras.*lora\.slots"),
+        ({"server_args": {"tool_cal_parser": "x"}}, r"server_args.*'tool_call_parser'"),
+    ],
+)
+def test_wrong_names_are_told_with_the_right_ones(fields, said):
+    from deployments.vllm_engine import engine_args
+
+    with pytest.raises(ConfigError, match=said):
+        engine_args(BaseModelSettings(id="big", path="none", **fields))
