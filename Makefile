@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest
 COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast lint format docs lock clean
+.PHONY: help setup model demo test test-fast bench-engine lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,7 +43,8 @@ $(DEV_STAMP): $(STAMP)
 	@$(PIP) install -q --no-deps -r requirements/dev.lock
 	@touch $@
 
-setup: $(STAMP) ## Install what running needs.
+setup: $(STAMP) ## Install what running needs, and compile the CPU kernel.
+	@$(if $(filter cpu,$(LOCK)),ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m deployments.lora_kernel >/dev/null)
 
 model: setup ## Prepare the demo's base model in the cache.
 	@$(BIN)/python -m examples.base_model --cache "$(CACHE)"
@@ -58,6 +59,9 @@ test: $(DEV_STAMP) model ## Run all tests, fast ones first.
 
 test-fast: $(DEV_STAMP) ## Run the tests that need neither Ray nor an engine.
 	@$(PYTEST) -m "not ray and not vllm and not slow"
+
+bench-engine: $(DEV_STAMP) model ## Measure what adapters cost an engine, beside stock vLLM and peft (30 min).
+	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m benchmarks.engine
 
 lint: $(DEV_STAMP) ## Check style and formatting.
 	@$(BIN)/ruff check .

@@ -28,7 +28,7 @@ class Finding:
 
 def examine(config: Path) -> list[Finding]:
     """Look at the machine, then at what the settings ask of it."""
-    findings = [_python(), _vllm(), _plugin(), _store_server()]
+    findings = [_python(), _vllm(), _plugin(), _kernel(), _store_server()]
     try:
         settings = load_settings(config)
     except RoundhouseError as e:
@@ -59,7 +59,19 @@ def _vllm() -> Finding:
 def _plugin() -> Finding:
     found = importlib.metadata.entry_points(group="vllm.general_plugins", name="roundhouse_lora")
     detail = "registered with vLLM" if found else "not registered; run `pip install -e .`"
-    return Finding("LoRA kernels", bool(found), detail)
+    return Finding("vLLM plugin", bool(found), detail)
+
+
+def _kernel() -> Finding:
+    from deployments import lora_kernel
+
+    check = "CPU kernel"
+    try:
+        built = lora_kernel.library_path()
+    except lora_kernel.KernelUnavailable as e:
+        return Finding(check, True, f"in Python, slower: {e}")
+    detail = "compiled" if built.is_file() else "compiled at first use (about 20 s)"
+    return Finding(check, True, detail)
 
 
 def _store_server() -> Finding:

@@ -104,4 +104,4 @@ if __name__ == "__main__":
     try:
         print(ensure_built())
     except KernelUnavailable as e:
-        print(f"{e}. Adapters then run on the slower kernel in Python.")
+        print(f"{e}. Adapters then run on the slower kernel in Python.", file=sys.stderr)

@@ -175,7 +175,11 @@ def free_port() -> int:
 def start_cluster(folder: Path, settings: dict[str, Any]) -> Running:
     """Start `roundhouse up` with its data in `folder`; the caller waits and stops."""
     port = free_port()
-    tree = {"http": {"port": port}, "store": {"data_dir": str(folder / "data")}} | settings
+    tree = {
+        "http": {"port": port},
+        "store": {"data_dir": str(folder / "data")},
+        "node_cache": {"path": str(folder / "node")},
+    } | settings
     config = folder / "roundhouse.yaml"
     config.write_text(yaml.safe_dump(tree))
     return Running(config, port, folder / "up.log")

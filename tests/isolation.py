@@ -12,8 +12,9 @@ from pathlib import Path
 
 from cluster.settings import BaseModelSettings
 from cluster.state import AdapterRef
+from tests.tiny_model import VOCABULARY
 
-VOCABULARY, TOKENS = 512, 12
+TOKENS = 12
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 # Rank and target modules of each adapter; more adapters than slots.

@@ -11,10 +11,12 @@ from fastapi import FastAPI
 
 from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue
+from adapter_store.node_cache import NodeCache
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import parse_settings
 from cluster.state import DeploymentState, Tier
 from deployments.adapter_cache import AdapterCache
+from deployments.adapter_files import AdapterFiles
 from deployments.auth import Authoriser, new_key
 from deployments.call import serve_call
 from deployments.echo_engine import EchoEngine
@@ -46,9 +48,10 @@ ROUTES = {
 class LocalPool:
     """One echo replica in this process, with the switches that tests need."""
 
-    def __init__(self, settings, blobs) -> None:
+    def __init__(self, settings, blobs, node_cache) -> None:
         self.engine = EchoEngine(settings)
-        self.cache = AdapterCache(self.engine, lambda ref: blobs.path(ref.digest))
+        files = AdapterFiles(blobs, node_cache, self.engine)
+        self.cache = AdapterCache(self.engine, files, settings.lora.host_entries)
         self.is_full = False
         self.deaths_left = 0
         self.dies_after: int | None = None
@@ -104,7 +107,7 @@ async def world(store, prompt_router, tmp_path, **changes) -> AsyncIterator[Worl
     settings = parse_settings(tree)
     blobs = BlobStore(settings.store.root)
     it = World()
-    it.pool = LocalPool(settings.models[0], blobs)
+    it.pool = LocalPool(settings.models[0], blobs, NodeCache(tmp_path / "node", 2**30))
     it.chooser = LocalChooser(prompt_router)
 
     async def learn(_) -> None:
@@ -188,7 +191,7 @@ async def test_the_first_request_finds_the_adapter_on_the_node_the_second_in_a_s
 ):
     await add(rh, make_adapter("cron"))
     tiers = [(await ask(rh, "cron")).headers["x-roundhouse-residency"] for _ in range(2)]
-    assert tiers == [Tier.NODE, Tier.SLOT]
+    assert tiers == [Tier.REMOTE, Tier.SLOT]
 
 
 async def test_completions_work_like_chat(rh):

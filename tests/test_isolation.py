@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.adapters import write_adapter
-from tests.isolation import ADAPTERS, VOCABULARY, Row, rows, settings
+from tests.isolation import ADAPTERS, Row, rows
+from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,26 +27,9 @@ LOGPROB_TOLERANCE = 2e-3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A Llama with four heads, so that two workers can share it, and its adapters."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from deployments.vllm_engine import base_model_facts
-
+    """The model and its adapters."""
     folder = tmp_path_factory.mktemp("isolation")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=160,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    shapes = base_model_facts(settings(folder), str(folder / "model")).linear_shapes
+    shapes = write_tiny_model(folder / "model")
     for i, (rank, targets) in enumerate(ADAPTERS):
         write_adapter(folder / f"a{i}", shapes, rank, targets, seed=i, spread=0.3)
     return folder

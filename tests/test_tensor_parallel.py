@@ -1,0 +1,140 @@
+"""A cluster with a replica of two tensor-parallel workers, and what its adapters leave behind."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.adapters import write_adapter
+from tests.conftest import Running, start_cluster
+from tests.test_serve import replicas, until
+from tests.tiny_model import write_tiny_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SLOTS, HOST = 2, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The model, and more adapters than a replica can hold."""
+    folder = tmp_path_factory.mktemp("two-workers")
+    shapes = write_tiny_model(folder / "model")
+    for i in range(HOST + 2):
+        write_adapter(folder / f"a{i}", shapes, 8, LINEAR, seed=i, spread=0.3)
+        card = {"name": f"a{i}", "base_model": "tiny", "examples": [f"w{i}"]}
+        (folder / f"a{i}" / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(folder):
+    model = {
+        "id": "tiny",
+        "path": str(folder / "model"),
+        "tensor_parallel_size": 2,
+        "cpus_per_replica": 0.5,
+        "lora": {"slots": SLOTS, "host_entries": HOST, "max_rank": 8},
+        "engine_args": {"dtype": "float32", "max_model_len": 256, "enforce_eager": True},
+        "env": {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
+    }
+    preload = [str(folder / f"a{i}") for i in range(2)]
+    running = start_cluster(folder, {"models": [model], "preload": preload})
+    try:
+        running.wait_until_ready(250)
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def http(cluster: Running):
+    with cluster.http() as client:
+        yield client
+
+
+def ask(http, model: str, **fields):
+    body = {"model": model, "prompt": "w5 w6 w7", "max_tokens": 8, "temperature": 0, **fields}
+    return http.post("/v1/completions", json=body)
+
+
+def text(http, model: str) -> str:
+    answer = ask(http, model)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["text"]
+
+
+def workers(cluster: Running) -> list[psutil.Process]:
+    children = psutil.Process(cluster.process.pid).children(recursive=True)
+    return [p for p in children if "Worker_TP" in " ".join(p.cmdline()) + p.name()]
+
+
+def test_two_workers_answer_and_each_adapter_differs(cluster, http):
+    assert len(workers(cluster)) == 2
+    answers = {name: text(http, name) for name in ("tiny", "a0", "a1")}
+    assert len(set(answers.values())) == 3
+    assert answers == {name: text(http, name) for name in answers}
+
+
+def test_more_adapters_than_a_replica_holds_take_turns(cluster, http, folder):
+    for i in range(2, HOST + 2):
+        cluster.command("adapters", "add", str(folder / f"a{i}"))
+    names = [f"a{i}" for i in range(HOST + 2)]
+    first = {name: text(http, name) for name in names}
+    assert len(set(first.values())) == len(names)
+    assert {name: text(http, name) for name in reversed(names)} == first
+    (replica,) = replicas(http)
+    held = replica["residency"]
+    assert len(held["slots"]) == SLOTS
+    assert len(held["slots"]) + len(held["host"]) == HOST
+
+
+def test_residency_says_where_a_request_found_its_adapter(http):
+    names = [f"a{i}" for i in range(HOST + 2)]
+    for name in names:
+        text(http, name)
+
+    def settled() -> bool:
+        (replica,) = replicas(http)
+        return names[-1] + "@1" in replica["residency"]["slots"]
+
+    until(settled)
+    assert ask(http, names[-1]).headers["x-roundhouse-residency"] == "slot"
+    (replica,) = replicas(http)
+    (host,) = (key.partition("@")[0] for key in replica["residency"]["host"])
+    assert ask(http, host).headers["x-roundhouse-residency"] == "host"
+    held = replica["residency"]["slots"] + replica["residency"]["host"]
+    gone = next(name for name in names if f"{name}@1" not in held)
+    assert ask(http, gone).headers["x-roundhouse-residency"] == "node"
+
+
+def test_a_deleted_adapter_leaves_the_engine(cluster, http):
+    text(http, "a0")
+    cluster.command("adapters", "rm", "a0")
+    assert ask(http, "a0").status_code == 404
+
+    def gone() -> bool:
+        (replica,) = replicas(http)
+        held = replica["residency"]
+        return "a0@1" not in held["slots"] + held["host"]
+
+    until(gone)
+
+
+def test_status_says_why_a_deployment_does_not_run(cluster, http, folder):
+    """The replica dies and cannot come back: its checkpoint is gone."""
+    (folder / "model").rename(folder / "elsewhere")
+    try:
+        for worker in workers(cluster):
+            worker.kill()
+
+        def told() -> bool:
+            said = cluster.command("status").stdout.replace("\n", " ")
+            return "Model-tiny" in said and str(folder / "model") in said
+
+        until(told, timeout_s=150)
+    finally:
+        (folder / "elsewhere").rename(folder / "model")
+    until(lambda: ask(http, "a1").status_code == 200, timeout_s=150)

@@ -1,0 +1,40 @@
+"""A random Llama that starts in seconds, with four heads so that two workers can share it."""
+
+from pathlib import Path
+
+VOCABULARY = 512
+
+
+def write_tiny_model(folder: Path) -> dict[str, tuple[int, int]]:
+    """Write a checkpoint whose words are `w0` to `w511`; returns the shapes of linear layers."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    words = WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2"
+    ).save_pretrained(folder)
+    head = model.get_output_embeddings()
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
