@@ -65,7 +65,7 @@ def _plugin() -> Finding:
 def _kernel() -> Finding:
     from deployments import lora_kernel
 
-    check = "CPU kernel"
+    check = "LoRA kernel (CPU)"
     try:
         built = lora_kernel.library_path()
     except lora_kernel.KernelUnavailable as e:

@@ -102,11 +102,15 @@ class ModelReplica:
         return self._adapters.has_room or bool(self._loaded.get(adapter.name))
 
     async def _load_quietly(self, ref: AdapterRef) -> None:
-        try:
-            await self._adapters.ensure(ref)
-        except AdapterLoadFailed:
-            return  # kept in `problems`, which the next report carries
         self._remember(ref)
+        try:
+            # Every version may be in use for minutes; the load goes on, the events must as well.
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._adapters.ensure(ref)
+        except TimeoutError:
+            logger.info("%s waits for room", ref.key)
+        except AdapterLoadFailed:
+            self._loaded[ref.name].pop(ref.version)  # kept in `problems`, for the next report
 
     def _remember(self, ref: AdapterRef) -> None:
         self._loaded.setdefault(ref.name, {})[ref.version] = ref

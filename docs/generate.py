@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from benchmarks.report import page
 from cluster.settings import Settings
 from deployments.cli import app
 
@@ -26,7 +27,7 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """File name -> content, of every generated page."""
-    return {"cli.md": cli_page(), "settings.md": settings_page()}
+    return {"benchmarks.md": page(), "cli.md": cli_page(), "settings.md": settings_page()}
 
 
 def cli_page() -> str:

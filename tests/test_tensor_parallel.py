@@ -71,6 +71,12 @@ def workers(cluster: Running) -> list[psutil.Process]:
     return [p for p in children if "Worker_TP" in " ".join(p.cmdline()) + p.name()]
 
 
+def mapped(cluster: Running) -> set[str]:
+    """The prepared adapters that the engine's workers have in memory."""
+    maps = (line.path for worker in workers(cluster) for line in worker.memory_maps())
+    return {path for path in maps if path.endswith("prepared.safetensors")}
+
+
 def test_two_workers_answer_and_each_adapter_differs(cluster, http):
     assert len(workers(cluster)) == 2
     answers = {name: text(http, name) for name in ("tiny", "a0", "a1")}
@@ -112,6 +118,7 @@ def test_residency_says_where_a_request_found_its_adapter(http):
 
 def test_a_deleted_adapter_leaves_the_engine(cluster, http):
     text(http, "a0")
+    assert len(mapped(cluster)) == HOST
     cluster.command("adapters", "rm", "a0")
     assert ask(http, "a0").status_code == 404
 
@@ -121,6 +128,7 @@ def test_a_deleted_adapter_leaves_the_engine(cluster, http):
         return "a0@1" not in held["slots"] + held["host"]
 
     until(gone)
+    assert len(mapped(cluster)) == HOST - 1, "its memory is given back"
 
 
 def test_status_says_why_a_deployment_does_not_run(cluster, http, folder):

@@ -1,0 +1,69 @@
+"""The benchmarks' result files as a page; `docs.generate` writes it, so it cannot drift."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def page() -> str:
+    return "\n".join(["# Benchmarks", "", *_HOW, "", *_engine(), ""])
+
+
+_HOW = [
+    "Generated from the files of `benchmarks/results/` by `make docs`. They hold the command, the",
+    "versions, the processor and every single measurement. Ratios are medians over rounds, each to",
+    "the same engine without adapters in the same round: 1 is no cost at all.",
+]
+
+
+def _engine() -> Iterator[str]:
+    report = json.loads((RESULTS / "engine-cpu.json").read_text())
+    machine, bars = report["machine"], report["bars"]
+    yield "## What adapters cost an engine on CPU"
+    yield ""
+    yield f"`{report['command']}` (`make bench-engine`), {machine['processor']}, "
+    yield f"{machine['cores']} cores, {machine['threads']} thread(s) for the engine; "
+    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield "SmolLM2-135M in bfloat16, adapters on all its linear layers, all of the rank of the row,"
+    yield "in engines of that largest rank with 16 slots."
+    yield ""
+    yield "![Speed with adapters over speed without](../benchmarks/results/engine-cpu.svg)"
+    titles = {
+        "decode": "Decode, 16 requests in a batch",
+        "prefill": "Prefill, 900 tokens in as many prompts as there are adapters",
+    }
+    for kind, title in titles.items():
+        counts = sorted(
+            {int(c) for v in report["ratios"][kind].values() for s in v.values() for c in s}
+        )
+        yield ""
+        yield f"### {title} (bar {bars[kind]})"
+        yield ""
+        yield "| rank | engine | " + " | ".join(f"{c} adapters" for c in counts) + " |"
+        yield "|---|---|" + "---:|" * len(counts)
+        for rank, subjects in report["ratios"][kind].items():
+            for subject, by_count in subjects.items():
+                cells = [_ratio(by_count.get(str(c)), bars[kind]) for c in counts]
+                yield f"| {rank.removeprefix('rank ')} | {subject} | " + " | ".join(cells) + " |"
+    yield ""
+    yield "### The longest gap between tokens of 8 running requests while an adapter is loaded"
+    yield f"(bar: grows by {bars['stall_ms']:.0f} ms)"
+    yield ""
+    yield "| engine | adapter | undisturbed | in a load | grows by |"
+    yield "|---|---:|---:|---:|---:|"
+    for subject, found in report["ratios"]["stall"].items():
+        yield (
+            f"| {subject} | {found['megabytes']} MB | {found['undisturbed_ms']} ms | "
+            f"{found['in_a_load_ms']} ms | {found['grows_by_ms']} ms |"
+        )
+    yield ""
+    yield "Bars that are met are bold. What bounds the others is in"
+    yield "[decision 007](decisions/007-the-cpu-kernel.md)."
+
+
+def _ratio(value: float | None, bar: float) -> str:
+    if value is None:
+        return ""
+    return f"**{value:.2f}**" if value >= bar else f"{value:.2f}"
