@@ -54,7 +54,7 @@ class BlobStore:
         if target.exists():
             target.rename(Path(tempfile.mkdtemp(dir=self._staging)) / "damaged")
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sync(*(staged / name for name in FILES), staged)
+        sync(*(staged / name for name in FILES), staged)
         staged.chmod(0o755)
         try:
             staged.rename(target)
@@ -62,7 +62,7 @@ class BlobStore:
             # Another writer of the same content was faster.
             if not self.is_whole(digest):
                 raise
-        _sync(target.parent, self._root)
+        sync(target.parent, self._root)
         return digest, size_bytes
 
     def sweep(self) -> None:
@@ -85,7 +85,7 @@ def digest_of(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def _sync(*paths: Path) -> None:
+def sync(*paths: Path) -> None:
     """Force files and folders to disk: the record that names them must not outlive them."""
     for path in paths:
         fd = os.open(path, os.O_RDONLY)

@@ -9,8 +9,11 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from adapter_store.blobs import sync
 
 _BUILDING, _LOCK = ".building", ".lock"
 
@@ -37,14 +40,18 @@ class NodeCache:
         """
         folder = self._root / key
         self._root.mkdir(parents=True, exist_ok=True)
-        while True:
-            with contextlib.suppress(FileNotFoundError), _locked(folder, fcntl.LOCK_SH):
-                os.utime(folder)
-                yield folder
-                return
-            with self._alone(key):
-                if not folder.is_dir():
-                    self._build(folder, build)
+        with contextlib.ExitStack() as held:
+            while not _lock(held, folder, fcntl.LOCK_SH):
+                with self._alone(key):
+                    if not folder.is_dir():
+                        self._build(folder, build)
+            os.utime(folder)
+            yield folder
+
+    def discard(self, key: str) -> None:
+        """Forget an entry that turned out to be of no use; the next who wants it builds it anew."""
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            self._remove(self._root / key)
 
     def size_bytes(self) -> int:
         """Bytes of all entries."""
@@ -62,8 +69,11 @@ class NodeCache:
         unfinished.mkdir()
         try:
             build(unfinished)
-            self._make_room(_size(unfinished))
-            unfinished.rename(folder)
+            # The rename must not outlive what it names, should the power fail.
+            sync(*unfinished.iterdir(), unfinished)
+            with self._alone("room"):
+                self._make_room(_size(unfinished))
+                unfinished.rename(folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -74,7 +84,7 @@ class NodeCache:
         for path, size in sizes.items():
             if excess <= 0:
                 return
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            with contextlib.suppress(BlockingIOError):
                 self._remove(path)
                 excess -= size
 
@@ -83,40 +93,42 @@ class NodeCache:
 
     def _remove(self, folder: Path) -> None:
         """Raises BlockingIOError when the entry is in use."""
-        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with contextlib.ExitStack() as held:
+            if not _lock(held, folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                return  # another was faster
             # Out of sight at once: nobody may see half an entry.
-            gone = folder.rename(folder.with_name(f"{folder.name}-{os.getpid()}{_BUILDING}"))
+            gone = folder.rename(folder.with_name(f"{folder.name}-{uuid.uuid4().hex}{_BUILDING}"))
         shutil.rmtree(gone, ignore_errors=True)
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """Hold the builder's lock of a key."""
         path = self._root / (key + _LOCK)
-        while True:
+        with contextlib.ExitStack() as held:
             path.touch()
-            with contextlib.suppress(FileNotFoundError), _locked(path, fcntl.LOCK_EX):
-                try:
-                    yield
-                finally:
-                    path.unlink()
-                return
+            while not _lock(held, path, fcntl.LOCK_EX):
+                path.touch()
+            # Removed while it is held: whoever waits for it sees that it is gone, and tries again.
+            held.callback(path.unlink)
+            yield
 
 
-@contextlib.contextmanager
-def _locked(path: Path, how: int) -> Iterator[None]:
-    """Lock a file or folder that exists.
+def _lock(held: contextlib.ExitStack, path: Path, how: int) -> bool:
+    """Lock a file or folder until `held` ends.
 
-    Raises:
-        FileNotFoundError: it does not, or was removed or replaced before the lock was had.
+    Returns:
+        False when it is not there, or was removed or replaced before the lock was had.
     """
-    fd = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(fd, how)
-        if not os.path.samestat(os.fstat(fd), path.stat()):
-            raise FileNotFoundError(path)
-        yield
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    held.callback(os.close, fd)
+    fcntl.flock(fd, how)
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _size(folder: Path) -> int:

@@ -87,7 +87,7 @@ class VllmSubject:
         from deployments.adapter_cache import AdapterCache
         from deployments.adapter_files import AdapterFiles
 
-        engine = VllmEngine(self._settings)
+        self._engine = engine = VllmEngine(self._settings)
         facts = await engine.start()
         self.llm = engine.llm
         self._blobs = BlobStore(self._folder / "store")
@@ -108,13 +108,13 @@ class VllmSubject:
 
         from cluster.state import AdapterRef
 
-        request = LoRARequest(f"a{number}@1", number, str(source))
         if self._ours:
-            # The engine numbers what it loads from one, in this order.
-            await self._cache.ensure(AdapterRef(name=f"a{number}", version=1, digest=digest))
+            ref = AdapterRef(name=f"a{number}", version=1, digest=digest)
+            await self._cache.ensure(ref)
+            self._requests[number] = self._engine.request(ref)
         else:
-            await self.llm.add_lora(request)
-        self._requests[number] = request
+            self._requests[number] = LoRARequest(f"a{number}@1", number, str(source))
+            await self.llm.add_lora(self._requests[number])
 
     async def token_times(self, prompt: list[int], tokens: int, adapter: int | None) -> list[float]:
         from vllm import SamplingParams
@@ -155,16 +155,20 @@ class VllmSubject:
 
     async def stalls(self, sources: list[Path]) -> list[tuple[float, float]]:
         """The longest gap (ms) between tokens of 8 running requests: in a window without a load,
-        and in one of the same length around a load, once for each source."""
+        and in one of the same length around a load and the first request for what was loaded,
+        once for each source. There is a slot for each."""
         digests = [self.put(source) for source in sources]
         prompts = _prompts(8, PROMPT_TOKENS)
-        running = [asyncio.create_task(self.token_times(p, 900, None)) for p in prompts]
-        await asyncio.sleep(3)
+        running = [asyncio.create_task(self.token_times(p, 990, None)) for p in prompts]
         windows = []
-        for i, (source, digest) in enumerate(zip(sources, digests, strict=True)):
+        await asyncio.sleep(3)
+        watched = self.live[-len(prompts) :]
+        for number, (source, digest) in enumerate(zip(sources, digests, strict=True), 1):
             await asyncio.sleep(0.5)
             began = time.perf_counter()
-            await self.load(1 + max(COUNTS) + i, source, digest)
+            await self.load(number, source, digest)
+            # A prompt of one token, so that its prefill is no gap of its own.
+            await self.token_times(_prompts(1, 1)[0], 1, number)
             end = time.perf_counter() + 0.1
             await asyncio.sleep(0.5)
             quiet = time.perf_counter()
@@ -175,7 +179,7 @@ class VllmSubject:
         runs = await asyncio.gather(*running, return_exceptions=True)
         assert all(isinstance(r, asyncio.CancelledError) for r in runs), "ended before the loads"
         return [
-            (_longest_gap(self.live, quiet) * 1e3, _longest_gap(self.live, busy) * 1e3)
+            (_longest_gap(watched, quiet) * 1e3, _longest_gap(watched, busy) * 1e3)
             for quiet, busy in windows
         ]
 
@@ -264,38 +268,42 @@ def counts_of(subject: str, rank: int) -> tuple[int, ...]:
     """The slow subjects are measured where it tells something, not at every point."""
     if subject == "ours":
         return COUNTS
-    if subject == "peft" or rank != min(RANKS):
-        return (4,)
-    return (1, 4, 16)
+    return (1, 4, 16) if subject == "stock vLLM" and rank == min(RANKS) else (4,)
 
 
 async def _measure(one, subject: str, rank: int, rounds: int, shapes, folder: Path) -> dict:
     counts = counts_of(subject, rank)
-    for number in range(1, max(counts) + 1):
-        source = folder / f"a{number}"
-        write_adapter(source, shapes, rank, ALL_LINEAR, seed=number)
-        await one.load(number, source, one.put(source))
+    sources = [folder / f"a{number}" for number in range(1, max(*counts, LOADS) + 1)]
+    sizes = [write_adapter(s, shapes, rank, ALL_LINEAR, seed=i) for i, s in enumerate(sources)]
     found: dict = {"decode": {}, "prefill": {}}
+    loaded = 0
+    if rank == TEN_MB_RANK:
+        found["megabytes"] = sizes[0] / 1e6
+        found["stall"] = await one.stalls(sources[:LOADS])
+        loaded = LOADS
+    for number, source in enumerate(sources[loaded:], loaded + 1):
+        await one.load(number, source, one.put(source))
     for turn in range(rounds + 1):
         for count in counts:
             for kind in ("decode", "prefill"):
-                random.seed(turn)
-                rows = BATCH if kind == "decode" else count
-                length = PROMPT_TOKENS if kind == "decode" else PREFILL_TOKENS // count
-                prompts = _prompts(rows, length)
-                adapters = [1 + i % count for i in range(rows)]
-                run = getattr(one, kind)
-                without, with_them = await run(prompts, [None] * rows), await run(prompts, adapters)
+                pair = await _pair(one, kind, count, turn)
                 if turn:  # the first round warms up
-                    found[kind].setdefault(count, []).append((without, with_them))
+                    found[kind].setdefault(count, []).append(pair)
         console.print(f"  {subject}, rank {rank}: round {turn} of {rounds}")
-    if rank == TEN_MB_RANK and subject in ("ours", "stock vLLM"):
-        sources = [folder / f"late{i}" for i in range(LOADS)]
-        for i, source in enumerate(sources):
-            size = write_adapter(source, shapes, rank, ALL_LINEAR, seed=99 + i)
-        found["megabytes"] = size / 1e6
-        found["stall"] = await one.stalls(sources)
     return found
+
+
+async def _pair(one, kind: str, count: int, turn: int) -> tuple[float, float]:
+    """The same prompts without adapters and with `count` of them, in turns the other way round."""
+    random.seed(turn)
+    rows = BATCH if kind == "decode" else count
+    prompts = _prompts(rows, PROMPT_TOKENS if kind == "decode" else PREFILL_TOKENS // count)
+    run = getattr(one, kind)
+    without, with_them = [None] * rows, [1 + i % count for i in range(rows)]
+    if turn % 2:
+        return await run(prompts, without), await run(prompts, with_them)
+    later = await run(prompts, with_them)
+    return await run(prompts, without), later
 
 
 def _longest_gap(requests: list[list[float]], window: tuple[float, float]) -> float:

@@ -114,11 +114,6 @@ class BaseModelSettings(Section):
     tensor_parallel_size: int = Field(1, ge=1, description="Devices (or CPU workers) per engine.")
     cpus_per_replica: float = Field(1, ge=0, description="CPUs that Ray reserves per replica.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves per TP worker.")
-    placement: Literal["STRICT_PACK", "PACK"] = Field(
-        "STRICT_PACK",
-        description="How Ray places the GPU workers of a replica: on one node, or on several where "
-        "one has no room (they must then share node_cache.path).",
-    )
     max_ongoing: int = Field(32, ge=1, description="Requests that one replica takes at a time.")
     max_queued: int = Field(
         128, ge=0, description="Requests that may wait; beyond, clients get 429."

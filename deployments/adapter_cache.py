@@ -44,6 +44,7 @@ class AdapterCache:
         self._leaving: dict[str, asyncio.Event] = {}
         self._usage = UsageLog()
         self._refresh: asyncio.Task[None] | None = None
+        self._is_stale = False
         self.residency = Residency()
         self.problems: dict[str, str] = {}
 
@@ -106,8 +107,14 @@ class AdapterCache:
 
     def refresh_soon(self) -> None:
         """For when the engine has moved something by itself; many calls make one refresh."""
+        self._is_stale = True
         if self._refresh is None or self._refresh.done():
-            self._refresh = asyncio.create_task(self.refresh(), name="refresh residency")
+            self._refresh = asyncio.create_task(self._refresh_while_stale(), name="refresh")
+
+    async def _refresh_while_stale(self) -> None:
+        while self._is_stale:
+            self._is_stale = False
+            await self.refresh()
 
     def clear_problems(self, name: str) -> None:
         """Forget the failed loads of an adapter: it was changed or removed since."""
@@ -125,6 +132,7 @@ class AdapterCache:
                 await self._make_room()
                 await self._take(ref, folder)
         except AdapterLoadFailed as e:
+            self._files.discard(ref)
             logger.error("%s", e)
             self.problems[ref.key] = e.message
             raise

@@ -13,6 +13,8 @@ from cluster.errors import AdapterLoadFailed
 from cluster.state import AdapterRef, Tier
 from deployments.engine import Engine
 
+_PIECE_BYTES = 2**20
+
 
 class AdapterFiles:
     """Adapter versions in the form that the engine takes over, ready on this node.
@@ -37,14 +39,27 @@ class AdapterFiles:
         Raises:
             AdapterLoadFailed: the files are gone, damaged, or the engine cannot take them.
         """
+        loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as held:
-            entry = self._cache.entry(self._key(ref), lambda target: self._prepare(ref, target))
             try:
-                loop = asyncio.get_running_loop()
-                folder = await loop.run_in_executor(self._threads, held.enter_context, entry)
-            except (OSError, ValueError) as e:
+                folder = await loop.run_in_executor(self._threads, self._ready, ref, held)
+            except OSError as e:
                 raise AdapterLoadFailed(f"could not read {ref.key}: {e}") from e
             yield folder
+
+    def discard(self, ref: AdapterRef) -> None:
+        """The engine refused what is in the cache: make it anew, should it be asked for again."""
+        self._cache.discard(self._key(ref))
+
+    def _ready(self, ref: AdapterRef, held: contextlib.ExitStack) -> Path:
+        entry = self._cache.entry(self._key(ref), lambda target: self._prepare(ref, target))
+        folder = held.enter_context(entry)
+        for file in folder.iterdir():
+            # Into memory here, so that the engine's loop need not wait for a disk.
+            with file.open("rb") as content:
+                while content.read(_PIECE_BYTES):
+                    pass
+        return folder
 
     def _prepare(self, ref: AdapterRef, target: Path) -> None:
         if not self._blobs.has(ref.digest):
@@ -55,7 +70,10 @@ class AdapterFiles:
             raise AdapterLoadFailed(
                 f"the files of {ref.key} were damaged in the blob store; register it again"
             )
-        self._engine.prepare(self._blobs.path(ref.digest), target)
+        try:
+            self._engine.prepare(self._blobs.path(ref.digest), target)
+        except Exception as e:
+            raise AdapterLoadFailed(f"the engine cannot use {ref.key}: {e}") from e
 
     def _key(self, ref: AdapterRef) -> str:
         return f"{ref.digest}-{self._engine.layout}"

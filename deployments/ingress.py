@@ -16,7 +16,7 @@ from adapter_store.catalogue import Catalogue
 from adapter_store.store import AdapterStore
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import RouterSettings, Settings
-from cluster.state import Decision
+from cluster.state import Decision, DeploymentState
 from deployments.auth import Authoriser
 from deployments.call import Call
 from deployments.engine import ResponseStart
@@ -27,6 +27,8 @@ from deployments.serve_status import deployment_states
 from router.prompt_router import Constraints
 
 logger = logging.getLogger(__name__)
+
+_CONTROLLER_S = 3.0
 
 
 class ServePool:
@@ -93,7 +95,7 @@ class Ingress:
             self._catalogue,
             ServeChooser(router, settings.router),
             {model_id: ServePool(model_id, handle) for model_id, handle in models.items()},
-            lambda: asyncio.to_thread(deployment_states),
+            self._deployments,
         )
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._membership = Membership(
@@ -103,6 +105,15 @@ class Ingress:
     async def check_health(self) -> None:
         self._catalogue.check()
         self._membership.check()
+
+    async def _deployments(self) -> tuple[DeploymentState, ...]:
+        """None at all while Serve's controller does not answer: the rest is told all the same."""
+        try:
+            async with asyncio.timeout(_CONTROLLER_S):
+                return await asyncio.to_thread(deployment_states)
+        except (TimeoutError, RayError, RayServeException) as e:
+            logger.warning("Serve's controller does not tell its deployments: %r", e)
+            return ()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http(

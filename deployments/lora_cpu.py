@@ -26,11 +26,14 @@ from deployments import lora_kernel
 logger = logging.getLogger(__name__)
 
 NO_ADAPTER = -1
+_COMPILED = (torch.bfloat16, torch.float32)
 
 _library = torch.library.Library("roundhouse", "FRAGMENT")
-_library.define(
-    "lora_linear(Tensor(a!) y, Tensor x, Tensor[] a, Tensor[] b, Tensor batch, float scale) -> ()"
-)
+# The first for the types below, compiled where there is a compiler; the second for any.
+for _name in ("lora_linear", "lora_linear_by_groups"):
+    _library.define(
+        f"{_name}(Tensor(a!) y, Tensor x, Tensor[] a, Tensor[] b, Tensor batch, float scale) -> ()"
+    )
 _library.define(
     "lora_shrink(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor batch, float scale) -> ()"
 )
@@ -81,9 +84,7 @@ class GroupedLora(PunicaWrapperCPU):
         buffer: tuple[torch.Tensor, ...] | None = None,
         **kwargs: Any,
     ) -> None:
-        torch.ops.roundhouse.lora_linear(
-            y, x, lora_a_stacked, lora_b_stacked, self._token_batch, scale
-        )
+        _linear(y, x, lora_a_stacked, lora_b_stacked, self._token_batch, scale)
 
     def add_shrink(
         self,
@@ -138,9 +139,21 @@ class GroupedLora(PunicaWrapperCPU):
         **kwargs: Any,
     ) -> None:
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        torch.ops.roundhouse.lora_linear(
-            y, x, (lora_a_stacked,), (lora_b_stacked,), self._sampler_batch, scale
-        )
+        _linear(y, x, (lora_a_stacked,), (lora_b_stacked,), self._sampler_batch, scale)
+
+
+def _linear(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    a: tuple[torch.Tensor, ...],
+    b: tuple[torch.Tensor, ...],
+    batch: torch.Tensor,
+    scale: float,
+) -> None:
+    kernels = torch.ops.roundhouse
+    is_compiled_for = x.dtype in _COMPILED and x.dtype == y.dtype == a[0].dtype
+    run = kernels.lora_linear if is_compiled_for else kernels.lora_linear_by_groups
+    run(y, x, a, b, batch, scale)
 
 
 def _pack(slots: torch.Tensor, packed: torch.Tensor) -> None:
@@ -237,7 +250,8 @@ def _load_kernel() -> str:
     """Put the compiled kernel, or the fallback, behind `lora_linear`; returns which it is."""
     _library.impl("lora_shrink", _shrink_by_groups, "CPU")
     _library.impl("lora_expand", _expand_by_groups, "CPU")
-    for name in ("lora_linear", "lora_shrink", "lora_expand"):
+    _library.impl("lora_linear_by_groups", linear_by_groups, "CPU")
+    for name in ("lora_linear", "lora_linear_by_groups", "lora_shrink", "lora_expand"):
         torch.library.register_fake(f"roundhouse::{name}", lambda *args: None)
     try:
         torch.ops.load_library(lora_kernel.ensure_built())

@@ -33,6 +33,7 @@ constexpr int kRankTile = 4;         // rank rows that share one read of x
 constexpr int64_t kRowChunk = 32;    // rows of one work item: their x stays in the L1 cache
 constexpr int64_t kRankChunk = 8;    // rank rows of one work item, if it has but a tile of rows
 constexpr int64_t kOutChunk = 256;   // outputs of one work item
+constexpr int64_t kMostRank = 512;   // vLLM's largest
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
@@ -231,8 +232,6 @@ struct Tile<at::BFloat16> {
   static __mmask32 upto(int64_t left) { return left >= 32 ? ~0u : (1u << left) - 1; }
 
   static constexpr int64_t kBlock = 64;  // outputs in registers: two vectors
-  static constexpr int64_t kMostRank = 512;
-
   // Two rank rows of b, interleaved: the low and the high halves of each 128-bit lane.
   struct Pair {
     __m512i low, high;
@@ -493,18 +492,28 @@ bool any_rank(const Batch& batch, const at::Tensor& ranks) {
 }
 
 void check(const at::Tensor& y, const at::Tensor& x, at::TensorList a, at::TensorList b,
-           const at::Tensor& ranks) {
+           const Batch& batch, const at::Tensor& ranks) {
   int64_t outs = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     TORCH_CHECK(a[i].stride(3) == 1 && b[i].stride(2) == 1,
                 "A must be stored as (slots, 1, rank, in), B as (slots, 1, rank, out)");
     TORCH_CHECK(a[i].scalar_type() == x.scalar_type() && b[i].scalar_type() == x.scalar_type());
+    TORCH_CHECK(a[i].size(2) <= kMostRank && b[i].size(3) == a[i].size(2));
     outs += b[i].size(2);
   }
   TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.stride(1) == 1 && y.stride(1) == 1);
   TORCH_CHECK(y.scalar_type() == x.scalar_type());
   TORCH_CHECK(x.size(1) == a[0].size(3) && outs <= y.size(1));
   TORCH_CHECK(ranks.size(1) == int64_t(a.size()));
+  TORCH_CHECK(y.size(0) >= x.size(0));
+  const int32_t* const in_use = ranks.const_data_ptr<int32_t>();
+  for (int64_t g = 0; g < batch.groups; ++g) {
+    // Rows are sorted within a group.
+    TORCH_CHECK(batch.rows[batch.starts[g + 1] - 1] < x.size(0), "more rows mapped than given");
+    TORCH_CHECK(batch.slots[g] < ranks.size(0));
+    for (int64_t s = 0; s < ranks.size(1); ++s)
+      TORCH_CHECK(in_use[batch.slots[g] * ranks.size(1) + s] <= a[size_t(s)].size(2));
+  }
 }
 
 void lora_linear(at::Tensor y, const at::Tensor& x, at::TensorList a, at::TensorList b,
@@ -515,7 +524,7 @@ void lora_linear(at::Tensor y, const at::Tensor& x, at::TensorList a, at::Tensor
   TORCH_CHECK(found != rank_table().end(), "a layer whose ranks were never set");
   const at::Tensor& ranks = found->second;
   if (!any_rank(rows, ranks)) return;
-  check(y, x, a, b, ranks);
+  check(y, x, a, b, rows, ranks);
   if (x.scalar_type() == at::kBFloat16)
     return Layer<at::BFloat16>(y, x, a, b, rows, ranks, scale).run();
   TORCH_CHECK(x.scalar_type() == at::kFloat, "bfloat16 and float32 only");

@@ -47,7 +47,7 @@ def library_path() -> Path:
     import torch
 
     compiler = _compiler()
-    version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True)
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True)
     parts = (SOURCE.read_text(), torch.__version__, version.stdout, _processor(), *_FLAGS)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("ROUNDHOUSE_CACHE", "~/.cache/roundhouse")).expanduser()

@@ -21,6 +21,7 @@ from deployments.adapter_files import AdapterFiles
 from deployments.call import Call, serve_call
 from deployments.engine import Engine, ResponseStart
 from deployments.membership import Membership
+from deployments.vllm_plugin import IN_REPLICA
 
 logger = logging.getLogger(__name__)
 
@@ -167,17 +168,18 @@ def _resources(model: BaseModelSettings) -> dict[str, Any]:
     """What Ray reserves for a replica.
 
     Without GPUs, vLLM's workers are child processes of the replica's actor. With GPUs they are
-    actors, each in a bundle of one placement group; the replica's own actor, which needs no GPU,
-    is in the first bundle. vLLM finds the group by itself, as the one that the replica is in.
+    actors, each in a bundle of one placement group on one node; the replica's own actor, which
+    needs no GPU, is in the first bundle. vLLM finds the group by itself, as the one it is in.
     """
-    actor = {"num_cpus": model.cpus_per_replica, "runtime_env": {"env_vars": dict(model.env)}}
+    env = dict(model.env) | {IN_REPLICA: "1"}
+    actor = {"num_cpus": model.cpus_per_replica, "runtime_env": {"env_vars": env}}
     if not model.gpus_per_worker:
         return {"ray_actor_options": actor}
-    actor["runtime_env"]["env_vars"]["VLLM_RAY_PER_WORKER_GPUS"] = str(model.gpus_per_worker)
+    env["VLLM_RAY_PER_WORKER_GPUS"] = str(model.gpus_per_worker)
     worker = {"GPU": model.gpus_per_worker}
     first = worker | {"CPU": model.cpus_per_replica}
     return {
         "ray_actor_options": actor,
         "placement_group_bundles": [first] + [worker] * (model.tensor_parallel_size - 1),
-        "placement_group_strategy": model.placement,
+        "placement_group_strategy": "STRICT_PACK",
     }

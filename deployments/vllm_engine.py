@@ -85,17 +85,15 @@ class VllmEngine:
 
     async def load(self, ref: AdapterRef, folder: Path) -> None:
         request = LoRARequest(lora_name=ref.key, lora_int_id=next(self._ids), lora_path=str(folder))
-        try:
-            args = (request.lora_int_id, request.lora_name, request.lora_path)
-            # Two calls, so that running requests get a step in between.
-            await self.llm.collective_rpc("roundhouse_take", args=args)
-            await self.llm.collective_rpc("roundhouse_fill_free_slot", args=args[:1])
-        except Exception as e:
-            if not self.llm.is_running:
-                raise
-            # One worker of several may have taken it.
+        args = (request.lora_int_id, request.lora_name, request.lora_path)
+        # Two calls, so that running requests get a step in between.
+        refusals = await self.llm.collective_rpc("roundhouse_take", args=args)
+        if not any(refusals):
+            refusals = await self.llm.collective_rpc("roundhouse_fill_free_slot", args=args[:1])
+        if why := next(filter(None, refusals), None):
+            # Others of the workers may have taken it.
             await self.llm.remove_lora(request.lora_int_id)
-            raise AdapterLoadFailed(f"the engine could not load {ref.key}: {e}") from e
+            raise AdapterLoadFailed(f"the engine could not load {ref.key}: {why}")
         self._loaded[ref.key] = request
 
     def request(self, ref: AdapterRef) -> LoRARequest:
@@ -189,7 +187,10 @@ def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
     _check_names(f"{where}.engine_args", settings.engine_args, AsyncEngineArgs)
     _check_names(f"{where}.server_args", settings.server_args, FrontendArgs)
     values = {name: value for name, (_, value) in ours.items()}
-    return AsyncEngineArgs(**values, **settings.engine_args)
+    try:
+        return AsyncEngineArgs(**values, **settings.engine_args)
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"{where}: vLLM refuses the settings: {e}") from e
 
 
 def _check_names(where: str, given: dict[str, Any], arguments: type) -> None:

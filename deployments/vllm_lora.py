@@ -3,6 +3,7 @@
 They live in the engine's worker, on any platform; `vllm_plugin` puts them in the place of vLLM's.
 """
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms import current_platform
 
 from deployments import prepared
+
+logger = logging.getLogger(__name__)
 
 
 class AdapterSlots(LRUCacheLoRAModelManager):
@@ -38,7 +41,12 @@ class AdapterSlots(LRUCacheLoRAModelManager):
     def activate_adapter(self, lora_id: int) -> bool:
         if lora_id not in self._active_adapters and not self.has_free_slot:
             self._active_adapters.pop(self._least_worth())
-        moved = super().activate_adapter(lora_id)
+        try:
+            moved = super().activate_adapter(lora_id)
+        except Exception:
+            # vLLM counts the slot as taken before it is filled.
+            self._active_adapters.pop(lora_id, None)
+            raise
         if moved and self._cpu_ranks is not None:
             self._cpu_ranks.set(
                 self.lora_index_to_id.index(lora_id), self._registered_adapters[lora_id].loras
@@ -60,9 +68,21 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
 
     _manager_cls = AdapterSlots
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # By the names of peft's tensors, which are the same in every adapter.
+        self._module_names: dict[str, str] = {}
+
     def take(self, request: LoRARequest) -> None:
-        """Hold an adapter in host memory."""
-        self._adapter_manager.add_adapter(self._load_adapter(request))
+        """Hold an adapter in host memory.
+
+        Raises:
+            RuntimeError: it is full. vLLM would move out what is perhaps in use.
+        """
+        slots = self._adapter_manager
+        if len(slots) >= slots.capacity:
+            raise RuntimeError(f"host memory is full ({slots.capacity} adapters)")
+        slots.add_adapter(self._load_adapter(request))
 
     def fill_free_slot(self, lora_id: int) -> None:
         """Move an adapter from host memory into a slot, if one is free.
@@ -74,7 +94,10 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
             self._adapter_manager.activate_adapter(lora_id)
 
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
-        self._adapter_manager.needed = frozenset(r.lora_int_id for r in lora_requests)
+        slots = self._adapter_manager
+        slots.needed = frozenset(r.lora_int_id for r in lora_requests)
+        if missing := slots.needed - slots.list_adapters().keys():
+            logger.error("adapters %s were not held; they are read inside a step", sorted(missing))
         super()._apply_adapters(lora_requests)
 
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
@@ -100,10 +123,6 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
                 raise ValueError(f"the model has no module {name} to adapt")
             self._module_names[tensor_name] = name
         return self._module_names[tensor_name]
-
-    @cached_property
-    def _module_names(self) -> dict[str, str]:
-        return {}
 
     @cached_property
     def _renames(self) -> Any:

@@ -1,14 +1,20 @@
-"""The vLLM plugin: our adapter managers on every platform, our multi-LoRA kernels on CPU.
+"""The vLLM plugin: our adapter managers in every replica, our multi-LoRA kernels on CPU.
+
+On CPU it serves every engine of this environment, since vLLM's own kernels mix up tenants there; on
+other platforms our replicas' alone, and no kernel.
 
 vLLM calls :func:`register` in every engine process (entry point ``vllm.general_plugins``).
 """
 
 import inspect
+import os
 from collections.abc import Callable
 
 WRAPPER = "deployments.lora_cpu.GroupedLora"
 MANAGER = "deployments.vllm_lora.AdapterLoader"
 SUPPORTED_VLLM = "0.32."
+# In the environment of our replicas' processes.
+IN_REPLICA = "ROUNDHOUSE_REPLICA"
 
 _APPLY = ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale"]
 _MAPPING = ["self", "mapping", "lora_index_to_id", "max_loras", "vocab_size", "kwargs"]
@@ -48,6 +54,8 @@ def register() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.worker import lora_model_runner_mixin
 
+    if not current_platform.is_cpu() and IN_REPLICA not in os.environ:
+        return  # another's engine, whose kernels are right
     _check_version()
     _check_shape(model_manager.LRUCacheLoRAModelManager, _SLOTS)
     _check_shape(worker_manager.LRUCacheWorkerLoRAManager, _LOADER)

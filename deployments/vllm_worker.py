@@ -2,6 +2,9 @@
 
 Set as `worker_extension_cls`; its methods are called by name through `collective_rpc`, between two
 steps of the engine, in every worker of a tensor-parallel group.
+
+They answer with what went wrong instead of raising it: vLLM stops reading the workers' answers at
+the first error, and would take those that are left for the answers to its next call.
 """
 
 from vllm.lora.request import LoRARequest
@@ -10,13 +13,21 @@ from vllm.lora.request import LoRARequest
 class RoundhouseWorker:
     """Runs inside each engine worker process."""
 
-    def roundhouse_take(self, lora_id: int, name: str, folder: str) -> None:
+    def roundhouse_take(self, lora_id: int, name: str, folder: str) -> str | None:
         """Hold an adapter; see :meth:`deployments.vllm_lora.AdapterLoader.take`."""
-        self.model_runner.lora_manager.take(LoRARequest(name, lora_id, folder))
+        try:
+            self.model_runner.lora_manager.take(LoRARequest(name, lora_id, folder))
+        except Exception as e:  # noqa: BLE001
+            return f"{type(e).__name__}: {e}"
+        return None
 
-    def roundhouse_fill_free_slot(self, lora_id: int) -> None:
+    def roundhouse_fill_free_slot(self, lora_id: int) -> str | None:
         """See :meth:`deployments.vllm_lora.AdapterLoader.fill_free_slot`."""
-        self.model_runner.lora_manager.fill_free_slot(lora_id)
+        try:
+            self.model_runner.lora_manager.fill_free_slot(lora_id)
+        except Exception as e:  # noqa: BLE001
+            return f"{type(e).__name__}: {e}"
+        return None
 
     def roundhouse_residency(self, worth: dict[int, float]) -> tuple[list[int], list[int]]:
         """Adapter ids in slots, and in host memory (slots included).
