@@ -82,6 +82,7 @@ class AdapterCache:
             flight = asyncio.create_task(self._load(ref), name=f"load {ref.key}")
             self._flights[ref.key] = flight
             flight.add_done_callback(lambda _: self._flights.pop(ref.key, None))
+            flight.add_done_callback(_note)
         await asyncio.shield(flight)
 
     async def drop(self, ref: AdapterRef) -> None:
@@ -110,6 +111,7 @@ class AdapterCache:
         self._is_stale = True
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.create_task(self._refresh_while_stale(), name="refresh")
+            self._refresh.add_done_callback(_note)
 
     async def _refresh_while_stale(self) -> None:
         while self._is_stale:
@@ -181,6 +183,12 @@ class AdapterCache:
             self._changed.set()
             if key in self._leaving:
                 self._leaving[key].set()
+
+
+def _note(task: asyncio.Task[None]) -> None:
+    """Those who waited for the task may all have left."""
+    if not task.cancelled() and (error := task.exception()):
+        logger.debug("%s: %r", task.get_name(), error)
 
 
 @dataclass

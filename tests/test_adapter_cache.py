@@ -200,7 +200,36 @@ async def test_a_damaged_blob_is_refused_and_leaves_nothing(cache, engine, blobs
     assert "a@1" in cache.problems
 
 
-async def test_an_engine_that_refuses_frees_the_room_again(cache, engine, ref, monkeypatch):
+async def test_whatever_goes_wrong_in_preparing_is_a_failed_load(cache, engine, ref, monkeypatch):
+    def stumble(source, target):
+        raise KeyError("q_proj")
+
+    monkeypatch.setattr(engine, "prepare", stumble)
+    with pytest.raises(AdapterLoadFailed, match=r"cannot use a@1.*q_proj"):
+        await cache.ensure(ref("a"))
+    assert "a@1" in cache.problems
+
+
+async def test_a_move_during_a_refresh_is_seen(cache, engine, ref, monkeypatch):
+    await cache.ensure(ref("a"))
+    asked = []
+
+    async def slowly(worth):
+        asked.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.05)
+        return await EchoEngine.residency(engine, worth)
+
+    monkeypatch.setattr(engine, "residency", slowly)
+    cache.refresh_soon()
+    await asyncio.sleep(0.01)
+    for _ in range(3):
+        cache.refresh_soon()
+    await until(lambda: len(asked) == 2)
+    await asyncio.sleep(0.1)
+    assert len(asked) == 2
+
+
+async def test_an_engine_that_refuses_frees_the_room(cache, engine, node_cache, ref, monkeypatch):
     async def refuse(ref, folder):
         raise AdapterLoadFailed("no")
 
@@ -209,6 +238,7 @@ async def test_an_engine_that_refuses_frees_the_room_again(cache, engine, ref, m
         for _ in range(HOST_ENTRIES + 1):
             with pytest.raises(AdapterLoadFailed):
                 await cache.ensure(ref("a"))
+        assert node_cache.size_bytes() == 0, "what the engine refuses is prepared anew"
     await cache.ensure(ref("a"))
     assert cache.residency.tier("a@1") is Tier.SLOT
 

@@ -35,7 +35,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def answers_of(subject: str, folder: Path, /, **lora) -> list[list[tuple[int, float]]]:
+def answers_of(
+    subject: str, folder: Path, /, compiler: str | None = None, **lora
+) -> list[list[tuple[int, float]]]:
     """What the engine answers to `rows`, once or several times over."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -45,6 +47,8 @@ def answers_of(subject: str, folder: Path, /, **lora) -> list[list[tuple[int, fl
     }
     if subject == "stock":
         environment["VLLM_PLUGINS"] = ""
+    if compiler is not None:
+        environment["CXX"] = compiler
     command = [sys.executable, "-m", "tests.isolation", subject, str(folder), json.dumps(lora)]
     done = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
@@ -115,6 +119,11 @@ def test_the_reference_tells_adapters_apart(reference, one_worker):
     row, answer = next((r, a) for r, a in zip(rows(), one_worker, strict=False) if r.adapter == 1)
     for other in (None, 0, 2, 3, 4, 5):
         assert max(reference.errors(row, other, answer)) > 0.1, f"adapter {other}"
+
+
+def test_without_a_compiler_it_is_as_right(folder, reference):
+    answers = answers_of("ours", folder, compiler="no-compiler")
+    assert max(worst(reference, answers)) < LOGPROB_TOLERANCE
 
 
 @pytest.mark.parametrize("fully_sharded", [False, True])

@@ -234,6 +234,47 @@ def test_a_vllm_of_another_shape_is_refused(monkeypatch):
         vllm_plugin.register()
 
 
+@pytest.mark.parametrize(
+    ("cls", "method"),
+    [
+        ("vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU", "add_lora_linear"),
+        ("vllm.lora.worker_manager.LRUCacheWorkerLoRAManager", "_load_adapter"),
+        ("vllm.lora.model_manager.LRUCacheLoRAModelManager", "activate_adapter"),
+    ],
+)
+def test_a_method_of_another_shape_is_refused(monkeypatch, cls, method):
+    from deployments import vllm_plugin
+
+    monkeypatch.setattr(f"{cls}.{method}", lambda self, something_new: None)
+    with pytest.raises(RuntimeError, match=rf"{method} takes.*something_new.*lock files"):
+        vllm_plugin.register()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_take_the_way_without_the_kernel(mapping_class, dtype):
+    from deployments.lora_cpu import GroupedLora
+
+    torch.manual_seed(0)
+    rows = [-1, 2, 2, 0]
+    lora_a, lora_b, _ = weights(dtype)
+    x = torch.randn(4, SIZE_IN).to(dtype)
+    y = torch.randn(4, sum(SIZES_OUT)).to(dtype)
+    expected = reference(y, x, lora_a, lora_b, rows)
+    wrapper = make_wrapper(GroupedLora, mapping_class, rows, is_prefill=False)
+    wrapper.add_lora_linear(y, x, lora_a, lora_b, 1.0, SIZES_OUT)
+    torch.testing.assert_close(y, expected, rtol=1e-2, atol=5e-2)
+
+
+def test_more_rows_than_were_mapped_are_refused(mapping_class):
+    """Memory safety: the kernel writes where the mapping says."""
+    lora_a, lora_b, _ = weights()
+    x, y = torch.randn(2, SIZE_IN), torch.randn(2, sum(SIZES_OUT))
+    with pytest.raises(RuntimeError, match="more rows mapped than given"):
+        torch.ops.roundhouse.lora_linear(
+            y, x, lora_a, lora_b, packed(mapping_class, [0, 1, 2]), 1.0
+        )
+
+
 def test_the_plugin_is_on_by_itself():
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins

@@ -62,14 +62,30 @@ def test_what_is_in_use_stays_even_over_the_bound(cache):
     assert not cache.has("a")
 
 
-def test_a_failed_build_leaves_nothing(cache, tmp_path):
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_a_failed_build_leaves_nothing(cache, tmp_path, error):
     def fail(folder: Path) -> None:
         build(folder)
-        raise ValueError("damaged")
+        raise error("damaged")
 
-    with pytest.raises(ValueError, match="damaged"), cache.entry("a", fail):
+    with pytest.raises(error, match="damaged"), cache.entry("a", fail):
         raise AssertionError("the block must not run")
     assert list((tmp_path / "node").iterdir()) == []
+    use(cache, "a")
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_an_error_of_the_user_is_the_users(cache, error):
+    with pytest.raises(error, match="mine"), cache.entry("a", build):
+        raise error("mine")
+    use(cache, "a")
+
+
+def test_what_is_discarded_is_built_anew(cache):
+    use(cache, "a")
+    cache.discard("a")
+    assert not cache.has("a")
+    cache.discard("a")
     use(cache, "a")
 
 
@@ -142,6 +158,5 @@ def test_replicas_of_a_node_share_it_under_load(tmp_path):
     for worker in workers:
         worker.join(60)
     assert [w.exitcode for w in workers] == [0, 0, 0]
-    use(NodeCache(root, 3 * BYTES), "z")
     assert NodeCache(root, 3 * BYTES).size_bytes() <= 3 * BYTES
     assert {p.suffix for p in root.iterdir()} == {""}

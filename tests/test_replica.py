@@ -35,11 +35,10 @@ def test_gpu_workers_have_a_bundle_each_on_one_node():
 
 
 @pytest.mark.ray
-def test_fractions_of_gpus_and_several_nodes():
-    bound = options(tensor_parallel_size=2, gpus_per_worker=0.5, placement="PACK")
+def test_fractions_of_gpus():
+    bound = options(tensor_parallel_size=2, gpus_per_worker=0.5)
     config = bound._replica_config
     assert config.placement_group_bundles == [{"GPU": 0.5, "CPU": 1}, {"GPU": 0.5}]
-    assert config.placement_group_strategy == "PACK"
     env = bound.ray_actor_options["runtime_env"]["env_vars"]
     assert env["VLLM_RAY_PER_WORKER_GPUS"] == "0.5"
 

@@ -116,6 +116,25 @@ def test_residency_says_where_a_request_found_its_adapter(http):
     assert ask(http, gone).headers["x-roundhouse-residency"] == "node"
 
 
+def test_a_file_that_both_workers_refuse_is_told_and_made_anew(cluster, http, folder):
+    names = [f"a{i}" for i in range(HOST + 2)]
+    answers = {name: text(http, name) for name in names}
+    for file in (folder / "node").glob("*/prepared.safetensors"):
+        if str(file) not in mapped(cluster):
+            file.unlink()
+            file.write_bytes(b"rubbish")
+    (replica,) = replicas(http)
+    held = replica["residency"]["slots"] + replica["residency"]["host"]
+    gone = [name for name in names if f"{name}@1" not in held]
+    assert len(gone) == 2
+    for name in gone:
+        refused = ask(http, name)
+        assert refused.status_code == 503
+        assert f"could not load {name}@1" in refused.json()["error"]["message"]
+        assert text(http, name) == answers[name]
+    assert {name: text(http, name) for name in names} == answers
+
+
 def test_a_deleted_adapter_leaves_the_engine(cluster, http):
     text(http, "a0")
     assert len(mapped(cluster)) == HOST
