@@ -145,6 +145,7 @@ def summary(raw: dict) -> dict:
                     "undisturbed_ms": round(statistics.median(quiet), 1),
                     "in_a_load_ms": round(statistics.median(busy), 1),
                     "grows_by_ms": round(statistics.median(b - q for q, b in found["stall"]), 1),
+                    "at_most_ms": round(max(b - q for q, b in found["stall"]), 1),
                 }
     return table
 
@@ -160,13 +161,12 @@ def plot(table: dict, threads: int, path: Path) -> None:
     for row, kind in zip(axes, ("decode", "prefill"), strict=True):
         for axis, rank in zip(row, RANKS, strict=True):
             for subject, by_count in table[kind][f"rank {rank}"].items():
-                counts = sorted(int(c) for c in by_count)
-                values = [by_count[c] for c in counts]
-                axis.plot(counts, values, "o-", color=styles[subject], label=subject)
+                counts = [int(count) for count in by_count]
+                axis.plot(counts, by_count.values(), "o-", color=styles[subject], label=subject)
             axis.axhline(BARS[kind], color="black", linewidth=0.8, linestyle=":")
             axis.set_xscale("log", base=2)
             axis.set_xticks(COUNTS, [str(c) for c in COUNTS])
-            axis.set_ylim(0, 1.15)
+            axis.set_ylim(0, 1.3)
             axis.set_title(f"{kind}, rank {rank}", fontsize=10)
         row[0].set_ylabel("speed with adapters /\nspeed of the same engine without")
     for axis in axes[1]:
@@ -206,7 +206,7 @@ def main() -> None:
                 raw.setdefault(subject, {})[rank] = json.loads(part.read_text())
     table = summary(raw)
     report = {
-        "command": "python -m benchmarks.engine " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m benchmarks.engine", *sys.argv[1:]]),
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),

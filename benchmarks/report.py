@@ -23,8 +23,8 @@ def _engine() -> Iterator[str]:
     machine, bars = report["machine"], report["bars"]
     yield "## What adapters cost an engine on CPU"
     yield ""
-    yield f"`{report['command']}` (`make bench-engine`), {machine['processor']}, "
-    yield f"{machine['cores']} cores, {machine['threads']} thread(s) for the engine; "
+    yield f"`{report['command'].strip()}` (`make bench-engine`), {machine['processor']},"
+    yield f"{machine['cores']} cores, {machine['threads']} thread(s) for the engine;"
     yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
     yield "SmolLM2-135M in bfloat16, adapters on all its linear layers, all of the rank of the row,"
     yield "in engines of that largest rank with 16 slots."
@@ -41,7 +41,7 @@ def _engine() -> Iterator[str]:
         yield ""
         yield f"### {title} (bar {bars[kind]})"
         yield ""
-        yield "| rank | engine | " + " | ".join(f"{c} adapters" for c in counts) + " |"
+        yield "| rank | engine | " + " | ".join(_adapters(c) for c in counts) + " |"
         yield "|---|---|" + "---:|" * len(counts)
         for rank, subjects in report["ratios"][kind].items():
             for subject, by_count in subjects.items():
@@ -59,12 +59,18 @@ def _engine() -> Iterator[str]:
             f"{found['in_a_load_ms']} ms | {found['grows_by_ms']} ms | {found['at_most_ms']} ms |"
         )
     yield ""
+    yield "The machine is shared: windows without a load differ by as much as the worst ones with."
+    yield ""
     yield "Ratios that meet the bar are bold. Slow engines are measured at few points, where it"
     yield "tells enough; each rank and engine is a process of its own. What bounds the ratios is in"
     yield "[decision 007](decisions/007-the-cpu-kernel.md)."
 
 
+def _adapters(count: int) -> str:
+    return "1 adapter" if count == 1 else f"{count} adapters"
+
+
 def _ratio(value: float | None, bar: float) -> str:
     if value is None:
         return ""
-    return f"**{value:.2f}**" if value >= bar else f"{value:.2f}"
+    return f"**{value:.3f}**" if value >= bar else f"{value:.3f}"

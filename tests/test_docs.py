@@ -1,5 +1,6 @@
 """The docs say what the code does."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,16 @@ MARKDOWN = sorted(p for p in ROOT.rglob("*.md") if ".venv" not in p.parts)
 @pytest.mark.parametrize("name", generate.pages())
 def test_generated_pages_are_current(name):
     assert (ROOT / "docs" / name).read_text() == generate.pages()[name], "run `make docs`"
+
+
+def test_the_readme_quotes_the_benchmark():
+    ratios = json.loads((ROOT / "benchmarks" / "results" / "engine-cpu.json").read_text())["ratios"]
+    decode, prefill = (ratios[kind]["rank 8"] for kind in ("decode", "prefill"))
+    ours, stock = "ours", "stock vLLM"
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"decode runs at {decode[ours]['4']:.2f} of the speed" in said
+    assert f"(stock {decode[stock]['4']:.2f}) and prefill at {prefill[ours]['4']:.2f}" in said
+    assert f"(stock {prefill[stock]['4']:.2f})" in said
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=lambda p: str(p.relative_to(ROOT)))

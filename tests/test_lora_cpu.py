@@ -250,6 +250,29 @@ def test_a_method_of_another_shape_is_refused(monkeypatch, cls, method):
         vllm_plugin.register()
 
 
+def test_on_gpus_only_our_own_replicas_are_changed(monkeypatch):
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+    from vllm.platforms import current_platform
+    from vllm.v1.worker import lora_model_runner_mixin
+
+    from deployments import vllm_plugin
+    from deployments.vllm_lora import AdapterLoader
+
+    place = "LRUCacheWorkerLoRAManager"
+    monkeypatch.setattr(lora_model_runner_mixin, place, LRUCacheWorkerLoRAManager)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    monkeypatch.setattr(
+        type(current_platform), "get_punica_wrapper", classmethod(lambda cls: "vllm's")
+    )
+    monkeypatch.delenv(vllm_plugin.IN_REPLICA, raising=False)
+    vllm_plugin.register()
+    assert getattr(lora_model_runner_mixin, place) is LRUCacheWorkerLoRAManager
+    monkeypatch.setenv(vllm_plugin.IN_REPLICA, "1")
+    vllm_plugin.register()
+    assert getattr(lora_model_runner_mixin, place) is AdapterLoader
+    assert current_platform.get_punica_wrapper() == "vllm's", "no kernel is touched"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_types_take_the_way_without_the_kernel(mapping_class, dtype):
     from deployments.lora_cpu import GroupedLora
