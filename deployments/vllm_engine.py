@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -131,9 +132,8 @@ class VllmEngine:
         return lora_request.lora_name.partition("@")[0]
 
     def _checked_config(self) -> VllmConfig:
-        if current_platform.is_cpu() and self._settings.tensor_parallel_size > 1:
-            # Left to itself, vLLM wants a NUMA node for each worker.
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        if current_platform.is_cpu():
+            _prepare_for_cpu(self._settings.tensor_parallel_size)
         try:
             return self._args.create_engine_config()
         except (ValueError, TypeError) as e:
@@ -150,6 +150,16 @@ class VllmEngine:
                 )
             if on_cpu:
                 logger.info("LoRA kernel: %s", kernel)
+
+
+def _prepare_for_cpu(workers: int) -> None:
+    if workers > 1:
+        # Left to itself, vLLM wants a NUMA node for each worker.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        # vLLM compiles a part of its sampler when log-probabilities are first asked for; without
+        # a compiler, that request would end the engine.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
