@@ -55,6 +55,8 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent,
+                # Ctrl-C in a terminal is for `roundhouse up`, which stops it when all is saved.
+                start_new_session=True,
             )
         # By standard input: a password on the command line is everyone's to read.
         self._server.stdin.write(config.encode())

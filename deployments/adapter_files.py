@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,9 @@ from cluster.errors import AdapterLoadFailed
 from cluster.state import AdapterRef, Tier
 from deployments.engine import Engine
 
-_PIECE_BYTES = 2**20
+CHECKSUM = "sha256"
+
+logger = logging.getLogger(__name__)
 
 
 class AdapterFiles:
@@ -52,14 +56,18 @@ class AdapterFiles:
         self._cache.discard(self._key(ref))
 
     def _ready(self, ref: AdapterRef, held: contextlib.ExitStack) -> Path:
-        entry = self._cache.entry(self._key(ref), lambda target: self._prepare(ref, target))
-        folder = held.enter_context(entry)
-        for file in folder.iterdir():
-            # Into memory here, so that the engine's loop need not wait for a disk.
-            with file.open("rb") as content:
-                while content.read(_PIECE_BYTES):
-                    pass
-        return folder
+        for _ in range(2):
+            with contextlib.ExitStack() as entry:
+                folder = entry.enter_context(
+                    self._cache.entry(self._key(ref), lambda target: self._prepare(ref, target))
+                )
+                # Reading it whole also brings it into memory here, outside the engine's loop.
+                if (folder / CHECKSUM).read_text() == checksum(folder):
+                    held.callback(entry.pop_all().close)
+                    return folder
+            logger.warning("%s is damaged in the node's cache and made anew", ref.key)
+            self.discard(ref)
+        raise AdapterLoadFailed(f"the node's cache damages {ref.key}; is its disk all right?")
 
     def _prepare(self, ref: AdapterRef, target: Path) -> None:
         if not self._blobs.has(ref.digest):
@@ -74,6 +82,17 @@ class AdapterFiles:
             self._engine.prepare(self._blobs.path(ref.digest), target)
         except Exception as e:
             raise AdapterLoadFailed(f"the engine cannot use {ref.key}: {e}") from e
+        (target / CHECKSUM).write_text(checksum(target))
 
     def _key(self, ref: AdapterRef) -> str:
         return f"{ref.digest}-{self._engine.layout}"
+
+
+def checksum(folder: Path) -> str:
+    """sha256 of what is in a cache entry."""
+    whole = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.name != CHECKSUM:
+            with file.open("rb") as content:
+                whole.update(hashlib.file_digest(content, "sha256").digest())
+    return whole.hexdigest()

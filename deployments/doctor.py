@@ -38,6 +38,7 @@ def examine(config: Path) -> list[Finding]:
     findings += [Finding("settings", True, f"{config} is complete")]
     findings += [check(settings) for check in checks]
     findings += [_base_model(settings, m.id) for m in settings.models if m.engine == "vllm"]
+    findings += [_engine_args(settings, m.id) for m in settings.models if m.engine == "vllm"]
     return findings + [_adapter_folder(source) for source in settings.preload]
 
 
@@ -135,6 +136,17 @@ def _base_model(settings: Settings, model_id: str) -> Finding:
     if path.is_absolute() and not (path / "config.json").is_file():
         return Finding(check, False, f"no checkpoint in {path}; `make demo` prepares the demo's")
     return Finding(check, True, str(path))
+
+
+def _engine_args(settings: Settings, model_id: str) -> Finding:
+    from deployments.vllm_engine import engine_args
+
+    check = f"engine arguments {model_id}"
+    try:
+        engine_args(settings.model(model_id))
+    except RoundhouseError as e:
+        return Finding(check, False, e.message)
+    return Finding(check, True, "vLLM knows them all")
 
 
 def _adapter_folder(source: str) -> Finding:

@@ -196,6 +196,8 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
         _check_cpus(settings)
         if problem := port_problem(settings.http.host, settings.http.port):
             raise ConfigError(problem)
+        # Its sockets go where everything of this run goes, and with it.
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", str(temp_dir))
         ray.init(
             include_dashboard=False,
             log_to_driver=False,

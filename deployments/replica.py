@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,6 +27,8 @@ from deployments.vllm_plugin import IN_REPLICA
 logger = logging.getLogger(__name__)
 
 _CATCH_UP_S = 5.0
+# Serve replaces a replica that fails three checks in a row.
+_HEALTH_PERIOD_S = 2.0
 
 
 class ModelReplica:
@@ -54,10 +57,20 @@ class ModelReplica:
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
+        await self._end_if_dead()
         answer = serve_call(self._engine, self._adapters, self._admit, call, self._id)
         async with contextlib.aclosing(answer):
             async for item in answer:
                 yield item
+
+    async def _end_if_dead(self) -> None:
+        """A replica whose engine has died ends at once: the ingress then asks another one, which
+        it cannot know to do from an error that the engine's own HTTP layer makes of it."""
+        try:
+            await self._engine.check_health()
+        except Exception:
+            logger.exception("the engine is dead; so is this replica")
+            os._exit(1)
 
     async def check_health(self) -> None:
         await self._engine.check_health()
@@ -156,6 +169,7 @@ def replica_app(settings: Settings, model: BaseModelSettings) -> Any:
             num_replicas=model.replicas,
             max_ongoing_requests=model.max_ongoing,
             max_queued_requests=model.max_queued,
+            health_check_period_s=_HEALTH_PERIOD_S,
             health_check_timeout_s=60,
             graceful_shutdown_timeout_s=20,
             **_resources(model),

@@ -229,6 +229,16 @@ async def test_a_move_during_a_refresh_is_seen(cache, engine, ref, monkeypatch):
     assert len(asked) == 2
 
 
+async def test_a_prepared_file_that_was_damaged_is_made_anew(cache, engine, tmp_path, ref):
+    for name in "ab":
+        await cache.ensure(ref(name))
+    (entry,) = (p for p in (tmp_path / "node").iterdir() if p.is_dir())
+    whole = (entry / WEIGHTS).read_bytes()
+    (entry / WEIGHTS).write_bytes(whole[:-4] + b"oops")
+    await cache.ensure(ref("c"))
+    assert (entry / WEIGHTS).read_bytes() == whole
+
+
 async def test_an_engine_that_refuses_frees_the_room(cache, engine, node_cache, ref, monkeypatch):
     async def refuse(ref, folder):
         raise AdapterLoadFailed("no")

@@ -7,6 +7,7 @@ import psutil
 import pytest
 
 from benchmarks.adapters import write_adapter
+from deployments.adapter_files import CHECKSUM, checksum
 from tests.conftest import Running, start_cluster
 from tests.test_serve import replicas, until
 from tests.tiny_model import write_tiny_model
@@ -116,22 +117,36 @@ def test_residency_says_where_a_request_found_its_adapter(http):
     assert ask(http, gone).headers["x-roundhouse-residency"] == "node"
 
 
-def test_a_file_that_both_workers_refuse_is_told_and_made_anew(cluster, http, folder):
-    names = [f"a{i}" for i in range(HOST + 2)]
-    answers = {name: text(http, name) for name in names}
+def damage(cluster: Running, folder: Path, *, with_checksum: bool) -> None:
+    """Replace the prepared files that nobody has mapped."""
     for file in (folder / "node").glob("*/prepared.safetensors"):
         if str(file) not in mapped(cluster):
             file.unlink()
             file.write_bytes(b"rubbish")
-    (replica,) = replicas(http)
-    held = replica["residency"]["slots"] + replica["residency"]["host"]
-    gone = [name for name in names if f"{name}@1" not in held]
-    assert len(gone) == 2
-    for name in gone:
-        refused = ask(http, name)
+            if with_checksum:
+                (file.parent / CHECKSUM).write_text(checksum(file.parent))
+
+
+def test_a_damaged_file_is_made_anew(cluster, http, folder):
+    names = [f"a{i}" for i in range(HOST + 2)]
+    answers = {name: text(http, name) for name in names}
+    damage(cluster, folder, with_checksum=False)
+    assert {name: text(http, name) for name in names} == answers
+
+
+def test_a_file_that_both_workers_refuse_is_told_and_made_anew(cluster, http, folder):
+    names = [f"a{i}" for i in range(HOST + 2)]
+    answers = {name: text(http, name) for name in names}
+    damage(cluster, folder, with_checksum=True)
+    refusals = {}
+    for name in names:
+        answer = ask(http, name)
+        if answer.status_code != 200:
+            refusals[name] = answer
+    assert len(refusals) >= 2, "those that were not held"
+    for name, refused in refusals.items():
         assert refused.status_code == 503
         assert f"could not load {name}@1" in refused.json()["error"]["message"]
-        assert text(http, name) == answers[name]
     assert {name: text(http, name) for name in names} == answers
 
 
