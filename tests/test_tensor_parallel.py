@@ -12,7 +12,7 @@ from tests.conftest import Running, start_cluster
 from tests.test_serve import replicas, until
 from tests.tiny_model import write_tiny_model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SLOTS, HOST = 2, 3
@@ -179,4 +179,6 @@ def test_status_says_why_a_deployment_does_not_run(cluster, http, folder):
         until(told, timeout_s=150)
     finally:
         (folder / "elsewhere").rename(folder / "model")
-    until(lambda: ask(http, "a1").status_code == 200, timeout_s=150)
+    # Serve waits longer after each attempt that failed.
+    until(lambda: http.get("/readyz").status_code == 200, timeout_s=200)
+    assert ask(http, "a1").status_code == 200
