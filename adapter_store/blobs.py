@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 WEIGHTS = "adapter_model.safetensors"
@@ -75,10 +75,10 @@ class BlobStore:
         return all((folder / n).is_file() for n in FILES) and digest_of(folder) == digest
 
 
-def digest_of(folder: Path) -> str:
-    """sha256 over the names and the sha256 of the adapter files."""
+def digest_of(folder: Path, names: Iterable[str] = FILES) -> str:
+    """sha256 over the names and the sha256 of files, by default the adapter's."""
     whole = hashlib.sha256()
-    for name in FILES:
+    for name in names:
         with (folder / name).open("rb") as file:
             part = hashlib.file_digest(file, "sha256")
         whole.update(f"{name}\0{part.hexdigest()}\n".encode())

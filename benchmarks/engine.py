@@ -31,6 +31,7 @@ from benchmarks.subjects import (
     Peft,
     StockVllm,
     Subject,
+    environment,
     random_prompts,
 )
 
@@ -106,22 +107,6 @@ async def _pair(one, kind: str, count: int, turn: int) -> tuple[float, float]:
         return await run(prompts, without), await run(prompts, with_them)
     later = await run(prompts, with_them)
     return await run(prompts, without), later
-
-
-def environment(subject: str, threads: int) -> dict[str, str]:
-    given = dict(os.environ)
-    given |= {
-        "OMP_NUM_THREADS": str(threads),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "HF_HUB_OFFLINE": "1",
-    }
-    if subject == "stock vLLM":
-        given["VLLM_PLUGINS"] = ""
-    if subject == "ours without a compiler":
-        given["CXX"] = "no-compiler"
-    return given
 
 
 def ratios(kind: str, pairs: list[tuple[float, float]]) -> float:

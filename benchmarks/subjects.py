@@ -37,6 +37,23 @@ class Subject(Protocol):
         """Free everything."""
 
 
+def environment(subject: str, threads: int = 1) -> dict[str, str]:
+    """Of a process that runs an engine on CPU, with what makes it the subject that it is."""
+    given = dict(os.environ)
+    given |= {
+        "OMP_NUM_THREADS": str(threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if subject == "stock vLLM":
+        given["VLLM_PLUGINS"] = ""
+    if subject == "ours without a compiler":
+        given["CXX"] = "no-compiler"
+    return given
+
+
 def random_prompts(count: int, length: int) -> Prompts:
     return [[random.randrange(1000, 40000) for _ in range(length)] for _ in range(count)]
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from adapter_store.blobs import BlobStore
+from adapter_store.blobs import BlobStore, digest_of
 from adapter_store.node_cache import NodeCache
 from cluster.errors import AdapterLoadFailed
 from cluster.state import AdapterRef, Tier
@@ -90,9 +89,4 @@ class AdapterFiles:
 
 def checksum(folder: Path) -> str:
     """sha256 of what is in a cache entry."""
-    whole = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.name != CHECKSUM:
-            with file.open("rb") as content:
-                whole.update(hashlib.file_digest(content, "sha256").digest())
-    return whole.hexdigest()
+    return digest_of(folder, sorted(f.name for f in folder.iterdir() if f.name != CHECKSUM))

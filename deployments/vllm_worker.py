@@ -7,6 +7,8 @@ They answer with what went wrong instead of raising it: vLLM stops reading the w
 the first error, and would take those that are left for the answers to its next call.
 """
 
+from collections.abc import Callable
+
 from vllm.lora.request import LoRARequest
 
 
@@ -15,19 +17,11 @@ class RoundhouseWorker:
 
     def roundhouse_take(self, lora_id: int, name: str, folder: str) -> str | None:
         """Hold an adapter; see :meth:`deployments.vllm_lora.AdapterLoader.take`."""
-        try:
-            self.model_runner.lora_manager.take(LoRARequest(name, lora_id, folder))
-        except Exception as e:  # noqa: BLE001
-            return f"{type(e).__name__}: {e}"
-        return None
+        return _error_of(self.model_runner.lora_manager.take, LoRARequest(name, lora_id, folder))
 
     def roundhouse_fill_free_slot(self, lora_id: int) -> str | None:
         """See :meth:`deployments.vllm_lora.AdapterLoader.fill_free_slot`."""
-        try:
-            self.model_runner.lora_manager.fill_free_slot(lora_id)
-        except Exception as e:  # noqa: BLE001
-            return f"{type(e).__name__}: {e}"
-        return None
+        return _error_of(self.model_runner.lora_manager.fill_free_slot, lora_id)
 
     def roundhouse_residency(self, worth: dict[int, float]) -> tuple[list[int], list[int]]:
         """Adapter ids in slots, and in host memory (slots included).
@@ -46,6 +40,14 @@ class RoundhouseWorker:
         if self.device.type == "cpu":
             from deployments.lora_cpu import KERNEL as kernel
         return _name(wrapper), _name(manager), kernel
+
+
+def _error_of(action: Callable[..., None], *args: object) -> str | None:
+    try:
+        action(*args)
+    except Exception as e:  # noqa: BLE001
+        return f"{type(e).__name__}: {e}"
+    return None
 
 
 def _name(thing: object) -> str:

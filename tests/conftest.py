@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,17 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+@contextmanager
+def running_cluster(folder: Path, settings: dict[str, Any], ready_s: float) -> Iterator[Running]:
+    """A cluster that is ready, stopped at the end."""
+    running = start_cluster(folder, settings)
+    try:
+        running.wait_until_ready(ready_s)
+        yield running
+    finally:
+        running.stop()
 
 
 def start_cluster(folder: Path, settings: dict[str, Any]) -> Running:

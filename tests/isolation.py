@@ -143,7 +143,7 @@ async def stock(folder: Path, model: BaseModelSettings) -> list[list[tuple[int, 
 
 
 async def main(subject: str, folder: Path, lora: dict) -> None:
-    run = ours if subject == "ours" else stock
+    run = stock if subject == "stock vLLM" else ours
     answers = await run(folder, settings(folder, **lora))
     (folder / "answers.json").write_text(json.dumps(answers))
 

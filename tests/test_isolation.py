@@ -6,7 +6,6 @@ rows, twice over with the prefix cache on.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.adapters import write_adapter
+from benchmarks.subjects import environment
 from tests.isolation import ADAPTERS, Row, rows
 from tests.tiny_model import write_tiny_model
 
@@ -35,23 +35,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def answers_of(
-    subject: str, folder: Path, /, compiler: str | None = None, **lora
-) -> list[list[tuple[int, float]]]:
-    """What the engine answers to `rows`, once or several times over."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    if subject == "stock":
-        environment["VLLM_PLUGINS"] = ""
-    if compiler is not None:
-        environment["CXX"] = compiler
+def answers_of(subject: str, folder: Path, /, **lora) -> list[list[tuple[int, float]]]:
+    """What the engine of a benchmark's subject answers to `rows`, once or several times over."""
     command = [sys.executable, "-m", "tests.isolation", subject, str(folder), json.dumps(lora)]
     done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
+        command, env=environment(subject), cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "answers.json").read_text())
@@ -122,7 +110,7 @@ def test_the_reference_tells_adapters_apart(reference, one_worker):
 
 
 def test_without_a_compiler_it_is_as_right(folder, reference):
-    answers = answers_of("ours", folder, compiler="no-compiler")
+    answers = answers_of("ours without a compiler", folder)
     assert max(worst(reference, answers)) < LOGPROB_TOLERANCE
 
 
@@ -134,7 +122,7 @@ def test_two_tensor_parallel_workers_answer_the_same(folder, reference, fully_sh
 
 def test_stock_vllm_fails_the_same_test(folder, reference):
     """Why the plugin exists; when this fails, vLLM has mended it and the kernels may go."""
-    found = worst(reference, answers_of("stock", folder))
+    found = worst(reference, answers_of("stock vLLM", folder))
     wrong = [row.adapter for row, error in zip(rows(), found, strict=True) if error > 0.1]
     assert wrong, "no row was wrong"
     assert set(wrong) == {None}, "base rows are what it mixes up"

@@ -1,8 +1,6 @@
 """The node cache with real processes: bounded, shared, and whole after a crash."""
 
 import multiprocessing
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -119,19 +117,9 @@ def _build_for_ever(root: Path, started) -> None:
         pass
 
 
-def test_a_builder_that_is_killed_holds_nobody_up(cache, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    started = context.Event()
-    process = context.Process(target=_build_for_ever, args=(tmp_path / "node", started))
-    process.start()
-    assert started.wait(30)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
-    assert not cache.has("a")
-    use(cache, "a")
-
-
-def test_a_sweep_removes_what_a_killed_builder_left(cache, tmp_path):
+@pytest.fixture
+def killed_builder(tmp_path) -> None:
+    """A process that was killed while it built the entry `a`."""
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     process = context.Process(target=_build_for_ever, args=(tmp_path / "node", started))
@@ -139,6 +127,14 @@ def test_a_sweep_removes_what_a_killed_builder_left(cache, tmp_path):
     assert started.wait(30)
     process.kill()
     process.join(10)
+
+
+def test_a_builder_that_is_killed_holds_nobody_up(cache, killed_builder):
+    assert not cache.has("a")
+    use(cache, "a")
+
+
+def test_a_sweep_removes_what_a_killed_builder_left(cache, tmp_path, killed_builder):
     cache.sweep()
     assert list((tmp_path / "node").iterdir()) == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Running, start_cluster
+from tests.conftest import Running, running_cluster, start_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -31,12 +31,9 @@ READY_S = 150
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    running = start_cluster(tmp_path_factory.mktemp("cluster"), {"models": [ECHO]})
-    try:
-        running.wait_until_ready(READY_S)
+    folder = tmp_path_factory.mktemp("cluster")
+    with running_cluster(folder, {"models": [ECHO]}, READY_S) as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture

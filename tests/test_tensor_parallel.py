@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.adapters import write_adapter
 from deployments.adapter_files import CHECKSUM, checksum
-from tests.conftest import Running, start_cluster
+from tests.conftest import Running, running_cluster
 from tests.test_serve import replicas, until
 from tests.tiny_model import write_tiny_model
 
@@ -42,12 +42,8 @@ def cluster(folder):
         "env": {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"},
     }
     preload = [str(folder / f"a{i}") for i in range(2)]
-    running = start_cluster(folder, {"models": [model], "preload": preload})
-    try:
-        running.wait_until_ready(250)
+    with running_cluster(folder, {"models": [model], "preload": preload}, 250) as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture

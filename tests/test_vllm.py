@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import Running, start_cluster
+from tests.conftest import Running, running_cluster
 from tests.test_serve import replicas, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -53,12 +53,8 @@ def cluster(tmp_path_factory):
     }
     preload = [str(ADAPTERS / name) for name in LOADED]
     folder = tmp_path_factory.mktemp("vllm")
-    running = start_cluster(folder, {"models": [model], "preload": preload})
-    try:
-        running.wait_until_ready(300)
+    with running_cluster(folder, {"models": [model], "preload": preload}, 300) as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="module")
