@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -135,6 +136,8 @@ def _base_model(settings: Settings, model_id: str) -> Finding:
 
 
 def _engine_args(settings: Settings, model_id: str) -> Finding:
+    # Importing vLLM makes torch look for Triton, and say so where there is none, as on any CPU.
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     from deployments.vllm_engine import engine_args
 
     check = f"engine arguments {model_id}"
