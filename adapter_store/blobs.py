@@ -5,74 +5,117 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
+
+from cluster.settings import StoreSettings
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+# In the order in which they are stored: a blob is there when its last file is.
 FILES = (CONFIG, WEIGHTS)
+_ABANDONED_S = 3600.0
 
 
-class BlobStore:
-    """A folder of blobs. Writers on the same file system may race: the content decides."""
+class BlobGone(Exception):
+    """The blob is not there, or is not what its hash says."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root / "blobs"
-        self._staging = root / "staging"
 
-    def path(self, digest: str) -> Path:
-        """The folder that holds the blob, whether it is there or not."""
-        return self._root / digest[:2] / digest
-
-    def has(self, digest: str) -> bool:
-        return self.path(digest).is_dir()
-
-    @contextlib.contextmanager
-    def staged(self, source: Path) -> Iterator[Path]:
-        """A private copy of the adapter files of `source`, so that they cannot change; removed at
-        the end, unless it was committed."""
-        self._staging.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self._staging))
-        try:
-            for name in FILES:
-                shutil.copyfile(source / name, folder / name)
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+class BlobStore(Protocol):
+    """Where adapter files are kept. Writers may race: the content decides."""
 
     def commit(self, staged: Path) -> tuple[str, int]:
-        """Move a staged folder under its hash; a damaged blob of that hash is replaced.
+        """Keep the files of a private folder under their hash; a damaged blob is replaced.
 
         Returns:
             The digest, and the size in bytes.
         """
-        digest = digest_of(staged)
-        size_bytes = sum((staged / name).stat().st_size for name in FILES)
-        target = self.path(digest)
-        if self.is_whole(digest):
+
+    def opened(self, digest: str) -> contextlib.AbstractContextManager[Path]:
+        """A local folder with the files, checked against the hash; raises :class:`BlobGone`."""
+
+    def digests(self) -> Iterator[tuple[str, int]]:
+        """Every blob with its size in bytes."""
+
+    def remove(self, digest: str) -> None:
+        """Forget a blob; nothing happens when it is not there."""
+
+    def sweep(self) -> None:
+        """Remove what a crash left."""
+
+
+class LocalBlobs:
+    """A folder that every node sees."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._unfinished = root / ".unfinished"
+
+    def commit(self, staged: Path) -> tuple[str, int]:
+        digest, size_bytes = digest_of(staged), size_of(staged)
+        target = self._path(digest)
+        if self._is_whole(digest):
             return digest, size_bytes
-        if target.exists():
-            target.rename(Path(tempfile.mkdtemp(dir=self._staging)) / "damaged")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sync(*(staged / name for name in FILES), staged)
-        staged.chmod(0o755)
-        try:
-            staged.rename(target)
-        except OSError:
-            # Another writer of the same content was faster.
-            if not self.is_whole(digest):
-                raise
+        with _own_folder(self._unfinished) as folder:
+            # A copy, since the staged folder may be on another file system; one rename shows it.
+            fresh = folder / "fresh"
+            fresh.mkdir()
+            for name in FILES:
+                shutil.copyfile(staged / name, fresh / name)
+            sync(*(fresh / name for name in FILES), fresh)
+            if target.exists():
+                target.rename(folder / "damaged")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                fresh.rename(target)
+            except OSError:
+                # Another writer of the same content was faster.
+                if not self._is_whole(digest):
+                    raise
         sync(target.parent, self._root)
         return digest, size_bytes
 
-    def sweep(self) -> None:
-        """Remove what a crash left in the staging folder; call it when nobody is staging."""
-        shutil.rmtree(self._staging, ignore_errors=True)
+    @contextlib.contextmanager
+    def opened(self, digest: str) -> Iterator[Path]:
+        if not self._path(digest).is_dir():
+            raise BlobGone("are gone from the blob store")
+        if not self._is_whole(digest):
+            raise BlobGone("were damaged in the blob store")
+        yield self._path(digest)
 
-    def is_whole(self, digest: str) -> bool:
-        """Whether the blob is there and its content is still what its name says."""
-        folder = self.path(digest)
+    def digests(self) -> Iterator[tuple[str, int]]:
+        for folder in sorted(self._root.glob("??/*")):
+            yield folder.name, sum(file.stat().st_size for file in folder.iterdir())
+
+    def remove(self, digest: str) -> None:
+        with contextlib.suppress(FileNotFoundError), _own_folder(self._unfinished) as folder:
+            # Out of sight at once: nobody may see half a blob.
+            self._path(digest).rename(folder / "gone")
+
+    def sweep(self) -> None:
+        for folder in self._unfinished.glob("*"):
+            # Another cluster may share the folder: what is fresh may be its work.
+            if time.time() - folder.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, digest: str) -> Path:
+        return self._root / digest[:2] / digest
+
+    def _is_whole(self, digest: str) -> bool:
+        folder = self._path(digest)
         return all((folder / n).is_file() for n in FILES) and digest_of(folder) == digest
+
+
+def open_blobs(settings: StoreSettings) -> BlobStore:
+    """The blob store that the settings name."""
+    where = f"{settings.blob_root}/blobs"
+    if "://" in where:
+        from adapter_store.remote_blobs import RemoteBlobs
+
+        return RemoteBlobs(where)
+    return LocalBlobs(Path(where))
 
 
 def digest_of(folder: Path, names: Iterable[str] = FILES) -> str:
@@ -85,6 +128,11 @@ def digest_of(folder: Path, names: Iterable[str] = FILES) -> str:
     return whole.hexdigest()
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of the adapter files in a folder."""
+    return sum((folder / name).stat().st_size for name in FILES)
+
+
 def sync(*paths: Path) -> None:
     """Force files and folders to disk: the record that names them must not outlive them."""
     for path in paths:
@@ -93,3 +141,13 @@ def sync(*paths: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _own_folder(parent: Path) -> Iterator[Path]:
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

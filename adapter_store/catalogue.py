@@ -6,20 +6,19 @@ last state, and `is_stale` says so.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-from adapter_store.store import AdapterStore, is_before
+from adapter_store.store import BLOCK_S, AdapterStore, is_before
 from adapter_store.tasks import cancel
 from cluster.errors import ModelNotFound, StoreUnavailable
-from cluster.state import LATEST, Adapter, Version
+from cluster.state import STABLE, Adapter, Version
 
 logger = logging.getLogger(__name__)
 
 Changes = dict[str, Adapter | None]
 OnChange = Callable[[Changes], Awaitable[None]]
 
-# Below the client's socket timeout, which would take a long wait for a dead server.
-_BLOCK_S = 2.0
 _RETRY_S = 0.5
 
 
@@ -29,15 +28,25 @@ class Catalogue:
     Args:
         on_change: awaited with the adapters that changed, by name (None: deleted), before
             `position` moves past the change.
+        on_moved: called when `position` has moved.
     """
 
-    def __init__(self, store: AdapterStore, on_change: OnChange | None = None) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        on_change: OnChange | None = None,
+        on_moved: Callable[[], None] | None = None,
+    ) -> None:
         self._store = store
         self._on_change = on_change
+        self._on_moved = on_moved
         self._moved = asyncio.Condition()
         self._task: asyncio.Task | None = None
         self.adapters: dict[str, Adapter] = {}
+        # In order; None when adapters came or went since somebody asked.
+        self._names: list[str] | None = None
         self.position = "0-0"
+        self._sequence = 0
         self.is_stale = False
 
     async def start(self) -> None:
@@ -54,6 +63,13 @@ class Catalogue:
         if self._task is not None and self._task.done():
             self._task.result()
 
+    def ordered(self, after: str = "") -> Iterator[Adapter]:
+        """The adapters whose names sort behind `after`, by name."""
+        if self._names is None:
+            self._names = sorted(self.adapters)
+        for name in self._names[bisect_right(self._names, after) :]:
+            yield self.adapters[name]
+
     def find(self, name: str) -> tuple[Adapter, Version]:
         """The adapter and version behind ``name``, ``name@3`` or ``name@alias``.
 
@@ -62,7 +78,7 @@ class Catalogue:
         """
         plain, _, selector = name.partition("@")
         adapter = self.adapters.get(plain)
-        version = adapter.resolve(selector or LATEST) if adapter else None
+        version = adapter.resolve(selector or STABLE) if adapter else None
         if version is None:
             known = self.adapters if adapter is None else [f"{plain}@{n}" for n in adapter.versions]
             raise ModelNotFound(name, known)
@@ -73,13 +89,21 @@ class Catalogue:
         async with self._moved:
             await self._moved.wait_for(lambda: not is_before(self.position, position))
 
+    async def watch(self, name: str) -> AsyncIterator[Adapter | None]:
+        """An adapter as it is now, and again after each change of anything."""
+        while True:
+            position = self.position
+            yield self.adapters.get(name)
+            async with self._moved:
+                await self._moved.wait_for(lambda seen=position: self.position != seen)
+
     async def _catch_up(self) -> None:
         # The position is read first: an event in between is applied twice, never missed.
-        position = await self._store.position()
-        current = {a.name: a for a in await self._store.all()}
+        position, sequence = await self._store.position()
+        current = {a.name: a async for a in self._store.all()}
         names = self.adapters.keys() | current.keys()
         changes = {n: current.get(n) for n in names if self.adapters.get(n) != current.get(n)}
-        await self._apply(changes, position)
+        await self._apply(changes, position, sequence)
 
     async def _follow(self) -> None:
         while True:
@@ -88,18 +112,24 @@ class Catalogue:
                     await self._catch_up()
                     logger.info("the adapter store answers again")
                     self.is_stale = False
-                events = await self._store.events_after(self.position, block_s=_BLOCK_S)
-                if events:
-                    names = dict.fromkeys(name for _, name in events)
-                    changes = {name: await self._store.get(name) for name in names}
-                    await self._apply(changes, position=events[-1][0])
+                events = await self._store.events_after(self.position, block_s=BLOCK_S)
+                if events and events[0].sequence != self._sequence + 1:
+                    # The stream was trimmed, or a failover lost its end.
+                    logger.warning("events are missing; reading a snapshot")
+                    await self._catch_up()
+                elif events:
+                    names = list(dict.fromkeys(event.name for event in events))
+                    changes = await self._store.get_many(names)
+                    await self._apply(changes, events[-1].position, events[-1].sequence)
             except StoreUnavailable as e:
                 if not self.is_stale:
                     logger.warning("serving from the last snapshot: %s", e)
                 self.is_stale = True
                 await asyncio.sleep(_RETRY_S)
 
-    async def _apply(self, changes: Changes, position: str) -> None:
+    async def _apply(self, changes: Changes, position: str, sequence: int) -> None:
+        if any((name in self.adapters) != (a is not None) for name, a in changes.items()):
+            self._names = None
         for name, adapter in changes.items():
             if adapter is None:
                 self.adapters.pop(name, None)
@@ -108,5 +138,7 @@ class Catalogue:
         if changes and self._on_change is not None:
             await self._on_change(changes)
         async with self._moved:
-            self.position = position
+            self.position, self._sequence = position, sequence
             self._moved.notify_all()
+        if self._on_moved is not None:
+            self._on_moved()

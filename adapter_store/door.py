@@ -1,5 +1,6 @@
 """The checks at the door: what an adapter must be before anything of it is stored."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from adapter_store.blobs import CONFIG, WEIGHTS
+from adapter_store.blobs import CONFIG, WEIGHTS, digest_of, size_of
 from cluster.errors import AdapterRefused
 from cluster.state import BaseModelFacts, Value
 
-MAX_CONFIG_BYTES = 1 << 20
-MAX_WEIGHTS_BYTES = 4 << 30
 # Far beyond any trained adapter. One that overflows leaves NaN in the engine's KV cache, from where
 # it silences the requests of every other tenant.
 MAX_WEIGHT = 1e3
 MAX_SCALE = 1000
+# Truthy, these change what an adapter computes, in ways that the engine does not know.
+_UNSUPPORTED = frozenset(
+    {
+        "alora_invocation_tokens",
+        "alpha_pattern",
+        "fan_in_fan_out",
+        "layer_replication",
+        "lora_bias",
+        "modules_to_save",
+        "rank_pattern",
+        "target_parameters",
+        "trainable_token_indices",
+    }
+)
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _PREFIX = "base_model.model."
 _FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
@@ -25,20 +39,10 @@ _FACTORS = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 class Checked(Value):
     """What the checks learnt."""
 
+    digest: str
+    size_bytes: int
     rank: int
     target_modules: tuple[str, ...]
-
-
-def check_folder(folder: Path) -> None:
-    """The files are there, are plain files, and have a sane size."""
-    if not folder.is_dir():
-        raise AdapterRefused(f"{folder} is not a folder", param="source")
-    for name, limit in ((CONFIG, MAX_CONFIG_BYTES), (WEIGHTS, MAX_WEIGHTS_BYTES)):
-        path = folder / name
-        if not path.is_file():
-            raise AdapterRefused(_missing(folder, name), param="source")
-        if path.stat().st_size > limit:
-            raise AdapterRefused(f"{name} is larger than {limit} bytes", param="source")
 
 
 def check_adapter(folder: Path, base: BaseModelFacts) -> Checked:
@@ -48,17 +52,34 @@ def check_adapter(folder: Path, base: BaseModelFacts) -> Checked:
         AdapterRefused: names the file, the key and the remedy.
     """
     rank = _check_config(read_json_object(folder / CONFIG), base)
-    return Checked(rank=rank, target_modules=_check_weights(folder / WEIGHTS, rank, base))
+    return Checked(
+        digest=digest_of(folder),
+        size_bytes=size_of(folder),
+        rank=rank,
+        target_modules=_check_weights(folder / WEIGHTS, rank, base),
+    )
 
 
-def _missing(folder: Path, name: str) -> str:
-    pickled = [p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-    if name == WEIGHTS and pickled:
-        return (
-            f"{pickled[0]} is a pickle file, which can run code when it is read; save the adapter "
-            f"as {WEIGHTS} (peft: save_pretrained(..., safe_serialization=True))"
+def check_sha256(folder: Path, expected: str) -> None:
+    """The weights are the ones that the caller means."""
+    with (folder / WEIGHTS).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.lower():
+        raise AdapterRefused(
+            f"{WEIGHTS} has sha256 {found}, {expected.lower()} was expected; was it changed on the "
+            "way?",
+            param="sha256",
         )
-    return f"{folder.name}/{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}"
+
+
+def check_base(base: BaseModelFacts, expected: str) -> None:
+    """The base model is the one that the adapter was trained on."""
+    if expected != base.fingerprint:
+        raise AdapterRefused(
+            f"the adapter is for a base model with fingerprint {expected}, {base.id} here has "
+            f"{base.fingerprint}; register it for the base model that it was trained on",
+            param="base_fingerprint",
+        )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -75,13 +96,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _check_config(config: dict[str, Any], base: BaseModelFacts) -> int:
     if config.get("peft_type") != "LORA":
         _refuse_key("peft_type", config.get("peft_type"), "only LORA adapters can be served")
-    if config.get("use_dora"):
-        _refuse_key("use_dora", True, "the engine cannot apply DoRA; merge it or train plain LoRA")
-    if config.get("bias", "none") != "none":
-        _refuse_key("bias", config["bias"], "train with bias='none'")
-    for key in ("modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication"):
-        if config.get(key):
-            _refuse_key(key, config[key], "the engine cannot apply it; train without")
+    _check_features(config)
+    _check_targets(config.get("target_modules"), base)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= base.max_rank:
         _refuse_key("r", rank, f"{base.id} takes ranks from 1 to {base.max_rank} (lora.max_rank)")
@@ -91,6 +107,37 @@ def _check_config(config: dict[str, Any], base: BaseModelFacts) -> int:
     if not abs(alpha) <= MAX_SCALE * rank:
         _refuse_key("lora_alpha", str(alpha)[:40], f"at most {MAX_SCALE} times r can be served")
     return rank
+
+
+def _check_features(config: dict[str, Any]) -> None:
+    """Refuse by name what the engine would not compute as training did."""
+    if config.get("use_dora"):
+        _refuse_key("use_dora", True, "the engine cannot apply DoRA; merge it or train plain LoRA")
+    if config.get("use_rslora") not in (None, True, False):
+        _refuse_key("use_rslora", config["use_rslora"], "true or false is needed")
+    for key in sorted(config):
+        unknown_variant = key.startswith("use_") and key != "use_rslora"
+        if config[key] and (key in _UNSUPPORTED or unknown_variant):
+            _refuse_key(key, config[key], "the engine cannot apply it; train without")
+    if config.get("bias", "none") != "none":
+        _refuse_key("bias", config["bias"], "train with bias='none'")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        _refuse_key(
+            "init_lora_weights",
+            start,
+            "it changes the base model; save with path_initial_model_for_weight_conversion",
+        )
+
+
+def _check_targets(targets: Any, base: BaseModelFacts) -> None:
+    if targets is None or isinstance(targets, str):  # a pattern; the tensors tell what it matched
+        return
+    if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
+        _refuse_key("target_modules", targets, "a list of module names is needed")
+    for target in targets:
+        if not any(m == target or m.endswith(f".{target}") for m in base.linear_shapes):
+            _refuse_key("target_modules", target, f"{base.id} has no such linear layer")
 
 
 def _refuse_key(key: str, value: Any, remedy: str) -> None:
@@ -108,8 +155,20 @@ def _check_weights(path: Path, rank: int, base: BaseModelFacts) -> tuple[str, ..
                 _check_tensor(tensors, pair["A"], (rank, in_features))
                 _check_tensor(tensors, pair["B"], (out_features, rank))
     except SafetensorError as e:
-        raise AdapterRefused(f"{WEIGHTS} is not a safetensors file: {e}", param="source") from e
+        raise AdapterRefused(
+            f"{WEIGHTS} is not a safetensors file{_disguise(path)}: {e}", param="source"
+        ) from e
     return tuple(sorted({module.rpartition(".")[2] for module in factors}))
+
+
+def _disguise(path: Path) -> str:
+    """What the file is instead, by its content."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    is_pickle = start[:1] == b"\x80" and len(start) > 1 and start[1] <= 5
+    if is_pickle or start == b"PK\x03\x04":  # torch.save writes a zip around a pickle
+        return " but a pickle or torch checkpoint, which can run code when it is read"
+    return ""
 
 
 def _pair_factors(names: list[str], base: BaseModelFacts) -> dict[str, dict[str, str]]:

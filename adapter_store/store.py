@@ -1,32 +1,55 @@
 """The registry in Redis: cards, versions, aliases, members, events; every change is one script."""
 
-import asyncio
 import contextlib
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import RedisCluster
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from adapter_store.connection import Client, open_client
 from adapter_store.keys import Keys
-from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
+from cluster.errors import ConfigError, Conflict, ModelNotFound, StoreUnavailable, Unavailable
 from cluster.settings import StoreSettings
-from cluster.state import Adapter, BaseModelFacts, Card, Member, Value, Version
+from cluster.state import (
+    Adapter,
+    BaseModelFacts,
+    Card,
+    Lineage,
+    Member,
+    Rollout,
+    RolloutEnd,
+    Value,
+    Version,
+)
 
-_POLL_S = 0.05
+# The layout of keys and records that this release writes; `lua/migrate.lua` brings older ones here.
+SCHEMA = 2
+# Longer than any copy of an adapter into object storage should take.
+RESERVATION_S = 600.0
+# Writers that meet on one adapter take turns; this many lost turns in a row are not chance.
+_MAX_TRIES = 100
+_PAGE = 500
+# Below the client's socket timeout, which would take a long wait for a dead server.
+BLOCK_S = 2.0
+_WAIT_FOR_REPLICAS_MS = 2000
 _TRANSIENT = (OutOfMemoryError, ReadOnlyError, ClusterDownError, MasterDownError, TryAgainError)
-_TRANSIENT_REPLIES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING")
+_TRANSIENT_REPLIES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING", "UNBLOCKED")
 _LUA = Path(__file__).parent / "lua"
+_COMMON = "common"
 
 
 class Stored(Value):
@@ -38,66 +61,135 @@ class Stored(Value):
     is_new_version: bool
 
 
+class Changed(Value):
+    """An adapter after a change, and the position of the change in the stream."""
+
+    adapter: Adapter
+    position: str
+
+
+class Event(Value):
+    """One entry of the stream of changes."""
+
+    position: str
+    sequence: int
+    name: str
+
+
+class BlobUnreserved(Exception):
+    """The reservation of a blob ran out before its version was recorded; reserve and check anew."""
+
+
 class AdapterStore:
     """Reads and atomic writes. One instance per process; safe for concurrent tasks.
 
     Every method raises :class:`StoreUnavailable` when the server does not answer.
+
+    Args:
+        wait_replicas: how many replicas of the server must have a write before it is acknowledged.
     """
 
-    def __init__(self, client: Redis, namespace: str, *, lease_s: float) -> None:
+    def __init__(
+        self, client: Client, namespace: str, *, lease_s: float, wait_replicas: int = 0
+    ) -> None:
         self._redis = client
         self._keys = Keys(namespace)
-        self._lease_ms = round(lease_s * 1000)
-        self._scripts = {f.stem: client.register_script(f.read_text()) for f in _LUA.glob("*.lua")}
+        self.lease_s = lease_s
+        self._wait_replicas = wait_replicas
+        common = (_LUA / f"{_COMMON}.lua").read_text()
+        self._scripts = {
+            f.stem: client.register_script(common + f.read_text())
+            for f in _LUA.glob("*.lua")
+            if f.stem != _COMMON
+        }
 
     @classmethod
     def connect(cls, settings: StoreSettings) -> "AdapterStore":
         """Open lazily: the first command connects."""
-        client = Redis.from_url(
-            settings.url,
-            decode_responses=True,
-            socket_connect_timeout=2,
-            socket_timeout=5,
-            health_check_interval=15,
+        client = open_client(settings.url)
+        if settings.wait_replicas and isinstance(client, RedisCluster):
+            raise ConfigError(
+                "store.wait_replicas cannot be used with a cluster; set min-replicas-to-write on "
+                "its servers",
+                param="store.wait_replicas",
+            )
+        return cls(
+            client,
+            settings.namespace,
+            lease_s=settings.lease_s,
+            wait_replicas=settings.wait_replicas,
         )
-        return cls(client, settings.namespace, lease_s=settings.lease_s)
 
     async def close(self) -> None:
         await self._redis.aclose()
 
+    async def migrate(self) -> None:
+        """Bring what an older release wrote to the layout of this one.
+
+        Raises:
+            ConfigError: a newer release wrote it.
+        """
+        with _translated():
+            names = await self._redis.zrange(self._keys.names, 0, -1)
+        keys = [self._keys.schema, self._keys.names, *(self._keys.adapter(n) for n in names)]
+        found = await self._run("migrate", keys, [SCHEMA])
+        if found > SCHEMA:
+            raise ConfigError(
+                f"the adapter store was written by a newer release (schema {found}, this one knows "
+                f"{SCHEMA}); upgrade Roundhouse, or use another store.namespace"
+            )
+
     # -- adapters ---------------------------------------------------------------------------
 
-    async def put(self, card: Card, version: Version, *, mode: str) -> Stored:
-        """Store a card with one version and move `latest` to it.
+    async def put(
+        self,
+        card: Card,
+        version: Version,
+        *,
+        mode: str,
+        promote: bool = True,
+        revision: int | None = None,
+    ) -> Stored:
+        """Store a card with one version, whose blob is reserved, and move `latest` to it.
 
         Weights that the adapter already has (same digest) keep their version number.
 
         Args:
             mode: ``create`` (the name must be free), ``update`` (it must exist) or ``upsert``.
+            promote: whether the plain name is answered by this version from now on; the first
+                version always is.
+            revision: of the adapter that the caller has read; None takes any.
+
+        Raises:
+            BlobUnreserved: reserve the blob again, and see that its files are there.
         """
         keys = self._keys
-        with _translated():
-            try:
-                number, _, position, is_new = await self._scripts["put_version"](
-                    keys=[
-                        keys.adapter(card.name),
-                        keys.names,
-                        keys.events,
-                        keys.blob(version.digest),
-                        keys.issued,
-                    ],
-                    args=[
-                        card.name,
-                        card.model_dump_json(),
-                        version.model_dump_json(exclude={"number"}),
-                        version.digest,
-                        mode,
-                    ],
-                )
-            except ResponseError as e:
-                raise _refusal(e, card.name) from e
+        try:
+            number, position, is_new = await self._run(
+                "put_version",
+                [
+                    keys.adapter(card.name),
+                    keys.names,
+                    keys.events,
+                    keys.sequence,
+                    keys.blob(version.digest),
+                    keys.issued,
+                    keys.reserved,
+                ],
+                [
+                    card.name,
+                    card.model_dump_json(),
+                    version.model_dump_json(exclude={"number"}),
+                    version.digest,
+                    mode,
+                    "" if revision is None else revision,
+                    int(promote),
+                ],
+            )
+        except ResponseError as e:
+            raise _refusal(e, card.name) from e
         adapter = await self.get(card.name)
-        if adapter is None:
+        if adapter is None or number not in adapter.versions:
             raise Conflict(f"adapter {card.name!r} was deleted while it was being registered")
         return Stored(
             adapter=adapter,
@@ -106,49 +198,182 @@ class AdapterStore:
             is_new_version=bool(is_new),
         )
 
-    async def get(self, name: str) -> Adapter | None:
-        with _translated():
-            fields = await self._redis.hgetall(self._keys.adapter(name))
-        return _adapter(fields) if fields else None
+    async def change(
+        self, name: str, edit: Callable[[Adapter], Adapter], *, revision: int | None = None
+    ) -> Changed:
+        """Replace an adapter by what `edit` makes of it; `edit` may be called more than once.
 
-    async def page(self, *, after: str = "", limit: int = 100) -> list[Adapter]:
-        """Up to `limit` adapters whose names sort behind `after`, ordered by name."""
-        with _translated():
-            names = await self._redis.zrangebylex(
-                self._keys.names, f"({after}" if after else "-", "+", start=0, num=limit
-            )
-            return await self._get_many(names)
+        Args:
+            revision: of the adapter that the caller has read. None takes any, and makes the change
+                anew when another writer was faster.
 
-    async def all(self) -> list[Adapter]:
-        with _translated():
-            return await self._get_many(await self._redis.zrange(self._keys.names, 0, -1))
-
-    async def delete(self, name: str) -> str:
-        """Remove an adapter with all its versions; returns the event's position."""
-        adapter = await self.get(name)
-        if adapter is None:
-            raise ModelNotFound(name, param="name")
-        keys = self._keys
-        versions = list(adapter.versions.values())
-        with _translated():
+        Raises:
+            ModelNotFound: no such adapter.
+            Conflict: it has another revision, or an alias would point to no version.
+        """
+        for _ in range(_MAX_TRIES):
+            before = await self.get(name)
+            if before is None:
+                raise ModelNotFound(name, param="name")
+            if revision is not None and before.revision != revision:
+                raise _stale(name)
+            after = edit(before)
             try:
-                return await self._scripts["delete_adapter"](
-                    keys=[
-                        keys.adapter(name),
-                        keys.names,
-                        keys.events,
-                        *(keys.blob(v.digest) for v in versions),
-                    ],
-                    args=[name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
-                )
+                position = await self._replace(before, after)
             except ResponseError as e:
-                raise _refusal(e, name) from e
+                refusal = _refusal(e, name)
+                if revision is not None or not str(e).endswith("STALE"):
+                    raise refusal from e
+            else:
+                return Changed(
+                    adapter=after.model_copy(update={"revision": before.revision + 1}),
+                    position=position,
+                )
+        raise _stale(name)
 
-    async def _get_many(self, names: list[str]) -> list[Adapter]:
+    async def _replace(self, before: Adapter, after: Adapter) -> str:
+        old, new = _fields(before), _fields(after)
+        changed = {k: v for k, v in new.items() if old.get(k) != v}
+        removed = [k for k in old if k not in new]
+        gone = [before.versions[n] for n in before.versions if n not in after.versions]
+        keys = self._keys
+        return await self._run(
+            "change_adapter",
+            [
+                keys.adapter(before.name),
+                keys.events,
+                keys.sequence,
+                *(keys.blob(v.digest) for v in gone),
+            ],
+            [
+                before.name,
+                before.revision,
+                len(changed),
+                *(part for item in changed.items() for part in item),
+                *removed,
+            ],
+        )
+
+    async def get(self, name: str) -> Adapter | None:
+        found = await self.get_many([name])
+        return found[name]
+
+    async def get_many(self, names: list[str]) -> dict[str, Adapter | None]:
+        """Adapters by name; None for those that are not there."""
         pipe = self._redis.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(self._keys.adapter(name))
-        return [_adapter(fields) for fields in await pipe.execute() if fields]
+        with _translated():
+            found = await pipe.execute()
+        return {
+            name: _adapter(fields) if fields else None
+            for name, fields in zip(names, found, strict=True)
+        }
+
+    async def all(self) -> AsyncIterator[Adapter]:
+        """Every adapter, ordered by name."""
+        after, names = "-", ["?"]
+        while names:
+            with _translated():
+                names = await self._redis.zrangebylex(
+                    self._keys.names, after, "+", start=0, num=_PAGE
+                )
+            for adapter in (await self.get_many(names)).values() if names else ():
+                if adapter is not None:
+                    yield adapter
+            after = f"({names[-1]}" if names else after
+
+    async def delete(self, name: str, *, revision: int | None = None) -> str:
+        """Remove an adapter with all its versions; returns the event's position."""
+        for _ in range(_MAX_TRIES):
+            adapter = await self.get(name)
+            if adapter is None:
+                raise ModelNotFound(name, param="name")
+            if revision is not None and adapter.revision != revision:
+                raise _stale(name)
+            keys, versions = self._keys, list(adapter.versions.values())
+            try:
+                return await self._run(
+                    "delete_adapter",
+                    [
+                        keys.adapter(name),
+                        keys.names,
+                        keys.events,
+                        keys.sequence,
+                        *(keys.blob(v.digest) for v in versions),
+                    ],
+                    [name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
+                )
+            except ResponseError as e:
+                if revision is not None or not str(e).endswith("STALE"):
+                    raise _refusal(e, name) from e
+        raise _stale(name)
+
+    # -- backup -----------------------------------------------------------------------------
+
+    async def issued(self, name: str) -> int:
+        """The highest version number that the adapter ever had."""
+        with _translated():
+            return int(await self._redis.hget(self._keys.issued, name) or 0)
+
+    async def restore(self, adapter: Adapter, issued: int) -> str:
+        """Put an adapter back as it was, versions with their numbers; their blobs are reserved.
+
+        Raises:
+            Conflict: the name is taken.
+        """
+        keys, versions = self._keys, list(adapter.versions.values())
+        try:
+            return await self._run(
+                "restore_adapter",
+                [
+                    keys.adapter(adapter.name),
+                    keys.names,
+                    keys.events,
+                    keys.sequence,
+                    keys.issued,
+                    keys.reserved,
+                    *(keys.blob(v.digest) for v in versions),
+                ],
+                [
+                    adapter.name,
+                    issued,
+                    len(versions),
+                    *(part for v in versions for part in (v.digest, f"{adapter.name}@{v.number}")),
+                    *(part for item in _fields(adapter).items() for part in item),
+                    "revision",
+                    adapter.revision,
+                ],
+            )
+        except ResponseError as e:
+            raise _refusal(e, adapter.name) from e
+
+    # -- blobs ------------------------------------------------------------------------------
+
+    async def reserve(self, digest: str, *, for_s: float = RESERVATION_S) -> bool:
+        """Keep the collector away from a blob; False while it is being removed."""
+        keys = [self._keys.reserved, self._keys.condemned]
+        return bool(await self._run("reserve_blob", keys, [digest, round(for_s * 1000)]))
+
+    async def condemn(self, digest: str, *, for_s: float) -> bool:
+        """Whether nothing uses or reserves a blob; with `for_s` > 0 nothing can until then."""
+        keys = [self._keys.blob(digest), self._keys.reserved, self._keys.condemned]
+        return bool(await self._run("condemn_blob", keys, [digest, round(for_s * 1000)]))
+
+    async def absolve(self, digest: str) -> None:
+        """A condemned blob is gone: its content may come again."""
+        with _translated():
+            await self._redis.zrem(self._keys.condemned, digest)
+
+    # -- rollouts ---------------------------------------------------------------------------
+
+    async def drive(self, name: str, driver: str, *, for_s: float) -> bool:
+        """Whether `driver` is the one process that moves the adapter's rollout on, for a while."""
+        key, ms = self._keys.driver(name), round(for_s * 1000)
+        with _translated():
+            if await self._redis.set(key, driver, nx=True, px=ms):
+                return True
+            return await self._redis.get(key) == driver and bool(await self._redis.pexpire(key, ms))
 
     # -- base models ------------------------------------------------------------------------
 
@@ -165,11 +390,11 @@ class AdapterStore:
 
     async def renew(self, member: Member) -> None:
         """Publish the member's report and hold its lease for another term."""
-        with _translated():
-            await self._scripts["renew_member"](
-                keys=[self._keys.members, self._keys.member(member.id)],
-                args=[member.id, member.model_dump_json(), self._lease_ms],
-            )
+        await self._run(
+            "renew_member",
+            [self._keys.members, self._keys.member(member.id), self._keys.reports],
+            [member.id, member.model_dump_json(), round(self.lease_s * 1000)],
+        )
 
     async def leave(self, member_id: str) -> None:
         with _translated():
@@ -183,10 +408,10 @@ class AdapterStore:
             raw = await self._redis.mget([self._keys.member(i) for i in ids]) if ids else []
         return [Member.model_validate_json(r) for r in raw if r]
 
-    async def converged(
+    async def confirmations(
         self, position: str, *, timeout_s: float, at_least: int = 0
-    ) -> list[Member]:
-        """Wait until every live member has applied the change at `position`; returns them.
+    ) -> AsyncIterator[Member]:
+        """Each live member, as soon as it has applied the change at `position`; ends when all have.
 
         Args:
             at_least: how many members there must be; a busy one may have lost its lease for a
@@ -196,37 +421,96 @@ class AdapterStore:
             Unavailable: some have not within `timeout_s`; the message names them.
         """
         deadline = time.monotonic() + timeout_s
+        confirmed: set[str] = set()
+        seen = await self._newest(self._keys.reports)
         while True:
             members = await self.members()
             behind = [m for m in members if is_before(m.position, position)]
+            for member in members:
+                if member not in behind and member.id not in confirmed:
+                    confirmed.add(member.id)
+                    yield member
             if not behind and len(members) >= at_least:
-                return members
-            if time.monotonic() > deadline:
+                return
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 names = ", ".join(f"{m.kind} {m.id}" for m in behind) or "members that are missing"
                 raise Unavailable(f"stored, but not taken in within {timeout_s:.0f} s by {names}")
-            await asyncio.sleep(_POLL_S)
+            # A lease that ends tells nobody.
+            block_s = max(0.001, min(left_s, self.lease_s / 3, BLOCK_S))
+            entries = await self._read(self._keys.reports, seen, block_s=block_s)
+            seen = entries[-1][0] if entries else seen
+
+    async def converged(
+        self, position: str, *, timeout_s: float, at_least: int = 0
+    ) -> list[Member]:
+        """Wait until every live member has applied the change at `position`; returns them.
+
+        Raises as :meth:`confirmations`.
+        """
+        return [
+            member
+            async for member in self.confirmations(position, timeout_s=timeout_s, at_least=at_least)
+        ]
 
     # -- events -----------------------------------------------------------------------------
 
-    async def position(self) -> str:
-        """The id of the newest event, ``0-0`` before the first."""
+    async def position(self) -> tuple[str, int]:
+        """Id and sequence number of the newest event; ``0-0`` and 0 before the first."""
         with _translated():
             newest = await self._redis.xrevrange(self._keys.events, count=1)
-        return newest[0][0] if newest else "0-0"
+        return (newest[0][0], int(newest[0][1]["sequence"])) if newest else ("0-0", 0)
 
-    async def events_after(self, position: str, *, block_s: float) -> list[tuple[str, str]]:
-        """Events behind `position`, in order, as ``(position, name)``; waits for the first."""
+    async def events_after(self, position: str, *, block_s: float) -> list[Event]:
+        """Events behind `position`, in order; waits for the first."""
+        entries = await self._read(self._keys.events, position, block_s=block_s)
+        return [
+            Event(position=id_, sequence=fields["sequence"], name=fields["name"])
+            for id_, fields in entries
+        ]
+
+    async def _read(
+        self, stream: str, after: str, *, block_s: float
+    ) -> list[tuple[str, dict[str, str]]]:
         with _translated():
             streams = await self._redis.xread(
-                {self._keys.events: position}, count=1000, block=round(block_s * 1000)
+                {stream: after}, count=1000, block=round(block_s * 1000)
             )
-        return [
-            (event_id, fields["name"]) for _, entries in streams for event_id, fields in entries
-        ]
+        found = streams.items() if isinstance(streams, dict) else streams or ()
+        return [entry for _, entries in found for entry in entries]
+
+    async def _newest(self, stream: str) -> str:
+        with _translated():
+            newest = await self._redis.xrevrange(stream, count=1)
+        return newest[0][0] if newest else "0-0"
+
+    # -- scripts ----------------------------------------------------------------------------
+
+    async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
+        """Run a script; raises ResponseError with the code that the script replied."""
+        with _translated():
+            if not self._wait_replicas:
+                return await self._scripts[script](keys=keys, args=args)
+            async with self._redis.client() as connection:
+                done = await self._scripts[script](keys=keys, args=args, client=connection)
+                copies = await connection.wait(self._wait_replicas, _WAIT_FOR_REPLICAS_MS)
+        if copies < self._wait_replicas:
+            raise StoreUnavailable(
+                f"stored, but on {copies} of {self._wait_replicas} replicas of the store only "
+                "(store.wait_replicas); a failover now could lose it"
+            )
+        return done
 
 
 def new_version(
-    *, digest: str, size_bytes: int, rank: int, target_modules: tuple[str, ...]
+    *,
+    digest: str,
+    size_bytes: int,
+    rank: int,
+    target_modules: tuple[str, ...],
+    base_fingerprint: str = "",
+    signed_by: str = "",
+    lineage: Lineage | None = None,
 ) -> Version:
     """A version not yet numbered (0): the store numbers it when it is put."""
     return Version(
@@ -236,6 +520,9 @@ def new_version(
         rank=rank,
         target_modules=target_modules,
         created_at=time.time(),
+        base_fingerprint=base_fingerprint,
+        signed_by=signed_by,
+        lineage=lineage,
     )
 
 
@@ -254,6 +541,18 @@ def name_taken(name: str) -> Conflict:
     return Conflict(f"adapter {name!r} exists; {remedy}", param="name")
 
 
+def _fields(adapter: Adapter) -> dict[str, str]:
+    """The adapter's hash, without the revision, which only scripts write."""
+    fields = {"card": adapter.card.model_dump_json(), "previous": json.dumps(adapter.previous)}
+    fields |= {f"version:{n}": v.model_dump_json() for n, v in adapter.versions.items()}
+    fields |= {f"alias:{alias}": str(n) for alias, n in adapter.aliases.items()}
+    if adapter.rollout:
+        fields["rollout"] = adapter.rollout.model_dump_json()
+    if adapter.last_rollout:
+        fields["last_rollout"] = adapter.last_rollout.model_dump_json()
+    return fields
+
+
 def _adapter(fields: Mapping[str, str]) -> Adapter:
     versions, aliases = {}, {}
     for field, value in fields.items():
@@ -262,11 +561,15 @@ def _adapter(fields: Mapping[str, str]) -> Adapter:
             versions[int(rest)] = Version.model_validate_json(value)
         elif kind == "alias":
             aliases[rest] = int(value)
+    rollout, last = fields.get("rollout"), fields.get("last_rollout")
     return Adapter(
         card=Card.model_validate_json(fields["card"]),
         versions=dict(sorted(versions.items())),
         aliases=aliases,
         revision=int(fields["revision"]),
+        previous=tuple(json.loads(fields.get("previous", "[]"))),
+        rollout=Rollout.model_validate_json(rollout) if rollout else None,
+        last_rollout=RolloutEnd.model_validate_json(last) if last else None,
     )
 
 
@@ -277,16 +580,31 @@ def _refusal(error: ResponseError, name: str) -> Exception:
         case "MISSING":
             return ModelNotFound(name, param="name")
         case "STALE":
-            return Conflict(f"adapter {name!r} changed meanwhile; read it and try again")
+            return _stale(name)
+        case "ROLLING":
+            return Conflict(
+                f"a rollout of {name!r} is under way; let it end, roll it back, or register the "
+                "version without making it stable"
+            )
+        case "DANGLING":
+            return Conflict(f"an alias of {name!r} would point to a version that is not there")
+        case "UNRESERVED":
+            return BlobUnreserved(name)
         case _:
             return error
+
+
+def _stale(name: str) -> Conflict:
+    return Conflict(
+        f"adapter {name!r} was changed meanwhile; read it and try again", param="revision"
+    )
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (RedisConnectionError, RedisTimeoutError) as e:
+    except (RedisConnectionError, RedisTimeoutError, RedisClusterException) as e:
         raise StoreUnavailable(
             "the adapter store does not answer; what is loaded is still served, changes must wait"
         ) from e

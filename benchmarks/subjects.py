@@ -166,7 +166,7 @@ class OurEngine(VllmSubject):
     """Loads go the whole way: blob store, node cache, the replica's cache, engine."""
 
     async def start(self) -> dict[str, tuple[int, int]]:
-        from adapter_store.blobs import BlobStore
+        from adapter_store.blobs import LocalBlobs
         from adapter_store.node_cache import NodeCache
         from deployments.adapter_cache import AdapterCache
         from deployments.adapter_files import AdapterFiles
@@ -176,14 +176,13 @@ class OurEngine(VllmSubject):
         facts = await self._engine.start()
         self.llm = self._engine.llm
         self._digests: dict[Path, str] = {}
-        self._blobs = BlobStore(self._folder / "store")
+        self._blobs = LocalBlobs(self._folder / "store")
         files = AdapterFiles(self._blobs, NodeCache(self._folder / "node", 2**32), self._engine)
         self._cache = AdapterCache(self._engine, files, self._settings.lora.host_entries)
         return facts.linear_shapes
 
     def register(self, source: Path) -> None:
-        with self._blobs.staged(source) as staged:
-            self._digests[source], _ = self._blobs.commit(staged)
+        self._digests[source], _ = self._blobs.commit(source)
 
     async def load(self, number: int, source: Path) -> None:
         from cluster.state import AdapterRef

@@ -50,21 +50,62 @@ class StoreSettings(Section):
 
     url: str | None = Field(
         None,
-        description="redis:// or rediss:// URL of a server speaking Redis 6.2. "
-        "Without one, `roundhouse up` starts an embedded server in `data_dir`.",
+        description="URL of servers speaking Redis 6.2: redis://HOST:6379/0, "
+        "redis+sentinel://HOST:26379,HOST:26379/SERVICE or redis+cluster://HOST:7000,HOST:7001; "
+        "rediss... for TLS. Without one, `roundhouse up` starts an embedded server in `data_dir`.",
+    )
+    wait_replicas: int = Field(
+        0,
+        ge=0,
+        description="Replicas of the Redis server that must have a change before it is "
+        "acknowledged; without, a failover can lose the newest ones.",
     )
     data_dir: Path = Field(
         Path("~/.local/share/roundhouse"),
-        description="Folder of the embedded server's append-only file and of the adapter blobs.",
+        description="Folder of the embedded server's append-only file, of uploads that wait to be "
+        "registered, and of the adapters' files unless `blobs` says otherwise.",
+    )
+    blobs: str | None = Field(
+        None,
+        description="Where the adapters' files are kept: a folder that every node sees, or an "
+        "fsspec URL such as s3://bucket/prefix, gs://... or az://.... Default: `data_dir`.",
+    )
+    sources: tuple[Literal["file", "hf", "s3", "gs", "az", "https", "http", "upload"], ...] = Field(
+        ("file", "hf", "s3", "gs", "az", "https", "upload"),
+        description="Where adapters may be registered from.",
+    )
+    max_adapter_bytes: int = Field(
+        4 * 2**30, gt=0, description="Larger adapters, archives and uploads are refused."
+    )
+    trusted_keys: tuple[Path, ...] = Field(
+        (),
+        description="Public keys (PEM, elliptic curve) whose signatures are accepted; an adapter "
+        "that brings a signature must pass one of them.",
+    )
+    require_signature: bool = Field(
+        False, description="Refuse adapters without a signature by one of `trusted_keys`."
     )
     namespace: str = Field(
         "roundhouse", pattern=r"^[a-z0-9-]{1,32}$", description="Prefix of every key."
     )
     lease_s: float = Field(10, gt=0, description="A replica silent for this long is forgotten.")
 
+    @model_validator(mode="after")
+    def _signatures_can_be_checked(self):
+        if self.require_signature and not self.trusted_keys:
+            raise ValueError("require_signature is true but trusted_keys is empty")
+        return self
+
     @property
     def root(self) -> Path:
         return self.data_dir.expanduser().resolve()
+
+    @property
+    def blob_root(self) -> str:
+        """Folder or URL under which the adapters' files are."""
+        if self.blobs is None:
+            return str(self.root)
+        return self.blobs.rstrip("/") if "://" in self.blobs else str(Path(self.blobs).expanduser())
 
 
 class NodeCacheSettings(Section):
@@ -164,6 +205,7 @@ class ApiKey(Section):
     name: str = Field(description="Whose key it is; named in refusals.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="From `roundhouse keys new`.")
     scope: Literal["client", "admin"] = Field("client", description="admin includes client.")
+    owner: str = Field("", description="Whose private adapters the key may use; admins use all.")
 
 
 class AuthSettings(Section):

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,18 @@ class AdapterCache:
 
     Args:
         capacity: versions that the engine holds at most, in slots or in host memory.
+        is_pinned: whether an adapter, by name, leaves only when nothing else can.
     """
 
-    def __init__(self, engine: Engine, files: AdapterFiles, capacity: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        files: AdapterFiles,
+        capacity: int,
+        is_pinned: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         self._engine = engine
+        self._is_pinned = is_pinned
         self._files = files
         self._capacity = capacity
         self._flights: dict[str, asyncio.Task[None]] = {}
@@ -49,9 +58,9 @@ class AdapterCache:
         self.problems: dict[str, str] = {}
 
     @property
-    def has_room(self) -> bool:
-        """Whether one more version fits without moving another out."""
-        return self._taken < self._capacity
+    def room(self) -> int:
+        """How many more versions fit without moving another out."""
+        return self._capacity - len(self._held.keys() | self._flights.keys())
 
     @asynccontextmanager
     async def lease(self, ref: AdapterRef) -> AsyncIterator[Tier]:
@@ -103,7 +112,10 @@ class AdapterCache:
 
     async def refresh(self) -> None:
         """Ask the engine's worker where everything is, and tell it what is worth keeping."""
-        worth = {key: self._usage.worth(key) for key in self._held}
+        worth = {
+            key: math.inf if self._is_pinned(ref.name) else self._usage.worth(key)
+            for key, ref in self._held.items()
+        }
         self.residency = await self._engine.residency(worth)
 
     def refresh_soon(self) -> None:
@@ -152,7 +164,7 @@ class AdapterCache:
 
     async def _make_room(self) -> None:
         async with self._room_lock:
-            while not self.has_room:
+            while self._taken >= self._capacity:
                 victim = self._least_worth()
                 if victim is None:
                     self._changed.clear()
@@ -163,7 +175,11 @@ class AdapterCache:
 
     def _least_worth(self) -> AdapterRef | None:
         free = [ref for key, ref in self._held.items() if not self._leases[key]]
-        return min(free, key=lambda ref: self._usage.rank(ref.key), default=None)
+        return min(
+            free,
+            key=lambda ref: (self._is_pinned(ref.name), self._usage.rank(ref.key)),
+            default=None,
+        )
 
     async def _unload(self, ref: AdapterRef) -> None:
         del self._held[ref.key]

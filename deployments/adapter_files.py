@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from adapter_store.blobs import BlobStore, digest_of
+from adapter_store.blobs import BlobGone, BlobStore, digest_of
 from adapter_store.node_cache import NodeCache
 from cluster.errors import AdapterLoadFailed
 from cluster.state import AdapterRef, Tier
@@ -69,16 +69,11 @@ class AdapterFiles:
         raise AdapterLoadFailed(f"the node's cache damages {ref.key}; is its disk all right?")
 
     def _prepare(self, ref: AdapterRef, target: Path) -> None:
-        if not self._blobs.has(ref.digest):
-            raise AdapterLoadFailed(
-                f"the files of {ref.key} are gone from the blob store; register it again"
-            )
-        if not self._blobs.is_whole(ref.digest):
-            raise AdapterLoadFailed(
-                f"the files of {ref.key} were damaged in the blob store; register it again"
-            )
         try:
-            self._engine.prepare(self._blobs.path(ref.digest), target)
+            with self._blobs.opened(ref.digest) as source:
+                self._engine.prepare(source, target)
+        except BlobGone as e:
+            raise AdapterLoadFailed(f"the files of {ref.key} {e}; register it again") from e
         except Exception as e:
             raise AdapterLoadFailed(f"the engine cannot use {ref.key}: {e}") from e
         (target / CHECKSUM).write_text(checksum(target))

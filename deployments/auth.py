@@ -6,6 +6,7 @@ import secrets
 
 from cluster.errors import Forbidden, Unauthenticated
 from cluster.settings import ApiKey, AuthSettings
+from cluster.state import OPERATOR, Viewer
 
 CLIENT, ADMIN = "client", "admin"
 _PREFIX = "rh-"
@@ -27,15 +28,15 @@ class Authoriser:
     def __init__(self, settings: AuthSettings) -> None:
         self._settings = settings
 
-    def check(self, authorization: str | None, scope: str) -> None:
-        """Return when the request may pass.
+    def check(self, authorization: str | None, scope: str) -> Viewer:
+        """Return who asks, when the request may pass.
 
         Raises:
             Unauthenticated: no key, or one that is not known.
             Forbidden: the key does not carry the scope.
         """
         if not self._settings.enabled:
-            return
+            return OPERATOR
         kind, _, key = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not key:
             raise Unauthenticated("an API key is needed: send 'Authorization: Bearer KEY'")
@@ -44,6 +45,7 @@ class Authoriser:
             raise Unauthenticated("this API key is not known here")
         if scope == ADMIN and found.scope != ADMIN:
             raise Forbidden(f"the key {found.name!r} has scope 'client'; this needs 'admin'")
+        return Viewer(owner=found.owner, sees_all=found.scope == ADMIN)
 
     def _find(self, key: str) -> ApiKey | None:
         sent = hash_key(key)

@@ -4,20 +4,22 @@ Knows neither HTTP nor Ray: `http.py` authorises and calls this, `ingress.py` pa
 on Ray.
 """
 
-import asyncio
 import json
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from adapter_store.blobs import BlobStore
 from adapter_store.catalogue import Catalogue
-from adapter_store.registration import Registration, register
+from adapter_store.search import Search
 from adapter_store.store import AdapterStore
+from cluster import rollouts
 from cluster.errors import (
+    AdapterLoadFailed,
     InvalidRequest,
     ModelNotFound,
     ReplicaLost,
@@ -31,8 +33,9 @@ from cluster.state import (
     ClusterSnapshot,
     Decision,
     DeploymentState,
-    Member,
     Route,
+    Version,
+    Viewer,
 )
 from deployments.call import Call
 from deployments.engine import ResponseStart
@@ -44,7 +47,8 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
-WAIT_S = 60.0
+# Long enough for what evaluation prompts expect, short enough for a version that babbles.
+EVALUATION_TOKENS = 256
 
 
 class ReplicaPool(Protocol):
@@ -94,50 +98,61 @@ class Gateway:
         self._settings = settings
         self._deployments = deployments
         self._store = store
-        self._blobs = BlobStore(settings.store.root)
         self._catalogue = catalogue
         self._chooser = chooser
         self._pools = pools
 
     # -- one request ------------------------------------------------------------------------
 
-    async def complete(self, path: str, body: dict[str, Any], request_id: str) -> Answer:
+    async def complete(
+        self, path: str, body: dict[str, Any], request_id: str, viewer: Viewer
+    ) -> Answer:
         """Serve a chat or text completion."""
-        constraints = take_request_fields(path, body)
-        chosen = await self._choose(path, body, constraints)
+        constraints = take_request_fields(path, body, viewer)
+        chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
         model = chosen.adapter.key if chosen.adapter else chosen.base_model
         content = encode_json({**body, "model": model})
         call = Call(path, request_id, content, chosen.adapter, self._catalogue.position)
         return await self._dispatch(chosen, call)
 
-    async def _choose(self, path: str, body: dict[str, Any], constraints: Constraints) -> Chosen:
-        model = body["model"]
+    async def _choose(
+        self, path: str, body: dict[str, Any], constraints: Constraints, key: str
+    ) -> Chosen:
+        model, viewer = body["model"], constraints.viewer
         if model != AUTO:
-            return self.resolve(model)
+            return self.resolve(model, viewer, key)
         prompt = text_of(body["messages"] if path == CHAT_PATH else body["prompt"])
         (decision,) = await self._decide([prompt], constraints)
         if decision.adapter is None:
             base_model = constraints.base_model or self._settings.fallback_model
             return Chosen(base_model, None, decision.route)
         try:
-            found = self.resolve(decision.adapter)
+            found = self.resolve(decision.adapter, viewer, key)
         except ModelNotFound:
             # Deleted since the router looked: as good as never chosen.
             base_model = constraints.base_model or self._settings.fallback_model
             return Chosen(base_model, None, Route.FALLBACK)
         return Chosen(found.base_model, found.adapter, Route.AUTO)
 
-    def resolve(self, model: str) -> Chosen:
-        """What a client means by a model name; raises :class:`ModelNotFound`."""
+    def resolve(self, model: str, viewer: Viewer, key: str) -> Chosen:
+        """What a client means by a model name; raises :class:`ModelNotFound`.
+
+        Args:
+            key: of the request: while a version is rolled out, the same key gets the same one.
+        """
         if model in self._pools:
             return Chosen(model, None, Route.EXPLICIT)
         try:
             adapter, version = self._catalogue.find(model)
+            if not viewer.may_see(adapter.card):
+                raise ModelNotFound(model)
         except ModelNotFound:
-            known = [AUTO, *self._pools, *self._catalogue.adapters]
+            known = [AUTO, *self._pools, *self._visible(viewer)]
             raise ModelNotFound(model, known) from None
         if adapter.card.base_model not in self._pools:
             raise Unavailable(f"no replicas serve {adapter.card.base_model}, the base of {model}")
+        if model == adapter.name:
+            version = rollouts.pick(adapter, key)
         return Chosen(adapter.card.base_model, AdapterRef.of(adapter, version), Route.EXPLICIT)
 
     async def _decide(self, texts: list[str], constraints: Constraints) -> list[Decision]:
@@ -173,19 +188,19 @@ class Gateway:
         """The decisions alone."""
         return await self._decide(texts, constraints)
 
-    def models(self) -> list[dict[str, Any]]:
+    def models(self, viewer: Viewer) -> list[dict[str, Any]]:
         """OpenAI model cards: ``auto``, base models, adapters."""
-        adapters = (self._catalogue.adapters[n] for n in sorted(self._catalogue.adapters))
+        adapters = (a for a in self._catalogue.ordered() if viewer.may_see(a.card))
         return [
             _model_card(AUTO),
             *(_model_card(m) for m in self._pools),
             *(_model_card(a.name, a) for a in adapters),
         ]
 
-    def model(self, model: str) -> dict[str, Any]:
+    def model(self, model: str, viewer: Viewer) -> dict[str, Any]:
         if model == AUTO:
             return _model_card(AUTO)
-        chosen = self.resolve(model)
+        chosen = self.resolve(model, viewer, key="")
         if chosen.adapter is None:
             return _model_card(model)
         return _model_card(model, self._catalogue.adapters[chosen.adapter.name])
@@ -223,54 +238,51 @@ class Gateway:
         ]
         return missing if routers else [*missing, "the prompt router"]
 
-    # -- managing adapters ------------------------------------------------------------------
+    def list_adapters(
+        self, search: Search, viewer: Viewer, *, after: str, limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of adapters that match, ordered by name, and the cursor of the next."""
+        found = (a for a in self._catalogue.ordered(after) if viewer.may_see(a.card))
+        page = list(islice((a for a in found if search.matches(a)), limit + 1))
+        following = page[limit - 1].name if len(page) > limit else None
+        return [summarise(a) for a in page[:limit]], following
 
-    async def register(
-        self, registration: Registration, *, mode: str, wait: bool
-    ) -> tuple[dict[str, Any], bool]:
-        """Store an adapter; with `wait`, return when every live process has taken it in.
-
-        Returns:
-            The adapter's description, and whether a new version was made.
-        """
-        stored = await register(self._store, self._blobs, registration, mode=mode)
-        await self._settle(stored.position)
-        if wait:
-            members = await self._store.converged(stored.position, timeout_s=WAIT_S)
-            _raise_on_problem(f"{stored.adapter.name}@{stored.version.number}", members)
-        return describe(stored.adapter), stored.is_new_version
-
-    def list_adapters(self, *, after: str, limit: int) -> tuple[list[dict[str, Any]], str | None]:
-        """A page of adapters, ordered by name, and the cursor of the next."""
-        names = [n for n in sorted(self._catalogue.adapters) if n > after]
-        page = [describe(self._catalogue.adapters[n]) for n in names[:limit]]
-        return page, names[limit - 1] if len(names) > limit else None
-
-    def show_adapter(self, name: str) -> dict[str, Any]:
-        return describe(self._adapter(name))
-
-    async def delete_adapter(self, name: str) -> None:
-        await self._settle(await self._store.delete(name))
-
-    def _adapter(self, name: str) -> Adapter:
+    def show_adapter(self, name: str, viewer: Viewer) -> Adapter:
         adapter = self._catalogue.adapters.get(name)
-        if adapter is None:
-            raise ModelNotFound(name, self._catalogue.adapters, param="name")
+        if adapter is None or not viewer.may_see(adapter.card):
+            raise ModelNotFound(name, self._visible(viewer), param="name")
         return adapter
 
-    async def _settle(self, position: str) -> None:
-        """Wait until this process answers by the change: read your own writes."""
-        try:
-            async with asyncio.timeout(WAIT_S):
-                await self._catalogue.wait_for(position)
-        except TimeoutError as e:
-            raise StoreUnavailable("stored, but this endpoint has not seen it yet") from e
+    def _visible(self, viewer: Viewer) -> list[str]:
+        return [a.name for a in self._catalogue.adapters.values() if viewer.may_see(a.card)]
 
-    def report(self, member_id: str) -> Member:
-        return Member(id=member_id, kind="ingress", position=self._catalogue.position)
+    async def ask(self, adapter: Adapter, version: Version, prompt: str) -> tuple[str, str]:
+        """What a version answers to a prompt, and the replica that gave it.
+
+        Raises:
+            RoundhouseError: it could not be asked now.
+            AdapterLoadFailed: a replica cannot load it.
+        """
+        ref = AdapterRef.of(adapter, version)
+        body = {
+            "model": ref.key,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": EVALUATION_TOKENS,
+        }
+        call = Call(CHAT_PATH, uuid.uuid4().hex, encode_json(body), ref, self._catalogue.position)
+        chosen = Chosen(adapter.card.base_model, ref, Route.EXPLICIT)
+        answer = await self._dispatch(chosen, call)
+        content = b"".join([chunk async for chunk in answer.body])
+        if answer.start.status != 200:
+            error = json.loads(content)["error"]
+            kind = AdapterLoadFailed if error["code"] == AdapterLoadFailed.code else Unavailable
+            raise kind(error["message"])
+        text = json.loads(content)["choices"][0]["message"]["content"] or ""
+        return text, answer.start.headers.get("x-roundhouse-replica", "")
 
 
-def take_request_fields(path: str, body: dict[str, Any]) -> Constraints:
+def take_request_fields(path: str, body: dict[str, Any], viewer: Viewer) -> Constraints:
     """Check the fields that routing needs, and take out those that the engine does not know.
 
     The engine checks all the others.
@@ -284,7 +296,15 @@ def take_request_fields(path: str, body: dict[str, Any]) -> Constraints:
         _check_messages(body.get("messages"))
     elif not isinstance(body.get("prompt"), str | list) or not body["prompt"]:
         raise InvalidRequest("prompt must be a string, or a list of them", param="prompt")
-    return parse_constraints(body.pop("constraints", None))
+    return parse_constraints(body.pop("constraints", None), viewer)
+
+
+def sticky_key(body: dict[str, Any]) -> str | None:
+    """What OpenAI's protocol has to tell one end user or conversation from another."""
+    for name in ("user", "safety_identifier", "prompt_cache_key"):
+        if isinstance(body.get(name), str) and body[name]:
+            return body[name]
+    return None
 
 
 def encode_json(value: Any) -> bytes:
@@ -294,9 +314,11 @@ def encode_json(value: Any) -> bytes:
         raise InvalidRequest("the body is nested too deeply") from e
 
 
-def parse_constraints(value: Any) -> Constraints:
+def parse_constraints(value: Any, viewer: Viewer) -> Constraints:
+    if isinstance(value, dict) and "viewer" in value:
+        raise InvalidRequest("constraints.viewer: no such constraint", param="constraints.viewer")
     try:
-        return Constraints.model_validate(value or {})
+        return Constraints.model_validate(value or {}).model_copy(update={"viewer": viewer})
     except ValidationError as e:
         raise InvalidRequest.of(e, "constraints") from e
 
@@ -312,26 +334,23 @@ def _check_messages(messages: Any) -> None:
             )
 
 
-def _raise_on_problem(key: str, members: list[Member]) -> None:
-    for member in members:
-        if key in member.problems:
-            why = member.problems[key]
-            raise Unavailable(f"{key} is registered, but replica {member.id} cannot load it: {why}")
-
-
 def describe(adapter: Adapter) -> dict[str, Any]:
     """The adapter as the API shows it."""
-    return {
-        **adapter.card.model_dump(mode="json"),
-        "versions": [v.model_dump(mode="json") for v in adapter.versions.values()],
-        "aliases": dict(adapter.aliases),
-        "revision": adapter.revision,
-    }
+    shown = adapter.model_dump(mode="json")
+    return {**shown.pop("card"), **shown, "versions": list(shown["versions"].values())}
+
+
+def summarise(adapter: Adapter) -> dict[str, Any]:
+    """The adapter in a listing: without its prompts, of which there may be thousands."""
+    brief = adapter.card.model_copy(update={"examples": (), "evaluation": ()})
+    shown = describe(adapter.model_copy(update={"card": brief}))
+    counts = {"examples": len(adapter.card.examples), "evaluation": len(adapter.card.evaluation)}
+    return {k: v for k, v in shown.items() if k not in counts} | {"prompts": counts}
 
 
 def _model_card(model: str, adapter: Adapter | None = None) -> dict[str, Any]:
-    created = int(adapter.latest.created_at) if adapter else 0
+    created = int(adapter.stable.created_at) if adapter else 0
     card = {"id": model, "object": "model", "created": created, "owned_by": "roundhouse"}
     if adapter is not None:
-        card |= {"root": adapter.latest.digest, "parent": adapter.card.base_model}
+        card |= {"root": adapter.stable.digest, "parent": adapter.card.base_model}
     return card

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import re
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -11,31 +9,38 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from adapter_store.registration import Registration
-from cluster.errors import InvalidRequest, PayloadTooLarge, RoundhouseError, Unavailable
+from adapter_store.search import Search
+from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
+from deployments.admin import AdapterAdmin
 from deployments.auth import ADMIN, CLIENT, Authoriser
 from deployments.gateway import (
     CHAT_PATH,
     COMPLETIONS_PATH,
     Answer,
     Gateway,
+    describe,
     parse_constraints,
 )
+from deployments.http_admin import add_changes, add_uploads
+from deployments.requests import read_json, request_id_of
 from router.prompts import text_of
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 _MAX_ROUTE_INPUTS = 1024
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def build_http(
-    gateway: Gateway, authoriser: Authoriser, *, max_body_bytes: int, lifespan: Lifespan
+    gateway: Gateway,
+    admin: AdapterAdmin,
+    authoriser: Authoriser,
+    *,
+    max_body_bytes: int,
+    lifespan: Lifespan,
 ) -> FastAPI:
     """The ASGI application of the endpoint."""
     # No interactive docs: they would load scripts from outside the cluster.
@@ -46,18 +51,20 @@ def build_http(
 
     def asks_for(scope: str) -> list[Any]:
         def check(request: Request) -> None:
-            authoriser.check(request.headers.get("authorization"), scope)
+            header = request.headers.get("authorization")
+            request.state.viewer = authoriser.check(header, scope)
 
         return [Depends(check)]
 
     client = APIRouter(dependencies=asks_for(CLIENT))
-    admin = APIRouter(dependencies=asks_for(ADMIN))
+    changes = APIRouter(dependencies=asks_for(ADMIN))
     _add_inference(client, gateway, max_body_bytes)
     _add_reading(client, gateway)
-    _add_changes(admin, gateway, max_body_bytes)
+    add_changes(changes, admin, max_body_bytes)
+    add_uploads(changes, admin.uploads)
     _add_probes(app, gateway)
     app.include_router(client)
-    app.include_router(admin)
+    app.include_router(changes)
     return app
 
 
@@ -65,7 +72,9 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
     async def complete(request: Request) -> Response:
         body = await read_json(request, max_body_bytes)
         return await _to_response(
-            await gateway.complete(request.url.path, body, request_id_of(request))
+            await gateway.complete(
+                request.url.path, body, request_id_of(request), request.state.viewer
+            )
         )
 
     router.post(CHAT_PATH)(complete)
@@ -74,71 +83,51 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
     @router.post("/v1/route")
     async def route(request: Request) -> dict[str, Any]:
         body = await read_json(request, max_body_bytes)
-        decisions = await gateway.route(
-            route_inputs(body.get("input")), parse_constraints(body.get("constraints"))
-        )
+        constraints = parse_constraints(body.get("constraints"), request.state.viewer)
+        decisions = await gateway.route(route_inputs(body.get("input")), constraints)
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 
 
 def _add_reading(router: APIRouter, gateway: Gateway) -> None:
     @router.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": gateway.models()}
+    async def models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": gateway.models(request.state.viewer)}
 
     @router.get("/v1/models/{model}")
-    async def model(model: str) -> dict[str, Any]:
-        return gateway.model(model)
+    async def model(model: str, request: Request) -> dict[str, Any]:
+        return gateway.model(model, request.state.viewer)
 
     @router.get("/v1/adapters")
-    async def index(cursor: str = "", limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
-        page, following = gateway.list_adapters(after=cursor, limit=limit)
-        return {"object": "list", "data": page, "next": following}
+    async def index(
+        request: Request,
+        cursor: str = "",
+        limit: int = Query(100, ge=1, le=1000),
+        search: str = "",
+        base_model: str = "",
+        tag: str = "",
+        owner: str = "",
+    ) -> JSONResponse:
+        page, following = gateway.list_adapters(
+            Search(text=search, base_model=base_model, tag=tag, owner=owner),
+            request.state.viewer,
+            after=cursor,
+            limit=limit,
+        )
+        # Not by way of FastAPI's own conversion: it is JSON already, and may be long.
+        return JSONResponse({"object": "list", "data": page, "next": following})
 
     @router.get("/v1/adapters/{name}")
-    async def show(name: str) -> dict[str, Any]:
-        return gateway.show_adapter(name)
+    async def show(name: str, request: Request) -> dict[str, Any]:
+        return describe(gateway.show_adapter(name, request.state.viewer))
 
     @router.get("/v1/adapters/{name}/versions")
-    async def versions(name: str) -> dict[str, Any]:
-        adapter = gateway.show_adapter(name)
+    async def versions(name: str, request: Request) -> dict[str, Any]:
+        adapter = describe(gateway.show_adapter(name, request.state.viewer))
         return {"object": "list", "data": adapter["versions"], "aliases": adapter["aliases"]}
 
     @router.get("/v1/cluster")
     async def cluster() -> dict[str, Any]:
         return (await gateway.snapshot()).model_dump(mode="json")
-
-
-def _add_changes(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
-    async def registration(request: Request, **fixed: str) -> Registration:
-        _check_content_type(request)
-        body = await read_json(request, max_body_bytes)
-        try:
-            return Registration.model_validate({**body, **fixed})
-        except ValidationError as e:
-            raise InvalidRequest.of(e) from e
-
-    @router.post("/v1/adapters", status_code=201)
-    async def add(request: Request, wait: bool = False) -> dict[str, Any]:
-        sent = await registration(request)
-        adapter, _ = await gateway.register(sent, mode="create", wait=wait)
-        return adapter
-
-    @router.put("/v1/adapters/{name}")
-    async def put(name: str, request: Request, wait: bool = False) -> JSONResponse:
-        sent = await registration(request, name=name)
-        adapter, is_new = await gateway.register(sent, mode="upsert", wait=wait)
-        return JSONResponse(adapter, status_code=201 if is_new else 200)
-
-    @router.post("/v1/adapters/{name}/versions", status_code=201)
-    async def add_version(name: str, request: Request, wait: bool = False) -> dict[str, Any]:
-        sent = await registration(request, name=name)
-        adapter, _ = await gateway.register(sent, mode="update", wait=wait)
-        return adapter
-
-    @router.delete("/v1/adapters/{name}")
-    async def delete(name: str) -> dict[str, Any]:
-        await gateway.delete_adapter(name)
-        return {"name": name, "deleted": True}
 
 
 def _add_probes(app: FastAPI, gateway: Gateway) -> None:
@@ -175,46 +164,6 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, of_framework)
     app.add_exception_handler(RequestValidationError, of_query)
     app.add_exception_handler(Exception, unexpected)
-
-
-def request_id_of(request: Request) -> str:
-    """The id that Serve's proxy gave the request (the client's own, when it sent one).
-
-    The proxy also puts it on the answer.
-    """
-    if not hasattr(request.state, "request_id"):
-        sent = request.headers.get("x-request-id", "")
-        request.state.request_id = sent if _REQUEST_ID.match(sent) else uuid.uuid4().hex
-    return request.state.request_id
-
-
-def _check_content_type(request: Request) -> None:
-    """A web page elsewhere can post text to this address unasked, but not JSON."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise InvalidRequest("send the header 'content-type: application/json'")
-
-
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object.
-
-    Raises:
-        PayloadTooLarge: it is longer than `max_bytes`; the rest is not read.
-        InvalidRequest: it is not a JSON object.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise PayloadTooLarge(
-                f"the body is larger than {max_bytes} bytes (http.max_body_bytes)"
-            )
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as e:
-        raise InvalidRequest(f"the body is not JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    return value
 
 
 def route_inputs(value: Any) -> list[str]:

@@ -12,17 +12,18 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from adapter_store.catalogue import Catalogue
-from adapter_store.store import AdapterStore
+from adapter_store.catalogue import Changes
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import RouterSettings, Settings
-from cluster.state import Decision, DeploymentState
+from cluster.state import Decision, DeploymentState, Member
+from deployments.admin import AdapterAdmin
 from deployments.auth import Authoriser
 from deployments.call import Call
 from deployments.engine import ResponseStart
 from deployments.gateway import Gateway
 from deployments.http import build_http
-from deployments.membership import Membership
+from deployments.membership import Participant
+from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
 from router.prompt_router import Constraints
 
@@ -87,24 +88,24 @@ class Ingress:
         self, settings: Settings, router: DeploymentHandle, models: dict[str, DeploymentHandle]
     ) -> None:
         self._settings = settings
-        self._store = AdapterStore.connect(settings.store)
-        self._catalogue = Catalogue(self._store, self._announce)
-        self._gateway = Gateway(
-            settings,
-            self._store,
-            self._catalogue,
-            ServeChooser(router, settings.router),
-            {model_id: ServePool(model_id, handle) for model_id, handle in models.items()},
-            self._deployments,
-        )
-        replica_id = serve.get_replica_context().replica_id.unique_id
-        self._membership = Membership(
-            self._store, settings.store.lease_s, lambda: self._gateway.report(replica_id)
-        )
+        self._id = serve.get_replica_context().replica_id.unique_id
+        self._participant = Participant(settings.store, self._report, self._heed)
+        store, catalogue = self._participant.store, self._participant.catalogue
+        pools = {model_id: ServePool(model_id, handle) for model_id, handle in models.items()}
+        chooser = ServeChooser(router, settings.router)
+        self._gateway = Gateway(settings, store, catalogue, chooser, pools, self._deployments)
+        self._admin = AdapterAdmin(settings, store, catalogue)
+        self._driver = RolloutDriver(store, catalogue, self._id, self._gateway.ask)
 
     async def check_health(self) -> None:
-        self._catalogue.check()
-        self._membership.check()
+        self._participant.check()
+        self._driver.check()
+
+    async def _heed(self, changes: Changes) -> None:
+        await self._driver.heed(changes)
+
+    def _report(self) -> Member:
+        return Member(id=self._id, kind="ingress", position=self._participant.catalogue.position)
 
     async def _deployments(self) -> tuple[DeploymentState, ...]:
         """None at all while Serve's controller does not answer: the rest is told all the same."""
@@ -118,6 +119,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http(
             self._gateway,
+            self._admin,
             Authoriser(self._settings.auth),
             max_body_bytes=self._settings.http.max_body_bytes,
             lifespan=self._lifespan,
@@ -125,15 +127,11 @@ class Ingress:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        await self._catalogue.start()
-        await self._membership.start()
+        await self._participant.start()
+        await self._driver.start()
         yield
-        await self._membership.stop()
-        await self._catalogue.stop()
-        await self._store.close()
-
-    async def _announce(self, changes: Any) -> None:
-        self._membership.announce()
+        await self._driver.stop()
+        await self._participant.stop()
 
 
 def ingress_app(settings: Settings, router: Any, models: dict[str, Any]) -> Any:

@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from adapter_store.blobs import BlobStore
 from adapter_store.embedded import EmbeddedServer, embedded_server
-from adapter_store.registration import Registration, register
+from adapter_store.registration import Registrar, Registration
 from adapter_store.store import AdapterStore
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
@@ -73,7 +72,7 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
             stack.enter_context(_kept_alive(server))
         progress("starting Ray")
         stack.enter_context(_ray(settings, address, temp_dir))
-        BlobStore(root).sweep()
+        Registrar(AdapterStore.connect(settings.store), settings.store).sweep()
         stack.enter_context(_serving(settings, progress))
         asyncio.run(_preload(settings, progress))
         try:
@@ -318,16 +317,16 @@ async def _preload(settings: Settings, progress: Progress) -> None:
     if not settings.preload:
         return
     store = AdapterStore.connect(settings.store)
-    blobs = BlobStore(settings.store.root)
+    registrar = Registrar(store, settings.store)
     try:
         for i, source in enumerate(settings.preload, 1):
             folder = Path(source).resolve()
             progress(f"registering adapter {i} of {len(settings.preload)}: {folder.name}")
             # What is there may have been updated since: it stays as it is.
             with contextlib.suppress(Conflict):
-                await register(store, blobs, Registration(source=str(folder)), mode="create")
+                await registrar.register(Registration(source=str(folder)), mode="create")
         await store.converged(
-            await store.position(), timeout_s=READY_TIMEOUT_S, at_least=processes(settings)
+            (await store.position())[0], timeout_s=READY_TIMEOUT_S, at_least=processes(settings)
         )
     finally:
         await store.close()

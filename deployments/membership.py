@@ -1,13 +1,15 @@
-"""A process's lease in the store: its report, renewed while the process lives."""
+"""A process's part in the cluster: its copy of the registry, and its lease with its report."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from adapter_store.catalogue import Catalogue, OnChange
 from adapter_store.store import AdapterStore
 from adapter_store.tasks import cancel
 from cluster.errors import StoreUnavailable
+from cluster.settings import StoreSettings
 from cluster.state import Member
 
 logger = logging.getLogger(__name__)
@@ -15,23 +17,58 @@ logger = logging.getLogger(__name__)
 Report = Callable[[], Member]
 
 
-class Membership:
-    """Renews the lease three times a term, and at once when something is announced.
+class Participant:
+    """What every process has of the store: the connection, the catalogue, the lease.
 
     Args:
         report: makes the newest report.
+        on_change: as :class:`Catalogue` has it; the report is renewed after each change.
         before: awaited before each report, to refresh what it says.
     """
 
     def __init__(
         self,
-        store: AdapterStore,
-        lease_s: float,
+        settings: StoreSettings,
         report: Report,
+        on_change: OnChange | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self.store = AdapterStore.connect(settings)
+        self._membership = Membership(self.store, report, before)
+        self.catalogue = Catalogue(self.store, on_change, self._membership.announce)
+
+    async def start(self) -> None:
+        """Raises StoreUnavailable, and ConfigError when a newer release wrote the store."""
+        await self.store.migrate()
+        await self.catalogue.start()
+        await self._membership.start()
+
+    def announce(self) -> None:
+        """Renew the lease now: the report changed."""
+        self._membership.announce()
+
+    def check(self) -> None:
+        """Raise what ended a background task, so that a health check sees it."""
+        self.catalogue.check()
+        self._membership.check()
+
+    async def stop(self) -> None:
+        await self._membership.stop()
+        await self.catalogue.stop()
+        await self.store.close()
+
+
+class Membership:
+    """Renews the lease three times a term, and at once when there is something new to report."""
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        report: Report,
+        before: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         self._store = store
-        self._period_s = lease_s / 3
+        self._period_s = store.lease_s / 3
         self._report = report
         self._before = before
         self._changed = asyncio.Event()

@@ -6,11 +6,10 @@ from typing import Any
 
 from ray import serve
 
-from adapter_store.catalogue import Catalogue, Changes
-from adapter_store.store import AdapterStore
+from adapter_store.catalogue import Changes
 from cluster.settings import Settings
 from cluster.state import Decision, Member
-from deployments.membership import Membership
+from deployments.membership import Participant
 from router.encoder import SentenceEncoder
 from router.prompt_router import Constraints, PromptRouter
 
@@ -23,14 +22,11 @@ class PromptRouterDeployment:
     async def __init__(self, settings: Settings) -> None:
         encoder = await asyncio.to_thread(SentenceEncoder, settings.router.encoder)
         self._router = PromptRouter(encoder, settings.router)
-        self._store = AdapterStore.connect(settings.store)
         self._base_models = {model.id for model in settings.models}
-        self._catalogue = Catalogue(self._store, self._learn)
-        self._membership = Membership(self._store, settings.store.lease_s, self._report)
         self._id = serve.get_replica_context().replica_id.unique_id
+        self._participant = Participant(settings.store, self._report, self._learn)
         self.choose.set_max_batch_size(settings.router.max_batch)
-        await self._catalogue.start()
-        await self._membership.start()
+        await self._participant.start()
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)
     async def choose(self, asked: list[tuple[list[str], Constraints]]) -> list[list[Decision]]:
@@ -38,13 +34,10 @@ class PromptRouterDeployment:
         return await asyncio.to_thread(self._choose_all, asked)
 
     async def check_health(self) -> None:
-        self._catalogue.check()
-        self._membership.check()
+        self._participant.check()
 
     async def __del__(self) -> None:
-        await self._membership.stop()
-        await self._catalogue.stop()
-        await self._store.close()
+        await self._participant.stop()
 
     def _choose_all(self, asked: list[tuple[list[str], Constraints]]) -> list[list[Decision]]:
         answers: list[list[Decision]] = [[] for _ in asked]
@@ -61,14 +54,13 @@ class PromptRouterDeployment:
     async def _learn(self, changes: Changes) -> None:
         served = {
             name: adapter
-            for name, adapter in self._catalogue.adapters.items()
+            for name, adapter in self._participant.catalogue.adapters.items()
             if adapter.card.base_model in self._base_models
         }
         await asyncio.to_thread(self._router.update, served)
-        self._membership.announce()
 
     def _report(self) -> Member:
-        return Member(id=self._id, kind="router", position=self._catalogue.position)
+        return Member(id=self._id, kind="router", position=self._participant.catalogue.position)
 
 
 def prompt_router_app(settings: Settings) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from cluster.settings import RouterSettings
-from cluster.state import Adapter, Candidate, Card, Decision, Route, Value
+from cluster.state import OPERATOR, Adapter, Candidate, Card, Decision, Route, Value, Viewer
 from router.classifier import Classifier, Features
 from router.encoder import Encoder
 
@@ -24,6 +24,7 @@ class Constraints(Value):
     base_model: str | None = Field(None, description="only adapters of this base model")
     tags: tuple[str, ...] = Field((), description="only adapters that carry all of these tags")
     min_confidence: float | None = Field(None, ge=0, le=1, description="abstain below this")
+    viewer: Viewer = Field(OPERATOR, description="who asks; set by the endpoint, not by callers")
 
     def allow(self, card: Card) -> bool:
         return (
@@ -31,6 +32,7 @@ class Constraints(Value):
             and card.name not in self.exclude
             and self.base_model in (None, card.base_model)
             and set(self.tags) <= set(card.tags)
+            and self.viewer.may_see(card)
         )
 
 
@@ -128,7 +130,7 @@ def _decide(
     chosen = adapters[best]
     return Decision(
         adapter=None if abstains else chosen.name,
-        version=None if abstains else chosen.latest.number,
+        version=None if abstains else chosen.stable.number,
         confidence=round(confidence, 4),
         route=Route.AUTO,
         reason=f"{chosen.name}: confidence {confidence:.2f} {verb} the threshold {threshold:.2f}",

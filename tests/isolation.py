@@ -85,7 +85,7 @@ async def generate(llm, row: Row, request) -> list[tuple[int, float]]:
 
 async def ours(folder: Path, model: BaseModelSettings) -> list[list[tuple[int, float]]]:
     """The rows' answers from our engine, each adapter held by leases as on a replica."""
-    from adapter_store.blobs import BlobStore
+    from adapter_store.blobs import LocalBlobs
     from adapter_store.node_cache import NodeCache
     from deployments.adapter_cache import AdapterCache
     from deployments.adapter_files import AdapterFiles
@@ -94,11 +94,11 @@ async def ours(folder: Path, model: BaseModelSettings) -> list[list[tuple[int, f
     engine = VllmEngine(model)
     await engine.start_engine()
     try:
-        blobs = BlobStore(folder / "store")
-        refs = []
-        for i in range(len(ADAPTERS)):
-            with blobs.staged(folder / f"a{i}") as staged:
-                refs.append(AdapterRef(name=f"a{i}", version=1, digest=blobs.commit(staged)[0]))
+        blobs = LocalBlobs(folder / "store")
+        refs = [
+            AdapterRef(name=f"a{i}", version=1, digest=blobs.commit(folder / f"a{i}")[0])
+            for i in range(len(ADAPTERS))
+        ]
         cache = AdapterCache(
             engine, AdapterFiles(blobs, NodeCache(folder / "node", 2**30), engine), HOST
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.blobs import WEIGHTS, BlobStore
+from adapter_store.blobs import WEIGHTS, LocalBlobs
 from adapter_store.node_cache import NodeCache
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, LoraSettings
@@ -56,14 +56,13 @@ def engine():
 
 @pytest.fixture
 def blobs(tmp_path):
-    return BlobStore(tmp_path / "store")
+    return LocalBlobs(tmp_path / "store")
 
 
 @pytest.fixture
 def ref(blobs, make_adapter):
     """Names a version whose files are in the blob store; `lost` has none."""
-    with blobs.staged(make_adapter()) as staged:
-        digest, _ = blobs.commit(staged)
+    digest, _ = blobs.commit(make_adapter())
 
     def make(name: str, version: int = 1) -> AdapterRef:
         digest_of_it = "0" * 64 if name == "lost" else digest
@@ -191,7 +190,8 @@ async def test_what_comes_back_after_an_eviction_is_loaded_anew(cache, engine, r
 
 
 async def test_a_damaged_blob_is_refused_and_leaves_nothing(cache, engine, blobs, node_cache, ref):
-    (blobs.path(ref("a").digest) / WEIGHTS).write_bytes(b"rubbish")
+    with blobs.opened(ref("a").digest) as folder:
+        (folder / WEIGHTS).write_bytes(b"rubbish")
     with pytest.raises(AdapterLoadFailed, match="damaged"):
         await cache.ensure(ref("a"))
     assert engine.loads == []

@@ -8,7 +8,7 @@ from adapter_store.store import AdapterStore
 from cluster.errors import ModelNotFound
 from cluster.settings import StoreSettings
 from tests.conftest import until
-from tests.test_store import card, version
+from tests.test_store import card, put, version
 
 pytestmark = pytest.mark.redis
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.redis
 @pytest.fixture
 async def catalogue(store):
     catalogue = Catalogue(store)
-    await store.put(card("early"), version(), mode="create")
+    await put(store, card("early"), version(), mode="create")
     await catalogue.start()
     yield catalogue
     await catalogue.stop()
@@ -24,7 +24,7 @@ async def catalogue(store):
 
 async def test_it_starts_with_what_is_there_and_follows_what_comes(store, catalogue):
     assert set(catalogue.adapters) == {"early"}
-    stored = await store.put(card("late"), version(), mode="create")
+    stored = await put(store, card("late"), version(), mode="create")
     await catalogue.wait_for(stored.position)
     assert set(catalogue.adapters) == {"early", "late"}
     await catalogue.wait_for(await store.delete("early"))
@@ -32,7 +32,7 @@ async def test_it_starts_with_what_is_there_and_follows_what_comes(store, catalo
 
 
 async def test_names_resolve_to_versions(store, catalogue):
-    stored = await store.put(card("early"), version("d2"), mode="update")
+    stored = await put(store, card("early"), version("d2"), mode="update")
     await catalogue.wait_for(stored.position)
     assert catalogue.find("early")[1].number == 2
     assert catalogue.find("early@1")[1].number == 1
@@ -51,7 +51,7 @@ async def test_a_listener_hears_changes_before_the_position_moves(store):
 
     catalogue = Catalogue(store, listen)
     await catalogue.start()
-    stored = await store.put(card("x"), version(), mode="create")
+    stored = await put(store, card("x"), version(), mode="create")
     await catalogue.wait_for(stored.position)
     await catalogue.wait_for(await store.delete("x"))
     assert heard == [("0-0", {"x": 1}), (stored.position, {"x": None})]
@@ -61,7 +61,7 @@ async def test_a_listener_hears_changes_before_the_position_moves(store):
 async def test_it_serves_on_while_the_store_is_down_and_catches_up_after(tmp_path: Path):
     with embedded_server(tmp_path) as server:
         store = AdapterStore.connect(StoreSettings(url=server.url))
-        await store.put(card("kept"), version(), mode="create")
+        await put(store, card("kept"), version(), mode="create")
         catalogue = Catalogue(store)
         await catalogue.start()
         server.stop()
@@ -69,7 +69,7 @@ async def test_it_serves_on_while_the_store_is_down_and_catches_up_after(tmp_pat
         assert set(catalogue.adapters) == {"kept"}
         server.revive()
         await until(lambda: not catalogue.is_stale)
-        await store.put(card("new"), version(), mode="create")
+        await put(store, card("new"), version(), mode="create")
         await until(lambda: set(catalogue.adapters) == {"kept", "new"})
         await catalogue.stop()
         await store.close()
@@ -77,12 +77,12 @@ async def test_it_serves_on_while_the_store_is_down_and_catches_up_after(tmp_pat
 
 async def test_what_was_deleted_while_it_could_not_look_is_gone_after(store, connect):
     """The stream may have been trimmed meanwhile: it compares with a snapshot, not with events."""
-    await store.put(card("gone"), version(), mode="create")
+    await put(store, card("gone"), version(), mode="create")
     catalogue = Catalogue(store)
     await catalogue.start()
     await catalogue.stop()
     await store.delete("gone")
-    await store.put(card("new"), version(), mode="create")
+    await put(store, card("new"), version(), mode="create")
     await catalogue.start()
     assert set(catalogue.adapters) == {"new"}
     await catalogue.stop()
@@ -95,7 +95,7 @@ async def test_a_listener_that_fails_is_seen_by_the_health_check(store):
     catalogue = Catalogue(store, fail)
     await catalogue.start()
     catalogue.check()
-    await store.put(card("x"), version(), mode="create")
+    await put(store, card("x"), version(), mode="create")
 
     def failed() -> bool:
         try:

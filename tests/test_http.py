@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from adapter_store.blobs import BlobStore
+from adapter_store.blobs import open_blobs
 from adapter_store.catalogue import Catalogue
 from adapter_store.node_cache import NodeCache
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
@@ -17,12 +17,14 @@ from cluster.settings import parse_settings
 from cluster.state import DeploymentState, Tier
 from deployments.adapter_cache import AdapterCache
 from deployments.adapter_files import AdapterFiles
+from deployments.admin import AdapterAdmin
 from deployments.auth import Authoriser, new_key
 from deployments.call import serve_call
 from deployments.echo_engine import EchoEngine
 from deployments.engine import ResponseStart
 from deployments.gateway import Gateway
 from deployments.http import build_http
+from deployments.rollout_driver import RolloutDriver
 from router.prompt_router import PromptRouter
 from tests.conftest import ECHO_FACTS
 
@@ -105,13 +107,14 @@ async def world(store, prompt_router, tmp_path, **changes) -> AsyncIterator[Worl
     model = {"id": "echo", "path": "none", "engine": "echo", "max_ongoing": 4}
     tree = {"models": [model], "store": {"data_dir": str(tmp_path / "data")}} | changes
     settings = parse_settings(tree)
-    blobs = BlobStore(settings.store.root)
+    blobs = open_blobs(settings.store)
     it = World()
     it.pool = LocalPool(settings.models[0], blobs, NodeCache(tmp_path / "node", 2**30))
     it.chooser = LocalChooser(prompt_router)
 
-    async def learn(_) -> None:
+    async def learn(changes) -> None:
         it.chooser.router.update(catalogue.adapters)
+        await driver.heed(changes)
 
     catalogue = Catalogue(store, learn)
 
@@ -120,6 +123,7 @@ async def world(store, prompt_router, tmp_path, **changes) -> AsyncIterator[Worl
 
     pools = {"echo": it.pool}
     gateway = Gateway(settings, store, catalogue, it.chooser, pools, deployments)
+    driver = RolloutDriver(store, catalogue, "test", gateway.ask)
 
     @asynccontextmanager
     async def no_lifespan(app):
@@ -127,14 +131,17 @@ async def world(store, prompt_router, tmp_path, **changes) -> AsyncIterator[Worl
 
     it.app = build_http(
         gateway,
+        AdapterAdmin(settings, store, catalogue),
         Authoriser(settings.auth),
         max_body_bytes=settings.http.max_body_bytes,
         lifespan=no_lifespan,
     )
     await catalogue.start()
+    await driver.start()
     transport = httpx.ASGITransport(app=it.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
         yield it
+    await driver.stop()
     await catalogue.stop()
 
 
@@ -351,7 +358,7 @@ async def test_route_names_a_wrong_input(rh, value):
 async def test_an_adapter_is_registered_listed_shown_updated_and_deleted(rh, make_adapter):
     created = await add(rh, make_adapter("cron", description="d"))
     assert created.status_code == 201
-    assert created.json()["aliases"] == {"latest": 1}
+    assert created.json()["aliases"] == {"latest": 1, "stable": 1}
     shown = (await rh.client.get("/v1/adapters/cron")).json()
     assert (shown["description"], shown["examples"]) == ("d", ["an example for cron"])
     source = {"source": str(make_adapter("cron", seed=1))}
@@ -397,7 +404,7 @@ async def test_registering_twice_is_409_and_putting_twice_is_not(rh, make_adapte
     assert error(await add(rh, folder), 409)["param"] == "name"
     again = await rh.client.put("/v1/adapters/cron", json={"source": str(folder)})
     assert again.status_code == 200
-    assert again.json()["aliases"] == {"latest": 1}
+    assert again.json()["aliases"] == {"latest": 1, "stable": 1}
 
 
 async def test_a_refused_adapter_leaves_nothing(rh, make_adapter):

@@ -39,7 +39,7 @@ def adapter(name: str, examples=(), description="", base_model="m", tags=()) -> 
     )
     return Adapter(
         card=card, versions={1: version().model_copy(update={"number": 1})},
-        aliases={"latest": 1}, revision=1,
+        aliases={"latest": 1, "stable": 1}, revision=1,
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def test_the_commands_show_what_is_there(cluster, http, make_adapter):
     listed = json.loads(cluster.command("adapters", "list", "--json").stdout)
     assert "shown" in [a["name"] for a in listed]
     shown = json.loads(cluster.command("adapters", "show", "shown", "--json").stdout)
-    assert shown["aliases"] == {"latest": 1}
+    assert shown["aliases"] == {"latest": 1, "stable": 1}
     assert "shown@1" in cluster.command("status").stdout
     assert "candidate" in cluster.command("route", "every friday at ten").stdout
     said = cluster.command("chat", "one two", "--model", "echo").stdout

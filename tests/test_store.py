@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from adapter_store.embedded import embedded_server
-from adapter_store.store import AdapterStore, is_before, new_version
+from adapter_store.store import AdapterStore, Event, Stored, is_before, new_version
 from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
 from cluster.settings import StoreSettings
 from cluster.state import Card, Member, Version
@@ -21,20 +21,26 @@ def version(digest: str = "d1") -> Version:
     return new_version(digest=digest, size_bytes=10, rank=4, target_modules=("q_proj",))
 
 
+async def put(store: AdapterStore, card: Card, version: Version, **how) -> Stored:
+    """As a registration does it: nothing is stored without its blob being reserved."""
+    assert await store.reserve(version.digest)
+    return await store.put(card, version, **how)
+
+
 async def test_a_put_adapter_comes_back_whole(store):
-    stored = await store.put(card(examples=("a", "b"), tags=("t",)), version(), mode="create")
+    stored = await put(store, card(examples=("a", "b"), tags=("t",)), version(), mode="create")
     found = await store.get("cron")
     assert found == stored.adapter
     assert found.card.examples == ("a", "b")
     assert found.latest.number == 1
-    assert found.resolve("1") == found.resolve("latest") == found.latest
+    assert found.resolve("1") == found.resolve("latest") == found.latest == found.stable
     assert found.resolve("2") is None
 
 
 async def test_new_weights_make_a_new_version_and_the_same_weights_do_not(store):
-    await store.put(card(), version("d1"), mode="create")
-    second = await store.put(card(), version("d2"), mode="update")
-    again = await store.put(card(description="better words"), version("d2"), mode="upsert")
+    await put(store, card(), version("d1"), mode="create")
+    second = await put(store, card(), version("d2"), mode="update")
+    again = await put(store, card(description="better words"), version("d2"), mode="upsert")
     assert (second.version.number, second.is_new_version) == (2, True)
     assert (again.version.number, again.is_new_version) == (2, False)
     assert again.adapter.card.description == "better words"
@@ -42,26 +48,26 @@ async def test_new_weights_make_a_new_version_and_the_same_weights_do_not(store)
 
 
 async def test_going_back_to_old_weights_moves_latest_back(store):
-    await store.put(card(), version("d1"), mode="create")
-    await store.put(card(), version("d2"), mode="update")
-    back = await store.put(card(), version("d1"), mode="update")
+    await put(store, card(), version("d1"), mode="create")
+    await put(store, card(), version("d2"), mode="update")
+    back = await put(store, card(), version("d1"), mode="update")
     assert back.adapter.latest.number == 1
 
 
 async def test_the_mode_is_kept(store):
     with pytest.raises(ModelNotFound):
-        await store.put(card(), version(), mode="update")
-    await store.put(card(), version(), mode="create")
+        await put(store, card(), version(), mode="update")
+    await put(store, card(), version(), mode="create")
     with pytest.raises(Conflict, match="exists"):
-        await store.put(card(), version("d2"), mode="create")
+        await put(store, card(), version("d2"), mode="create")
     assert sorted((await store.get("cron")).versions) == [1]
 
 
 async def test_a_version_number_is_never_given_twice(store):
-    await store.put(card(), version("d1"), mode="create")
+    await put(store, card(), version("d1"), mode="create")
     await store.delete("cron")
     assert await store.get("cron") is None
-    stored = await store.put(card(), version("d2"), mode="create")
+    stored = await put(store, card(), version("d2"), mode="create")
     assert stored.version.number == 2
 
 
@@ -70,23 +76,22 @@ async def test_deleting_what_is_not_there_says_so(store):
         await store.delete("nope")
 
 
-async def test_pages_are_ordered_by_name(store):
+async def test_all_are_read_in_the_order_of_their_names(store):
     for name in ("b", "a", "d", "c"):
-        await store.put(card(name), version(), mode="create")
-    first = await store.page(limit=3)
-    assert [a.name for a in first] == ["a", "b", "c"]
-    assert [a.name for a in await store.page(after="c", limit=3)] == ["d"]
+        await put(store, card(name), version(), mode="create")
+    assert [a.name async for a in store.all()] == ["a", "b", "c", "d"]
 
 
 async def test_events_tell_every_change_in_order(store):
-    assert await store.position() == "0-0"
-    await store.put(card("a"), version(), mode="create")
-    put = await store.put(card("b"), version(), mode="create")
+    assert await store.position() == ("0-0", 0)
+    await put(store, card("a"), version(), mode="create")
+    second = await put(store, card("b"), version(), mode="create")
     deleted = await store.delete("a")
     events = await store.events_after("0-0", block_s=1)
-    assert [name for _, name in events] == ["a", "b", "a"]
-    assert events[-1][0] == deleted == await store.position()
-    assert await store.events_after(put.position, block_s=1) == [(deleted, "a")]
+    assert [(e.sequence, e.name) for e in events] == [(1, "a"), (2, "b"), (3, "a")]
+    assert (events[-1].position, 3) == (deleted, 3) == await store.position()
+    third = Event(position=deleted, sequence=3, name="a")
+    assert await store.events_after(second.position, block_s=1) == [third]
     assert await store.events_after(deleted, block_s=0.01) == []
 
 
@@ -94,7 +99,7 @@ async def test_writers_at_once_never_share_a_number_or_lose_an_event(connect):
     stores = [connect() for _ in range(8)]
     await asyncio.gather(
         *(
-            s.put(card(), version(f"{i}-{n}"), mode="upsert")
+            put(s, card(), version(f"{i}-{n}"), mode="upsert")
             for i, s in enumerate(stores)
             for n in range(20)
         )
@@ -121,7 +126,7 @@ async def test_a_member_that_falls_silent_is_forgotten(store):
 
 
 async def test_converged_waits_for_all_and_names_who_is_late(store):
-    position = (await store.put(card(), version(), mode="create")).position
+    position = (await put(store, card(), version(), mode="create")).position
     await store.renew(Member(id="quick", kind="replica", position=position))
     await store.renew(Member(id="slow", kind="router"))
     with pytest.raises(Unavailable, match="router slow"):
@@ -137,11 +142,11 @@ async def test_converged_waits_for_all_and_names_who_is_late(store):
 async def test_a_store_that_is_down_is_said_to_be(tmp_path: Path):
     with embedded_server(tmp_path) as server:
         store = AdapterStore.connect(StoreSettings(url=server.url))
-        await store.put(card(), version(), mode="create")
+        await put(store, card(), version(), mode="create")
     with pytest.raises(StoreUnavailable):
         await store.get("cron")
     with pytest.raises(StoreUnavailable):
-        await store.put(card(), version(), mode="upsert")
+        await put(store, card(), version(), mode="upsert")
     await store.close()
 
 

@@ -1,8 +1,9 @@
--- Renew a member's lease with its newest report, and drop the members whose lease has ended.
--- KEYS: members, member
+-- Renew a member's lease with its newest report, tell those who wait for reports when it changed,
+-- and drop the members whose lease has ended.
+-- KEYS: members, member, reports
 -- ARGV: member id, report (JSON), lease in ms
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local changed = redis.call('GET', KEYS[2]) ~= ARGV[2]
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
-redis.call('ZADD', KEYS[1], now_ms + ARGV[3], ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms)
+redis.call('ZADD', KEYS[1], now_ms() + ARGV[3], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now_ms())
+if changed then redis.call('XADD', KEYS[3], 'MAXLEN', '~', 1000, '*', 'id', ARGV[1]) end

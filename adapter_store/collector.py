@@ -1,0 +1,55 @@
+"""Removes what nothing refers to any more: blobs without a version, uploads left behind."""
+
+import asyncio
+import time
+
+from adapter_store.blobs import BlobStore
+from adapter_store.store import AdapterStore
+from adapter_store.uploads import Uploads
+from cluster.state import Value
+
+# A removal takes moves of two files; nobody may store the same content again before it is through.
+_CONDEMNED_S = 120.0
+
+
+class Collected(Value):
+    """What was, or in a dry run would be, removed."""
+
+    blobs: tuple[str, ...]
+    blob_bytes: int
+    uploads: tuple[str, ...]
+
+
+async def collect(
+    store: AdapterStore, blobs: BlobStore, uploads: Uploads, *, dry_run: bool
+) -> Collected:
+    """Remove every blob that no version uses, and every upload older than a day.
+
+    Safe beside registrations: they reserve a blob before they write it, and a blob that is being
+    removed cannot be reserved.
+    """
+    digests, total = [], 0
+    for digest, size_bytes in await asyncio.to_thread(lambda: list(blobs.digests())):
+        if dry_run:
+            is_garbage = await store.condemn(digest, for_s=0)
+        else:
+            is_garbage = await _remove(store, blobs, digest)
+        if is_garbage:
+            digests.append(digest)
+            total += size_bytes
+    outdated = await asyncio.to_thread(lambda: list(uploads.outdated()))
+    if not dry_run:
+        for upload_id in outdated:
+            await asyncio.to_thread(uploads.remove, upload_id)
+    return Collected(blobs=tuple(digests), blob_bytes=total, uploads=tuple(outdated))
+
+
+async def _remove(store: AdapterStore, blobs: BlobStore, digest: str) -> bool:
+    deadline = time.monotonic() + _CONDEMNED_S
+    if not await store.condemn(digest, for_s=_CONDEMNED_S):
+        return False
+    if time.monotonic() > deadline:
+        return False  # the store took too long to say so: the verdict is void
+    await asyncio.to_thread(blobs.remove, digest)
+    await store.absolve(digest)
+    return True

@@ -1,0 +1,84 @@
+"""From a URL to a Redis client: a single server, Sentinel, or Cluster, each with or without TLS.
+
+redis://:PASSWORD@HOST:6379/0                      rediss:// for TLS
+redis+sentinel://:PASSWORD@HOST:26379,HOST:26379/SERVICE/0
+redis+cluster://:PASSWORD@HOST:7000,HOST:7001
+"""
+
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.sentinel import Sentinel
+from redis.exceptions import RedisError
+
+from cluster.errors import ConfigError
+
+Client = Redis | RedisCluster
+
+_SENTINEL, _CLUSTER = "+sentinel", "+cluster"
+# A long wait for events must end before the socket gives up.
+_SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 5}
+
+
+def open_client(url: str) -> Client:
+    """A client that connects with its first command.
+
+    Raises:
+        ConfigError: the URL is not one of those above.
+    """
+    scheme = urlsplit(url).scheme
+    try:
+        if scheme.endswith(_SENTINEL):
+            return _sentinel(url)
+        if scheme.endswith(_CLUSTER):
+            return _cluster(url)
+        return Redis.from_url(url, decode_responses=True, health_check_interval=15, **_SOCKET)
+    except (ValueError, RedisError) as e:
+        raise ConfigError(f"store.url: {e}", param="store.url") from e
+
+
+def _sentinel(url: str) -> Redis:
+    parts = urlsplit(url)
+    service, _, database = parts.path.strip("/").partition("/")
+    if not service:
+        raise ValueError("a Sentinel URL ends with the service's name, as in .../mymaster")
+    options = _options(url)
+    sentinel_options = {"password": options.pop("sentinel_password", None), **_SOCKET}
+    if options.get("ssl"):
+        sentinel_options["ssl"] = True
+    sentinel = Sentinel(_hosts(url, 26379), sentinel_kwargs=sentinel_options)
+    return sentinel.master_for(
+        service, db=int(database or 0), decode_responses=True, **options, **_SOCKET
+    )
+
+
+def _cluster(url: str) -> RedisCluster:
+    nodes = [ClusterNode(host, port) for host, port in _hosts(url, 6379)]
+    return RedisCluster(startup_nodes=nodes, decode_responses=True, **_options(url), **_SOCKET)
+
+
+def _hosts(url: str, default_port: int) -> list[tuple[str, int]]:
+    hosts = urlsplit(url).netloc.rpartition("@")[2]
+    if not hosts:
+        raise ValueError("the URL names no host")
+    found = []
+    for part in hosts.split(","):
+        host, separator, port = part.rpartition(":")
+        found.append((host, int(port)) if separator else (part, default_port))
+    return found
+
+
+def _options(url: str) -> dict[str, Any]:
+    """User, password and TLS; further ones, such as ssl_ca_certs, from the query."""
+    parts = urlsplit(url)
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    options: dict[str, Any] = dict(parse_qsl(parts.query))
+    if user:
+        options["username"] = unquote(user)
+    if password:
+        options["password"] = unquote(password)
+    if parts.scheme.startswith("rediss"):
+        options["ssl"] = True
+    return options

@@ -1,0 +1,20 @@
+"""Any place with a URL as a file system, by fsspec.
+
+Credentials and endpoints come from where the libraries look for them: environment variables,
+files in the home folder, the machine's role, and `FSSPEC_<SCHEME>_<OPTION>`.
+"""
+
+from typing import Any
+
+import fsspec
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The file system behind a URL, and the path in it.
+
+    Raises:
+        ValueError, ImportError: no such scheme, or what it needs is not installed or configured.
+    """
+    # A listing that was kept would hide what another process has written.
+    files, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    return files, path.rstrip("/")

@@ -1,0 +1,200 @@
+"""One engine, the adapters it holds, and its part in the cluster. Knows nothing of Ray."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable
+
+from adapter_store.blobs import open_blobs
+from adapter_store.catalogue import Changes
+from adapter_store.node_cache import NodeCache
+from cluster.errors import AdapterLoadFailed, ModelNotFound, StoreUnavailable
+from cluster.placement import holders
+from cluster.settings import BaseModelSettings, Settings
+from cluster.state import Adapter, AdapterRef, BaseModelFacts, Member, Version
+from deployments.adapter_cache import AdapterCache
+from deployments.adapter_files import AdapterFiles
+from deployments.call import Call, serve_call
+from deployments.engine import Engine, ResponseStart
+from deployments.membership import Participant
+
+logger = logging.getLogger(__name__)
+
+_CATCH_UP_S = 5.0
+
+
+class ModelServer:
+    """Serves one base model and every adapter of it that is asked for."""
+
+    def __init__(self, settings: Settings, model_id: str, replica_id: str, node: str) -> None:
+        self._model: BaseModelSettings = settings.model(model_id)
+        self._id = replica_id
+        self._node = node
+        self.engine = make_engine(self._model)
+        self._facts: BaseModelFacts | None = None
+        self._drops: set[asyncio.Task] = set()
+        self._cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
+        files = AdapterFiles(open_blobs(settings.store), self._cache, self.engine)
+        self._adapters = AdapterCache(
+            self.engine, files, self._model.lora.host_entries, self._is_pinned
+        )
+        # What was loaded on behalf of the registry or of a request, by name and version.
+        self._loaded: dict[str, dict[int, AdapterRef]] = {}
+        self._peers: frozenset[str] = frozenset()
+        self._participant = Participant(settings.store, self._report, self._follow, self._refresh)
+
+    async def start(self) -> None:
+        self._facts = await self.engine.start()
+        await asyncio.to_thread(self._cache.sweep)
+        await self._participant.store.put_base_model(self._facts)
+        await self._adapters.refresh()
+        await self._participant.start()
+
+    async def stop(self) -> None:
+        await self._participant.stop()
+        await self.engine.stop()
+
+    async def check_health(self) -> None:
+        await self.engine.check_health()
+        self._participant.check()
+
+    async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
+        """Stream the engine's answer."""
+        answer = serve_call(self.engine, self._adapters, self._admit, call, self._id)
+        async with contextlib.aclosing(answer):
+            async for item in answer:
+                yield item
+
+    async def _admit(self, call: Call) -> None:
+        """Refuse a version that was deleted while the request waited in a queue.
+
+        Loading it again would keep it for ever: no further event would tell to drop it.
+        """
+        if call.adapter is None:
+            return
+        catalogue = self._participant.catalogue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP_S):
+                await catalogue.wait_for(call.position)
+        adapter = catalogue.adapters.get(call.adapter.name)
+        if adapter is None or call.adapter.version not in adapter.versions:
+            raise ModelNotFound(call.adapter.key)
+        self._check_base(adapter, adapter.versions[call.adapter.version])
+        self._remember(call.adapter)
+
+    def _check_base(self, adapter: Adapter, version: Version) -> None:
+        """Weights that were checked against another base model would answer with noise."""
+        if version.base_fingerprint in ("", self._facts.fingerprint):
+            return
+        raise AdapterLoadFailed(
+            f"{adapter.name}@{version.number} was registered for a base model with fingerprint "
+            f"{version.base_fingerprint}, {self._model.id} now has {self._facts.fingerprint}; "
+            "register it again for this one"
+        )
+
+    async def _follow(self, changes: Changes) -> None:
+        """Keep what is loaded in step with the store: drop what is gone, load what is new."""
+        mine = {
+            name: adapter
+            for name, adapter in changes.items()
+            if adapter is not None and adapter.card.base_model == self._model.id
+        }
+        for name in changes:
+            kept = mine[name].versions if name in mine else {}
+            self._adapters.clear_problems(name)
+            for number, ref in list(self._loaded.get(name, {}).items()):
+                if number not in kept:
+                    self._forget(ref)
+        if any(adapter.card.replicas != "auto" for adapter in mine.values()):
+            with contextlib.suppress(StoreUnavailable):
+                await self._meet_peers()
+        await self._load_wanted(mine.values())
+
+    async def _refresh(self) -> None:
+        """Before each report; takes over from replicas that have died."""
+        await self._adapters.refresh()
+        counted = [
+            adapter
+            for adapter in self._participant.catalogue.adapters.values()
+            if adapter.card.replicas != "auto" and adapter.card.base_model == self._model.id
+        ]
+        before = self._peers
+        if counted:
+            with contextlib.suppress(StoreUnavailable):
+                await self._meet_peers()
+        if self._peers != before:
+            await self._load_wanted(counted)
+
+    async def _meet_peers(self) -> None:
+        members = await self._participant.store.members()
+        alive = {m.id for m in members if m.kind == "replica" and m.model == self._model.id}
+        self._peers = frozenset(alive | {self._id})
+
+    async def _load_wanted(self, adapters: Iterable[Adapter]) -> None:
+        """Load the versions that serve: of what is here, of what was assigned, and of anything
+        while there is room."""
+        room = self._adapters.room
+        wanted: list[tuple[Adapter, Version]] = []
+        for adapter in adapters:
+            serving = [(adapter, version) for version in adapter.serving]
+            if not self._loaded.get(adapter.name) and not self._is_assigned(adapter):
+                if adapter.card.replicas != "auto" or room < len(serving):
+                    continue
+                room -= len(serving)
+            wanted += serving
+        await asyncio.gather(*(self._load_quietly(*one) for one in wanted))
+
+    def _is_assigned(self, adapter: Adapter) -> bool:
+        wanted = adapter.card.replicas
+        return wanted != "auto" and self._id in holders(adapter.name, wanted, self._peers)
+
+    async def _load_quietly(self, adapter: Adapter, version: Version) -> None:
+        ref = AdapterRef.of(adapter, version)
+        self._remember(ref)
+        try:
+            self._check_base(adapter, version)
+            # Every version may be in use for minutes; the load goes on, the events must as well.
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._adapters.ensure(ref)
+        except TimeoutError:
+            logger.info("%s waits for room", ref.key)
+        except AdapterLoadFailed as e:
+            self._adapters.problems[ref.key] = e.message
+            self._loaded[ref.name].pop(ref.version)
+
+    def _is_pinned(self, name: str) -> bool:
+        adapter = self._participant.catalogue.adapters.get(name)
+        return adapter is not None and adapter.card.pinned
+
+    def _remember(self, ref: AdapterRef) -> None:
+        self._loaded.setdefault(ref.name, {})[ref.version] = ref
+
+    def _forget(self, ref: AdapterRef) -> None:
+        del self._loaded[ref.name][ref.version]
+        # In the background: a request may hold its lease for minutes.
+        drop = asyncio.create_task(self._adapters.drop(ref), name=f"drop {ref.key}")
+        self._drops.add(drop)
+        drop.add_done_callback(self._drops.discard)
+        drop.add_done_callback(lambda _: self._participant.announce())
+
+    def _report(self) -> Member:
+        return Member(
+            id=self._id,
+            kind="replica",
+            model=self._model.id,
+            node=self._node,
+            position=self._participant.catalogue.position,
+            residency=self._adapters.residency,
+            ongoing=self.engine.unfinished(),
+            problems=self._adapters.problems,
+        )
+
+
+def make_engine(model: BaseModelSettings) -> Engine:
+    if model.engine == "echo":
+        from deployments.echo_engine import EchoEngine
+
+        return EchoEngine(model)
+    from deployments.vllm_engine import VllmEngine
+
+    return VllmEngine(model)

@@ -1,0 +1,63 @@
+"""What the endpoint reads out of a request."""
+
+import json
+import re
+import uuid
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from cluster.errors import InvalidRequest, PayloadTooLarge
+
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def request_id_of(request: Request) -> str:
+    """The id that Serve's proxy gave the request (the client's own, when it sent one).
+
+    The proxy also puts it on the answer.
+    """
+    if not hasattr(request.state, "request_id"):
+        sent = request.headers.get("x-request-id", "")
+        request.state.request_id = sent if _REQUEST_ID.match(sent) else uuid.uuid4().hex
+    return request.state.request_id
+
+
+def check_content_type(request: Request) -> None:
+    """A web page elsewhere can post text to this address unasked, but not JSON."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise InvalidRequest("send the header 'content-type: application/json'")
+
+
+async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as a JSON object.
+
+    Raises:
+        PayloadTooLarge: it is longer than `max_bytes`; the rest is not read.
+        InvalidRequest: it is not a JSON object.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise PayloadTooLarge(
+                f"the body is larger than {max_bytes} bytes (http.max_body_bytes)"
+            )
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as e:
+        raise InvalidRequest(f"the body is not JSON: {e}") from e
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return value
+
+
+def parse(model: type[Model], fields: dict[str, Any]) -> Model:
+    """A body as a model; raises InvalidRequest, which names the field."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as e:
+        raise InvalidRequest.of(e) from e

@@ -1,0 +1,194 @@
+"""Moves rollouts on: runs the gate when a step is due, takes the next step or stops.
+
+Every ingress has a driver; a lease in the store makes one of them act for an adapter, and another
+one goes on when that one dies. All there is to know is in the adapter's record.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from adapter_store.catalogue import Catalogue, Changes
+from adapter_store.store import AdapterStore
+from adapter_store.tasks import cancel
+from cluster import rollouts
+from cluster.errors import (
+    AdapterLoadFailed,
+    ModelNotFound,
+    RoundhouseError,
+    StoreUnavailable,
+    Unavailable,
+)
+from cluster.state import Adapter, Evaluation, EvaluationPrompt, Rollout, Version
+
+logger = logging.getLogger(__name__)
+
+_LEASE_S = 15.0
+_LOOK_S = 1.0
+_CONVERGE_S = 30.0
+# What cannot be evaluated for this long is not fit to take over.
+_PATIENCE_S = 120.0
+_RETRY_S = 2.0
+_AT_ONCE = 4
+
+# Asks one version one prompt; returns the text and the replica that answered.
+Ask = Callable[[Adapter, Version, str], Awaitable[tuple[str, str]]]
+
+
+class _Superseded(Exception):
+    """Somebody else changed or ended the rollout."""
+
+
+class RolloutDriver:
+    """Args:
+    driver_id: names this process in the store.
+    ask: generates with a version of an adapter; raises RoundhouseError when it cannot.
+    """
+
+    def __init__(self, store: AdapterStore, catalogue: Catalogue, driver_id: str, ask: Ask) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._id = driver_id
+        self._ask = ask
+        self._rolling: set[str] = set()
+        self._busy: dict[str, asyncio.Task] = {}
+        self._task: asyncio.Task | None = None
+        self._heard = asyncio.Event()
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="rollouts")
+
+    async def stop(self) -> None:
+        for task in (self._task, *self._busy.values()):
+            if task is not None:
+                await cancel(task)
+
+    def check(self) -> None:
+        """Raise what ended the driver, so that a health check sees it."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def heed(self, changes: Changes) -> None:
+        """Hear of changed adapters."""
+        for name, adapter in changes.items():
+            if adapter is not None and adapter.rollout is not None:
+                self._rolling.add(name)
+            else:
+                self._rolling.discard(name)
+        self._heard.set()
+
+    async def _run(self) -> None:
+        while True:
+            for name in self._rolling - self._busy.keys():
+                adapter = self._catalogue.adapters.get(name)
+                if adapter is not None and adapter.rollout is not None:
+                    self._begin_step(adapter)
+            # Nothing to look at without a rollout: sleep until one is heard of.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S if self._rolling else None):
+                    await self._heard.wait()
+            self._heard.clear()
+
+    def _begin_step(self, adapter: Adapter) -> None:
+        if not rollouts.is_due(adapter.rollout, time.time()):
+            return
+        step = asyncio.create_task(self._step_quietly(adapter), name=f"rollout {adapter.name}")
+        self._busy[adapter.name] = step
+        step.add_done_callback(lambda _: self._busy.pop(adapter.name, None))
+
+    async def _step_quietly(self, adapter: Adapter) -> None:
+        try:
+            if await self._store.drive(adapter.name, self._id, for_s=_LEASE_S):
+                async with self._driving(adapter.name):
+                    await self._step(adapter, adapter.rollout)
+        except (_Superseded, ModelNotFound):
+            logger.info("the rollout of %s was changed meanwhile", adapter.name)
+        except StoreUnavailable as e:
+            logger.warning("the rollout of %s waits: %s", adapter.name, e)
+        except RoundhouseError:
+            logger.exception("the rollout of %s cannot go on yet", adapter.name)
+
+    @contextlib.asynccontextmanager
+    async def _driving(self, name: str) -> AsyncIterator[None]:
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(_LEASE_S / 3)
+                with contextlib.suppress(StoreUnavailable):
+                    await self._store.drive(name, self._id, for_s=_LEASE_S)
+
+        renewing = asyncio.create_task(renew(), name=f"drive {name}")
+        try:
+            yield
+        finally:
+            await cancel(renewing)
+
+    async def _step(self, adapter: Adapter, rollout: Rollout) -> None:
+        evaluation = None
+        try:
+            await self._see_it_loaded(adapter, rollout)
+            if rollout.gate is not None and adapter.card.evaluation:
+                evaluation = await self._evaluate(adapter, rollout)
+            refusal = rollouts.why_not(evaluation, rollout.gate) if evaluation else None
+        except AdapterLoadFailed as e:
+            refusal = e.message
+
+        def move(now: Adapter) -> Adapter:
+            if now.rollout is None or now.rollout != rollout:
+                raise _Superseded
+            if refusal is not None:
+                return rollouts.stop(now, refusal, evaluation, time.time())
+            return rollouts.advance(now, evaluation, time.time())
+
+        changed = await self._store.change(adapter.name, move)
+        after = changed.adapter.rollout
+        outcome = f"at {after.percent} %" if after else changed.adapter.last_rollout.outcome
+        logger.info("rollout of %s@%d: %s", adapter.name, rollout.version, refusal or outcome)
+
+    async def _see_it_loaded(self, adapter: Adapter, rollout: Rollout) -> None:
+        """Every replica has had its chance to load the version; raises AdapterLoadFailed when one
+        could not. One that does not answer holds nothing up: it loads when it is asked."""
+        key = f"{adapter.name}@{rollout.version}"
+        position, _ = await self._store.position()
+        try:
+            members = await self._store.converged(position, timeout_s=_CONVERGE_S)
+        except StoreUnavailable:
+            raise
+        except Unavailable as e:
+            logger.warning("%s", e)
+            members = await self._store.members()
+        for member in members:
+            if key in member.problems:
+                raise AdapterLoadFailed(f"replica {member.id}: {member.problems[key]}")
+
+    async def _evaluate(self, adapter: Adapter, rollout: Rollout) -> Evaluation:
+        new = adapter.versions[rollout.version]
+        turns = asyncio.Semaphore(_AT_ONCE)
+        replicas: set[str] = set()
+
+        async def is_right(version: Version, item: EvaluationPrompt) -> bool:
+            async with turns:
+                text, replica = await self._patiently(adapter, version, item.prompt)
+            replicas.add(replica)
+            return item.accepts(text)
+
+        prompts = adapter.card.evaluation
+        before = await asyncio.gather(*(is_right(adapter.stable, item) for item in prompts))
+        after = await asyncio.gather(*(is_right(new, item) for item in prompts))
+        return rollouts.compare(before, after, replica=", ".join(sorted(replicas)), at=time.time())
+
+    async def _patiently(self, adapter: Adapter, version: Version, prompt: str) -> tuple[str, str]:
+        """A full queue is not the version's fault, a failed load is."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return await self._ask(adapter, version, prompt)
+            except AdapterLoadFailed:
+                raise
+            except RoundhouseError as e:
+                if time.monotonic() > deadline:
+                    raise AdapterLoadFailed(
+                        f"{adapter.name}@{version.number} could not be evaluated: {e.message}"
+                    ) from e
+                await asyncio.sleep(e.retry_after_s or _RETRY_S)
