@@ -16,7 +16,7 @@ from adapter_store.door import (
     read_json_object,
 )
 from adapter_store.signatures import signer_of
-from adapter_store.sources import ARCHIVES, CARD_FILE, Progress, Sources
+from adapter_store.sources import CARD_FILE, Progress, Sources
 from adapter_store.store import AdapterStore, BlobUnreserved, Stored, name_taken, new_version
 from adapter_store.uploads import Uploads
 from cluster.errors import Conflict, InvalidRequest, ModelNotFound, Unavailable
@@ -107,7 +107,10 @@ class Registrar:
             await self._check_free(registration.name)
         folder = await asyncio.to_thread(self._sources.fetch, registration.source, progress)
         try:
-            card = await asyncio.to_thread(_card_of, registration, folder, default_base)
+            defaults = {"name": self._sources.name_of(registration.source)}
+            if default_base is not None:
+                defaults["base_model"] = default_base
+            card = await asyncio.to_thread(_card_of, registration, folder, defaults)
             base = await self._check_name(card, mode)
             progress("checking", 0, None)
             version = await asyncio.to_thread(self._admit, registration, folder, base)
@@ -183,15 +186,11 @@ def _silence(what: str, done: int, total: int | None) -> None:
     """Progress that nobody follows."""
 
 
-def _card_of(registration: Registration, folder: Path, default_base: str | None) -> Card:
-    """The card in the folder, with what was sent put over it."""
+def _card_of(registration: Registration, folder: Path, defaults: dict[str, str]) -> Card:
+    """The card in the folder, with what was sent put over it, and defaults under it."""
     sent = registration.model_dump(exclude=_OF_VERSION, exclude_none=True)
     file = folder / CARD_FILE
-    fields = {**(read_json_object(file) if file.is_file() else {}), **sent}
-    if "name" not in fields:
-        fields["name"] = _last_part(registration.source)
-    if default_base is not None:
-        fields.setdefault("base_model", default_base)
+    fields = {**defaults, **(read_json_object(file) if file.is_file() else {}), **sent}
     if "base_model" not in fields:
         raise InvalidRequest(
             "base_model is required: name the base model that the adapter was trained on",
@@ -210,11 +209,3 @@ def parse_card(fields: dict[str, Any]) -> Card:
         return Card.model_validate(fields)
     except ValidationError as e:
         raise InvalidRequest.of(e) from e
-
-
-def _last_part(source: str) -> str:
-    """The name that a place suggests: its last folder, or its archive without the ending."""
-    name = source.partition("?")[0].rstrip("/").rpartition("/")[2]
-    for ending in ARCHIVES:
-        name = name.removesuffix(ending)
-    return name

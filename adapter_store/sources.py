@@ -27,7 +27,7 @@ CARD_FILE = "card.json"
 # Told what is being done, and of how many bytes how many are done (None: not known).
 Progress = Callable[[str, int, int | None], None]
 
-_WANTED = (*FILES, CARD_FILE, SIGNATURE)
+WANTED = (*FILES, CARD_FILE, SIGNATURE)
 ARCHIVES = (".zip", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar", ".tgz")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CHUNK = 4 * 2**20
@@ -80,6 +80,15 @@ class Sources:
             raise
         return folder
 
+    def name_of(self, source: str) -> str:
+        """The name that a place suggests: its last folder, or its archive without the ending."""
+        if source.startswith("upload://"):
+            source = self._uploads.filename(source.removeprefix("upload://"))
+        name = source.partition("?")[0].rstrip("/").rpartition("/")[2]
+        for ending in ARCHIVES:
+            name = name.removesuffix(ending)
+        return name
+
     def sweep(self) -> None:
         """Remove what a crash left; call it when nobody fetches."""
         shutil.rmtree(self._staging, ignore_errors=True)
@@ -106,7 +115,7 @@ class Sources:
             return
         if not path.is_dir():
             _refuse(f"{path} is not a folder or an archive")
-        for name in _WANTED:
+        for name in WANTED:
             file = path / name
             if not file.exists():
                 continue
@@ -125,7 +134,7 @@ class Sources:
                 self._extract(archive, folder, progress)
             return
         found = []
-        for name in _WANTED:
+        for name in WANTED:
             with contextlib.suppress(FileNotFoundError):
                 size = _size(files, f"{path}/{name}")
                 with files.open(f"{path}/{name}", "rb") as data:
@@ -149,7 +158,7 @@ class Sources:
                         "bytes (store.max_adapter_bytes)"
                     )
                 names.append(path.name)
-                if path.name not in _WANTED:
+                if path.name not in WANTED:
                     continue
                 if not is_plain:
                     _refuse(f"the archive's member {member[:100]!r} is not a plain file")

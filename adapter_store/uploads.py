@@ -4,10 +4,12 @@ Each part is an object named by its offset, beside the blobs: any process may ta
 and an upload goes on where it broke off.
 """
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from adapter_store.filesystems import open_filesystem
 from cluster.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
@@ -15,7 +17,7 @@ from cluster.settings import StoreSettings
 
 PART_BYTES = 8 * 2**20
 KEPT_S = 24 * 3600.0
-_LENGTH = "length"
+_ABOUT = "about.json"
 
 
 class Uploads:
@@ -25,7 +27,7 @@ class Uploads:
         self._url = f"{settings.blob_root}/uploads"
         self._max_bytes = settings.max_adapter_bytes
 
-    def create(self, length: int) -> str:
+    def create(self, length: int, filename: str = "") -> str:
         """Announce an upload of `length` bytes; returns its id."""
         if not 0 < length <= self._max_bytes:
             raise PayloadTooLarge(
@@ -35,17 +37,18 @@ class Uploads:
         files, root = open_filesystem(self._url)
         upload_id = uuid.uuid4().hex
         files.makedirs(f"{root}/{upload_id}", exist_ok=True)
-        files.pipe_file(f"{root}/{upload_id}/{_LENGTH}", str(length).encode())
+        about = {"length": length, "filename": filename}
+        files.pipe_file(f"{root}/{upload_id}/{_ABOUT}", json.dumps(about).encode())
         return upload_id
 
     def state(self, upload_id: str) -> tuple[int, int]:
         """Bytes that are there, and bytes announced; raises NotFound."""
-        files, folder = self._folder(upload_id)
-        try:
-            length = int(files.cat_file(f"{folder}/{_LENGTH}"))
-        except FileNotFoundError as e:
-            raise _unknown(upload_id) from e
+        length = self._about(upload_id)["length"]
         return sum(size for _, size in self._parts(upload_id)), length
+
+    def filename(self, upload_id: str) -> str:
+        """What the client called the file; raises NotFound."""
+        return self._about(upload_id)["filename"]
 
     def append(self, upload_id: str, offset: int, data: bytes) -> int:
         """Add bytes at `offset`, which is where the upload ends now; returns where it ends then.
@@ -78,8 +81,7 @@ class Uploads:
 
     def remove(self, upload_id: str) -> None:
         files, folder = self._folder(upload_id)
-        if not files.exists(f"{folder}/{_LENGTH}"):
-            raise _unknown(upload_id)
+        self._about(upload_id)
         files.rm(folder, recursive=True)
 
     def outdated(self) -> Iterator[str]:
@@ -87,16 +89,23 @@ class Uploads:
         files, root = open_filesystem(self._url)
         for path in files.find(root):
             upload_id, name = path.rsplit("/", 2)[-2:]
-            if name == _LENGTH and time.time() - files.modified(path).timestamp() > KEPT_S:
+            if name == _ABOUT and time.time() - files.modified(path).timestamp() > KEPT_S:
                 yield upload_id
+
+    def _about(self, upload_id: str) -> dict[str, Any]:
+        files, folder = self._folder(upload_id)
+        try:
+            return json.loads(files.cat_file(f"{folder}/{_ABOUT}"))
+        except FileNotFoundError as e:
+            raise _unknown(upload_id) from e
 
     def _parts(self, upload_id: str) -> list[tuple[str, int]]:
         files, folder = self._folder(upload_id)
         found = files.ls(folder, detail=True)
-        parts = {f["name"]: int(f["size"]) for f in found if not f["name"].endswith(_LENGTH)}
+        parts = {f["name"]: int(f["size"]) for f in found if not f["name"].endswith(_ABOUT)}
         return sorted(parts.items())
 
-    def _folder(self, upload_id: str) -> tuple[object, str]:
+    def _folder(self, upload_id: str) -> tuple[Any, str]:
         if not (len(upload_id) == 32 and set(upload_id) <= set("0123456789abcdef")):
             raise _unknown(upload_id)
         files, root = open_filesystem(self._url)

@@ -2,19 +2,28 @@
 
 import json
 import sys
-from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated
 
 import typer
-from rich.console import Console
+from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import InvalidRequest, RoundhouseError
 from cluster.settings import load_settings
-
-DEFAULT_CONFIG = Path("roundhouse.yaml")
+from deployments import cli_adapters, cli_store
+from deployments.cli_common import (
+    DEFAULT_CONFIG,
+    LOCAL,
+    AsJson,
+    Config,
+    Key,
+    Url,
+    client_of,
+    console,
+    errors,
+    print_json,
+)
 
 app = typer.Typer(
     help="Serve many LoRA adapters on few base models behind one endpoint.",
@@ -22,23 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-adapters_app = typer.Typer(help="Register, list, show and remove adapters.", no_args_is_help=True)
 keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
-app.add_typer(adapters_app, name="adapters")
+app.add_typer(cli_adapters.app, name="adapters")
+app.add_typer(cli_store.app, name="store")
 app.add_typer(keys_app, name="keys")
-
-console = Console()
-errors = Console(stderr=True)
-
-Config = Annotated[Path, typer.Argument(help="The settings file.")]
-Url = Annotated[
-    str, typer.Option("--url", envvar="ROUNDHOUSE_URL", help="The endpoint.", show_default=True)
-]
-Key = Annotated[
-    str | None, typer.Option("--api-key", envvar="ROUNDHOUSE_API_KEY", help="An API key.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-LOCAL = "http://127.0.0.1:8000"
 
 
 def main() -> None:
@@ -86,9 +82,9 @@ def down(config: Config = DEFAULT_CONFIG) -> None:
 @app.command()
 def status(url: Url = LOCAL, api_key: Key = None, as_json: AsJson = False) -> None:
     """Show the replicas, what they hold, and what is wrong."""
-    cluster = _client(url, api_key).get("/v1/cluster")
+    cluster = client_of(url, api_key).get("/v1/cluster")
     if as_json:
-        _print_json(cluster)
+        print_json(cluster)
         return
     table = Table("replica", "base model", "node", "slots", "host", "running", "problems")
     for member in cluster["members"]:
@@ -134,9 +130,9 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Show which adapter a prompt would go to, and why."""
-    (decision,) = _client(url, api_key).post("/v1/route", {"input": text})["decisions"]
+    (decision,) = client_of(url, api_key).post("/v1/route", {"input": text})["decisions"]
     if as_json:
-        _print_json(decision)
+        print_json(decision)
         return
     console.print(f"[bold]{decision['adapter'] or 'base model'}[/]  {escape(decision['reason'])}")
     table = Table("candidate", "score")
@@ -158,7 +154,7 @@ def chat(
     api_key: Key = None,
 ) -> None:
     """Talk to the cluster; each answer says which adapter gave it."""
-    client = _client(url, api_key)
+    client = client_of(url, api_key)
     prompts = [text] if text else _typed_lines()
     for prompt in prompts:
         body = {
@@ -177,103 +173,21 @@ def chat(
         console.print()
 
 
-@adapters_app.command("add")
-def adapters_add(
-    folder: Annotated[str, typer.Argument(help="Folder with the peft files, and a card.json.")],
-    name: Annotated[str | None, typer.Option(help="Default: the card's, or the folder's.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="Default: the card's.")] = None,
-    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
-    example: Annotated[
-        list[str] | None, typer.Option(help="A prompt it is for; may be given many times.")
-    ] = None,
-    wait: Annotated[bool, typer.Option(help="Return when every replica has taken it in.")] = True,
-    url: Url = LOCAL,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Register an adapter, or a new version of one; nothing is restarted."""
-    source = str(Path(folder).expanduser().resolve())
-    sent = {
-        "source": source,
-        "name": name,
-        "base_model": base_model,
-        "description": description,
-        "examples": example or None,
-    }
-    body = {k: v for k, v in sent.items() if v is not None}
-    with console.status(f"registering {Path(source).name}"):
-        client = _client(url, api_key)
-        adapter = client.put(f"/v1/adapters/{_name_of(body)}", body, wait=wait)
-    if as_json:
-        _print_json(adapter)
-        return
-    console.print(f"registered {adapter['name']}@{adapter['aliases']['latest']}")
-
-
-@adapters_app.command("list")
-def adapters_list(url: Url = LOCAL, api_key: Key = None, as_json: AsJson = False) -> None:
-    """List the registered adapters."""
-    adapters = list(_client(url, api_key).pages("/v1/adapters"))
-    if as_json:
-        _print_json(adapters)
-        return
-    table = Table("adapter", "version", "base model", "rank", "MB", "description")
-    for adapter in adapters:
-        latest = _latest(adapter)
-        table.add_row(
-            adapter["name"],
-            str(latest["number"]),
-            adapter["base_model"],
-            str(latest["rank"]),
-            f"{latest['size_bytes'] / 1e6:.1f}",
-            escape(adapter["description"]),
-        )
-    console.print(table)
-
-
-@adapters_app.command("show")
-def adapters_show(
-    name: Annotated[str, typer.Argument(help="The adapter.")],
-    url: Url = LOCAL,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show one adapter: card, versions, aliases."""
-    adapter = _client(url, api_key).get(f"/v1/adapters/{_quoted(name)}")
-    if as_json:
-        _print_json(adapter)
-        return
-    table = Table(show_header=False)
-    for field in ("name", "base_model", "description", "license", "tags", "aliases", "metadata"):
-        value = adapter[field]
-        shown = value if isinstance(value, str) else json.dumps(value)
-        table.add_row(field, escape(shown))
-    for version in adapter["versions"]:
-        table.add_row(f"version {version['number']}", json.dumps(version))
-    table.add_row("examples", escape("\n".join(adapter["examples"])))
-    console.print(table)
-
-
-@adapters_app.command("rm")
-def adapters_rm(
-    name: Annotated[str, typer.Argument(help="The adapter.")], url: Url = LOCAL, api_key: Key = None
-) -> None:
-    """Remove an adapter with all its versions."""
-    _client(url, api_key).delete(f"/v1/adapters/{_quoted(name)}")
-    console.print(f"removed {name}")
-
-
 @keys_app.command("new")
 def keys_new(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     scope: Annotated[str, typer.Option(help="client or admin.")] = "client",
+    owner: Annotated[str, typer.Option(help="Whose private adapters it may use.")] = "",
 ) -> None:
     """Make a key: the key itself is shown once, its hash goes into the settings."""
     from cluster.settings import ApiKey
     from deployments.auth import new_key
 
     key, sha256 = new_key()
-    entry = ApiKey(name=name, sha256=sha256, scope=scope)
+    try:
+        entry = ApiKey(name=name, sha256=sha256, scope=scope, owner=owner)
+    except ValidationError as e:
+        raise InvalidRequest.of(e) from e
     console.out(f"key: {key}", highlight=False)
     console.out(f"for auth.keys: {json.dumps(entry.model_dump())}", highlight=False)
 
@@ -306,31 +220,6 @@ class _Progress:
         self._status.stop()
 
 
-def _client(url: str, api_key: str | None) -> Any:
-    from deployments.client import Client
-
-    return Client(url, api_key)
-
-
-def _name_of(body: dict[str, Any]) -> str:
-    """The name under which a folder registers, as the server would find it."""
-    if "name" in body:
-        return _quoted(body["name"])
-    card = Path(body["source"]) / "card.json"
-    try:
-        named = json.loads(card.read_text()).get("name") if card.is_file() else None
-    except (ValueError, AttributeError) as e:
-        raise InvalidRequest(f"{card} is not a JSON object: {e}") from e
-    return _quoted(str(named or Path(body["source"]).name))
-
-
-def _quoted(name: str) -> str:
-    """A name as one segment of a URL, whatever characters it has."""
-    if name.strip("./") == "":
-        raise InvalidRequest(f"{name!r} is not the name of an adapter", param="name")
-    return quote(name, safe="")
-
-
 def _typed_lines():
     while True:
         try:
@@ -349,12 +238,3 @@ def _greet(endpoint: str) -> None:
         highlight=False,
     )
     console.print("Ctrl-C stops it.", highlight=False)
-
-
-def _latest(adapter: dict[str, Any]) -> dict[str, Any]:
-    number = adapter["aliases"]["latest"]
-    return next(v for v in adapter["versions"] if v["number"] == number)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -1,8 +1,11 @@
 """A small HTTP client of the endpoint, for the command line."""
 
+import base64
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +19,10 @@ ROUTING_HEADERS = (
     "x-roundhouse-residency",
     "x-roundhouse-route",
 )
+
+
+_PART_BYTES = 8 * 2**20
+_UPLOAD_TRIES = 5
 
 
 class EndpointError(RoundhouseError):
@@ -42,13 +49,82 @@ class Client:
     def delete(self, path: str) -> dict[str, Any]:
         return self._call("DELETE", path)
 
-    def pages(self, path: str) -> Iterator[dict[str, Any]]:
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._call("PATCH", path, json=body)
+
+    def pages(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
         """The items of a listing, page after page."""
         cursor = ""
         while cursor is not None:
-            page = self.get(path, cursor=cursor, limit=1000)
+            page = self.get(path, cursor=cursor, limit=1000, **params)
             yield from page["data"]
             cursor = page["next"]
+
+    def follow(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any],
+        tell: Callable[[dict[str, Any]], None],
+        **params: Any,
+    ) -> dict[str, Any]:
+        """Make a change and hear of its progress; returns the adapter as it is then."""
+        headers = {"accept": "text/event-stream"}
+        with (
+            self._reached(),
+            self._http.stream(
+                method, path, json=body, params=params, headers=headers, timeout=None
+            ) as answer,
+        ):
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            for line in answer.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                event = json.loads(line[6:])
+                if event["event"] == "error":
+                    raise EndpointError(f"HTTP {event['status']}: {event['error']['message']}")
+                if event["event"] == "result":
+                    return event["adapter"]
+                tell(event)
+        raise Unavailable(f"{self._url} broke off before it had an answer")
+
+    def upload(self, file: Path, filename: str, tell: Callable[[int], None]) -> str:
+        """Send a file, by tus 1.0; goes on where it broke off. Returns the source it makes."""
+        length = file.stat().st_size
+        headers = {
+            "upload-length": str(length),
+            "upload-metadata": f"filename {base64.b64encode(filename.encode()).decode()}",
+        }
+        begun = self._call("POST", "/v1/uploads", headers=headers)
+        path, offset, failures = f"/v1/uploads/{begun['id']}", 0, 0
+        with file.open("rb") as data:
+            while offset < length:
+                data.seek(offset)
+                try:
+                    offset = self._append(path, offset, data.read(_PART_BYTES))
+                except Unavailable:
+                    failures += 1
+                    if failures > _UPLOAD_TRIES:
+                        raise
+                    time.sleep(failures)
+                    offset = self._offset(path)
+                tell(offset)
+        return begun["source"]
+
+    def _append(self, path: str, offset: int, part: bytes) -> int:
+        headers = {
+            "upload-offset": str(offset),
+            "content-type": "application/offset+octet-stream",
+        }
+        with self._reached():
+            answer = self._http.patch(path, content=part, headers=headers)
+        return _offset_of(answer)
+
+    def _offset(self, path: str) -> int:
+        with self._reached():
+            return _offset_of(self._http.head(path))
 
     def stream_chat(self, body: dict[str, Any]) -> Iterator[dict[str, str] | str]:
         """The routing headers first, then the pieces of the answer."""
@@ -87,6 +163,12 @@ class Client:
             ) from e
         except httpx.TransportError as e:
             raise Unavailable(f"{self._url} broke off: {e!r}") from e
+
+
+def _offset_of(answer: httpx.Response) -> int:
+    if answer.is_error:
+        raise _error(answer)
+    return int(answer.headers["upload-offset"])
 
 
 def _error(answer: httpx.Response) -> EndpointError:

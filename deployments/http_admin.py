@@ -1,6 +1,7 @@
 """HTTP of the operations that change adapters, and of uploads."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -83,8 +84,8 @@ def _add_registration(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> 
         return await _answer(request, operation)
 
     @router.post("/v1/adapters")
-    async def add(request: Request, wait: bool = False) -> Response:
-        return await register(request, "create", wait)
+    async def add(request: Request, wait: bool = False, replace: bool = False) -> Response:
+        return await register(request, "upsert" if replace else "create", wait)
 
     @router.put("/v1/adapters/{name}")
     async def put(name: str, request: Request, wait: bool = False) -> Response:
@@ -155,7 +156,7 @@ def add_uploads(router: APIRouter, uploads: Uploads) -> None:
     @router.post("/v1/uploads")
     async def create(request: Request) -> JSONResponse:
         length = _number(request, "upload-length")
-        upload_id = await asyncio.to_thread(uploads.create, length)
+        upload_id = await asyncio.to_thread(uploads.create, length, _filename(request))
         headers = _TUS | {"location": f"/v1/uploads/{upload_id}"}
         body = {"id": upload_id, "source": f"upload://{upload_id}", "length": length}
         return JSONResponse(body, 201, headers)
@@ -190,6 +191,20 @@ async def _parts(request: Request) -> AsyncIterator[bytes]:
             yield bytes(part)
             part.clear()
     yield bytes(part)
+
+
+def _filename(request: Request) -> str:
+    """From tus's metadata: ``filename BASE64, ...``."""
+    for pair in request.headers.get("upload-metadata", "").split(","):
+        key, _, value = pair.strip().partition(" ")
+        if key == "filename":
+            try:
+                return base64.b64decode(value, validate=True).decode()[:255]
+            except ValueError as e:
+                raise InvalidRequest(
+                    f"upload-metadata: filename is not base64: {e}", param="upload-metadata"
+                ) from e
+    return ""
 
 
 def _number(request: Request, header: str) -> int:

@@ -363,7 +363,7 @@ async def test_an_adapter_is_registered_listed_shown_updated_and_deleted(rh, mak
     assert (shown["description"], shown["examples"]) == ("d", ["an example for cron"])
     source = {"source": str(make_adapter("cron", seed=1))}
     updated = await rh.client.post("/v1/adapters/cron/versions", json=source)
-    assert updated.json()["aliases"] == {"latest": 2}
+    assert updated.json()["aliases"] == {"latest": 2, "stable": 2}
     versions = (await rh.client.get("/v1/adapters/cron/versions")).json()["data"]
     assert [v["number"] for v in versions] == [1, 2]
     assert (await ask(rh, "cron@1")).headers["x-roundhouse-version"] == "1"

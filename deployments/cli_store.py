@@ -1,0 +1,104 @@
+"""The commands `roundhouse store ...`: they work on the store itself, with or without a cluster."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.progress import Progress
+
+from cluster.settings import StoreSettings, load_settings
+from deployments.cli_common import DEFAULT_CONFIG, Config, console
+
+app = typer.Typer(help="Back up, restore and tidy the adapter store.", no_args_is_help=True)
+
+Result = TypeVar("Result")
+
+
+@app.command("gc")
+def gc(
+    config: Config = DEFAULT_CONFIG,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it; else only say what.")
+    ] = False,
+) -> None:
+    """Find the files that no version uses any more, and uploads left behind."""
+    from adapter_store.blobs import open_blobs
+    from adapter_store.collector import collect
+    from adapter_store.store import AdapterStore
+    from adapter_store.uploads import Uploads
+
+    async def run(store: AdapterStore, settings: StoreSettings):
+        return await collect(store, open_blobs(settings), Uploads(settings), dry_run=not delete)
+
+    with console.status("looking"):
+        found = _with_store(config, run)
+    for digest in found.blobs:
+        console.print(f"  blob {digest}", highlight=False)
+    for upload in found.uploads:
+        console.print(f"  upload {upload}", highlight=False)
+    verb = "removed" if delete else "could be removed (--delete does it)"
+    console.print(
+        f"{len(found.blobs)} blobs of {found.blob_bytes / 1e6:.1f} MB, {len(found.uploads)} "
+        f"uploads {verb}",
+        highlight=False,
+    )
+
+
+@app.command("backup")
+def backup(
+    file: Annotated[Path, typer.Argument(help="The tar file to write.")],
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Write all adapters, with their files, into one file; the cluster may run on."""
+    from adapter_store.backup import back_up
+    from adapter_store.blobs import open_blobs
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("saving", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        made = _with_store(config, lambda store, s: back_up(store, open_blobs(s), file, show))
+    console.print(
+        f"{file}: {made.adapters} adapters, {made.blobs} blobs, {made.size_bytes / 1e6:.1f} MB",
+        highlight=False,
+    )
+
+
+@app.command("restore")
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `backup` wrote.")],
+    config: Config = DEFAULT_CONFIG,
+) -> None:
+    """Put back what a backup holds; adapters that are there stay as they are."""
+    from adapter_store.backup import restore
+    from adapter_store.blobs import open_blobs
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("restoring", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        done = _with_store(config, lambda store, s: restore(store, open_blobs(s), file, show))
+    kept = f"; {len(done.kept)} were there and stayed as they are" if done.kept else ""
+    console.print(f"{len(done.restored)} adapters restored{kept}", highlight=False)
+
+
+def _with_store(config: Path, work: Callable[..., Awaitable[Result]]) -> Result:
+    from adapter_store.embedded import store_at_hand
+    from adapter_store.store import AdapterStore
+
+    async def run(settings: StoreSettings) -> Result:
+        store = AdapterStore.connect(settings)
+        try:
+            await store.migrate()
+            return await work(store, settings)
+        finally:
+            await store.close()
+
+    with store_at_hand(load_settings(config).store) as settings:
+        return asyncio.run(run(settings))
