@@ -272,6 +272,9 @@ def _explained(source: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as e:
+        if isinstance(e.__cause__, OSError) and not isinstance(e.__cause__, FileNotFoundError):
+            # What fsspec makes of a web server that does not answer.
+            raise Unavailable(f"{source} cannot be reached: {e.__cause__}", param="source") from e
         raise AdapterRefused(f"{source}: there is no such place", param="source") from e
     except PermissionError as e:
         raise AdapterRefused(

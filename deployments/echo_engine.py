@@ -1,5 +1,7 @@
 """The one fake engine: repeats the prompt, and moves adapters between tiers as a real one would.
 
+An adapter can say something else: `echo_answers` in its config maps prompts to answers.
+
 For tests of the control plane and for benchmarks at a scale that real engines do not allow.
 """
 
@@ -14,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from adapter_store.blobs import FILES
+from adapter_store.blobs import CONFIG, FILES
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.settings import BaseModelSettings, Section, explain
 from cluster.state import AdapterRef, BaseModelFacts, Residency
@@ -42,6 +44,7 @@ class EchoEngine:
         # Slots: least recently used first. What is in a slot is in host memory too.
         self._slots: OrderedDict[str, None] = OrderedDict()
         self._host: list[str] = []
+        self._answers: dict[str, dict[str, str]] = {}
         self._worth: Mapping[str, float] = {}
         self._unfinished = 0
 
@@ -79,6 +82,8 @@ class EchoEngine:
             raise AdapterLoadFailed(f"the engine could not load {ref.key}: no adapter in {folder}")
         await asyncio.sleep(self._args.load_s)
         self._host.append(ref.key)
+        config = json.loads((folder / CONFIG).read_text())
+        self._answers[ref.key] = config.get("echo_answers", {})
         if len(self._slots) < self._settings.lora.slots:
             self._slots[ref.key] = None
 
@@ -86,6 +91,7 @@ class EchoEngine:
         self._slots.pop(ref.key, None)
         if ref.key in self._host:
             self._host.remove(ref.key)
+            del self._answers[ref.key]
 
     async def residency(self, worth: Mapping[str, float]) -> Residency:
         self._worth = worth
@@ -121,7 +127,9 @@ class EchoEngine:
         if key in self._host:
             self._activate(key)
         chat = path.endswith("/chat/completions")
-        words = _prompt(request, chat).split()[: request.get("max_tokens") or None]
+        prompt = _prompt(request, chat)
+        said = self._answers.get(key, {}).get(prompt, prompt)
+        words = said.split()[: request.get("max_tokens") or None]
         head = {
             "id": headers.get("x-request-id", "echo"),
             "created": int(time.time()),

@@ -20,11 +20,13 @@ import yaml
 from safetensors.torch import save_file
 
 from adapter_store.embedded import embedded_server
+from adapter_store.filesystems import open_filesystem
 from adapter_store.store import AdapterStore
 from cluster.settings import RouterSettings, StoreSettings
 from cluster.state import BaseModelFacts
 from router.encoder import SentenceEncoder
 from router.prompt_router import PromptRouter
+from tests.storage import gcs_server, s3_server
 
 LEASE_S = 1.0
 COMMAND = Path(sys.executable).with_name("roundhouse")
@@ -58,6 +60,27 @@ async def store(connect: Callable[[], AdapterStore]) -> AsyncIterator[AdapterSto
     await store.put_base_model(ECHO_FACTS)
     yield store
     await store.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[None]:
+    with s3_server():
+        yield
+
+
+@pytest.fixture
+def s3_bucket(s3: None) -> str:
+    """The URL of a fresh bucket on a real S3 server."""
+    url = f"s3://bucket-{next(_namespaces)}"
+    files, root = open_filesystem(url)
+    files.mkdir(root)
+    return url
+
+
+@pytest.fixture(scope="session")
+def gcs_bucket() -> Iterator[str]:
+    with gcs_server(free_port(), "adapters"):
+        yield "gs://adapters"
 
 
 @pytest.fixture(scope="session")

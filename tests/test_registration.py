@@ -1,13 +1,23 @@
 import asyncio
+import hashlib
 import json
+import shutil
+import uuid
 
+import model_signing
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from adapter_store.blobs import digest_of
 from adapter_store.registration import Registrar, Registration
+from adapter_store.store import AdapterStore, Stored
 from cluster.errors import AdapterRefused, Conflict, InvalidRequest, ModelNotFound
 from cluster.settings import StoreSettings
-from tests.conftest import until
+from cluster.state import Card
+from tests.conftest import ECHO_FACTS, until
 
 pytestmark = pytest.mark.redis
 
@@ -15,6 +25,10 @@ pytestmark = pytest.mark.redis
 @pytest.fixture
 def registrar(store, tmp_path):
     return Registrar(store, StoreSettings(data_dir=tmp_path / "root"))
+
+
+async def add(registrar: Registrar, folder, *, mode: str = "create", **fields) -> Stored:
+    return await registrar.register(Registration(source=str(folder), **fields), mode=mode)
 
 
 async def files_of(registrar: Registrar, digest: str) -> str:
@@ -119,3 +133,178 @@ async def test_metadata_must_be_an_object(store, registrar, make_adapter, metada
     with pytest.raises(InvalidRequest) as refused:
         await registrar.register(Registration(source=str(folder)), mode="create")
     assert refused.value.param == "metadata"
+
+
+# -- what a version may have to prove --------------------------------------------------------------
+
+
+async def test_expected_hashes_are_checked(store, registrar, make_adapter):
+    folder = make_adapter("cron")
+    right = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(AdapterRefused, match=right) as refused:
+        await add(registrar, folder, sha256="0" * 64)
+    assert refused.value.param == "sha256"
+    assert (await add(registrar, folder, sha256=right.upper())).version.number == 1
+
+
+async def test_another_base_model_is_refused_with_both_fingerprints(store, registrar, make_adapter):
+    with pytest.raises(
+        AdapterRefused, match=r"fingerprint ab12, echo here has echo-8x1"
+    ) as refused:
+        await add(registrar, make_adapter(), base_fingerprint="ab12")
+    assert refused.value.param == "base_fingerprint"
+    stored = await add(registrar, make_adapter(), base_fingerprint=ECHO_FACTS.fingerprint)
+    assert stored.version.base_fingerprint == ECHO_FACTS.fingerprint
+
+
+async def test_a_derived_version_names_its_parents(store, registrar, make_adapter):
+    lineage = {"parents": ["cron@1", "sql@2"], "transformation": "composed"}
+    stored = await add(registrar, make_adapter(), lineage=lineage)
+    assert (await store.get("cron")).latest.lineage == stored.version.lineage
+    assert stored.version.lineage.parents == ("cron@1", "sql@2")
+
+
+def sign(folder, private_key) -> None:
+    model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key).sign(
+        folder, folder / "model.sig"
+    )
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """Two private keys, `ours` trusted by the registrar and `theirs` not."""
+    made = {}
+    for name in ("ours", "theirs"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        secret, public = tmp_path / f"{name}.key", tmp_path / f"{name}.pem"
+        secret.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        public.write_bytes(
+            key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        )
+        made[name] = secret
+    return made
+
+
+@pytest.fixture
+def strict(store, tmp_path, keys):
+    settings = StoreSettings(
+        data_dir=tmp_path / "strict", trusted_keys=(tmp_path / "ours.pem",), require_signature=True
+    )
+    return Registrar(store, settings)
+
+
+async def test_a_trusted_signature_is_recorded(strict, make_adapter, keys):
+    folder = make_adapter("cron")
+    sign(folder, keys["ours"])
+    assert (await add(strict, folder)).version.signed_by == "ours"
+
+
+async def test_a_signature_of_a_stranger_or_of_other_files_is_refused(strict, make_adapter, keys):
+    folder = make_adapter("cron")
+    sign(folder, keys["theirs"])
+    with pytest.raises(AdapterRefused, match="by no trusted key"):
+        await add(strict, folder)
+    folder = make_adapter("other")
+    sign(folder, keys["ours"])
+    make_adapter("other", rank=2)
+    with pytest.raises(AdapterRefused, match="not of these files"):
+        await add(strict, folder)
+    (make_adapter("junk") / "model.sig").write_text("{")
+    with pytest.raises(AdapterRefused, match="by no trusted key"):
+        await add(strict, make_adapter("junk"))
+
+
+async def test_where_signatures_are_required_an_unsigned_adapter_is_refused(strict, make_adapter):
+    with pytest.raises(AdapterRefused, match=r"model\.sig is missing"):
+        await add(strict, make_adapter())
+
+
+# -- versions and revisions ------------------------------------------------------------------------
+
+
+async def test_a_version_can_wait_for_its_rollout(registrar, make_adapter):
+    await add(registrar, make_adapter("cron"))
+    staged = await add(registrar, make_adapter("cron", seed=1), mode="update", promote=False)
+    assert staged.adapter.aliases == {"latest": 2, "stable": 1}
+    promoted = await add(registrar, make_adapter("cron", seed=2), mode="update")
+    assert promoted.adapter.aliases == {"latest": 3, "stable": 3}
+    assert promoted.adapter.previous == (1,)
+
+
+async def test_a_writer_with_an_old_revision_is_refused(registrar, make_adapter):
+    first = await add(registrar, make_adapter("cron"))
+    again = {"mode": "update", "revision": first.adapter.revision}
+    await add(registrar, make_adapter("cron", seed=1), **again)
+    with pytest.raises(Conflict, match="changed meanwhile"):
+        await add(registrar, make_adapter("cron", seed=2), **again)
+
+
+# -- nothing half-registered -----------------------------------------------------------------------
+
+
+class Fuzzer:
+    """One way to spoil a good adapter, out of many."""
+
+    names = st.text(max_size=20) | st.just("cron")
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=4,
+    )
+    card = st.dictionaries(
+        st.sampled_from(sorted(Card.model_fields)) | st.text(max_size=5), values, max_size=4
+    )
+    config = st.dictionaries(
+        st.sampled_from(["peft_type", "r", "lora_alpha", "target_modules", "use_dora", "bias"]),
+        values,
+        max_size=2,
+    )
+    noise = st.none() | st.tuples(st.integers(0, 900), st.binary(min_size=1, max_size=40))
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(name=Fuzzer.names, card=Fuzzer.card, config=Fuzzer.config, noise=Fuzzer.noise)
+def test_whatever_is_sent_it_is_all_there_or_not_at_all(
+    redis_url, make_adapter, tmp_path, name, card, config, noise
+):
+    async def run() -> None:
+        namespace = f"fuzz-{uuid.uuid4().hex[:12]}"
+        shutil.rmtree(tmp_path / "fuzzed", ignore_errors=True)
+        place = StoreSettings(url=redis_url, namespace=namespace, data_dir=tmp_path / "fuzzed")
+        store = AdapterStore.connect(place)
+        await store.put_base_model(ECHO_FACTS)
+        registrar = Registrar(store, place)
+        folder = make_adapter("cron", config=config)
+        (folder / "card.json").write_text(json.dumps({"base_model": "echo"} | card))
+        if noise is not None:
+            weights = folder / "adapter_model.safetensors"
+            at, data = noise
+            good = weights.read_bytes()
+            weights.write_bytes(good[:at] + data + good[at + len(data) :])
+        try:
+            sent = Registration(source=str(folder), name=name)
+            stored = await registrar.register(sent, mode="create")
+        except InvalidRequest as e:
+            assert e.message
+            assert [a async for a in store.all()] == []
+            assert list(registrar.blobs.digests()) == []
+            assert await store.position() == ("0-0", 0)
+        except ModelNotFound:
+            assert card.get("base_model", "echo") != "echo"
+        else:
+            assert await store.get(stored.adapter.name) == stored.adapter
+            await files_of(registrar, stored.version.digest)
+        assert list((tmp_path / "fuzzed" / "staging").glob("*")) == []
+        await store.close()
+
+    asyncio.run(run())

@@ -1,0 +1,198 @@
+"""Backup, restore, and the removal of what nobody needs."""
+
+import asyncio
+import tarfile
+import time
+
+import pytest
+
+from adapter_store.backup import back_up, restore
+from adapter_store.collector import collect
+from adapter_store.registration import Registrar, Registration
+from adapter_store.store import AdapterStore
+from cluster import rollouts
+from cluster.errors import Conflict, InvalidRequest, Unavailable
+from cluster.settings import StoreSettings
+from cluster.state import Gate
+from tests.conftest import ECHO_FACTS
+
+pytestmark = pytest.mark.redis
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture
+def registrar(store, tmp_path):
+    return Registrar(store, StoreSettings(data_dir=tmp_path / "root"))
+
+
+@pytest.fixture
+async def elsewhere(redis_url, tmp_path):
+    """Another, empty store with blobs of its own."""
+    settings = StoreSettings(
+        url=redis_url, namespace=f"elsewhere-{time.time_ns()}", data_dir=tmp_path / "elsewhere"
+    )
+    store = AdapterStore.connect(settings)
+    await store.put_base_model(ECHO_FACTS)
+    yield Registrar(store, settings), store
+    await store.close()
+
+
+async def add(registrar, folder, mode="create", **fields):
+    return await registrar.register(Registration(source=str(folder), **fields), mode=mode)
+
+
+async def a_history(store, registrar, make_adapter) -> None:
+    """Two adapters: one with three versions, an alias and a rollout; one that shares weights."""
+    for seed in (0, 1, 2):
+        await add(registrar, make_adapter("cron", seed=seed), mode="upsert", promote=seed == 0)
+    await store.change("cron", lambda a: rollouts.set_alias(a, "blue", a.versions[2]))
+    await store.change(
+        "cron",
+        lambda a: rollouts.begin(
+            a, a.versions[3], percents=(5, 100), step_s=60.0, gate=Gate(), now=time.time()
+        ),
+    )
+    await add(registrar, make_adapter("cron"), name="twin")
+
+
+async def test_a_restored_registry_is_the_same(store, registrar, elsewhere, make_adapter, tmp_path):
+    await a_history(store, registrar, make_adapter)
+    file = tmp_path / "backup.tar"
+    made = await back_up(store, registrar.blobs, file, silent)
+    assert (made.adapters, made.blobs) == (2, 3)
+    target, target_store = elsewhere
+    done = await restore(target_store, target.blobs, file, silent)
+    assert (done.restored, done.kept) == (("cron", "twin"), ())
+    for name in ("cron", "twin"):
+        assert await target_store.get(name) == await store.get(name)
+    assert set(target.blobs.digests()) == set(registrar.blobs.digests())
+    # Numbers go on where they were: a version's name is never given twice.
+    next_one = await add(target, make_adapter("twin", seed=9), mode="update")
+    assert next_one.version.number == 2
+
+
+async def test_restoring_again_changes_nothing(store, registrar, make_adapter, tmp_path):
+    await add(registrar, make_adapter("cron"))
+    await back_up(store, registrar.blobs, tmp_path / "b.tar", silent)
+    before = await store.get("cron")
+    done = await restore(store, registrar.blobs, tmp_path / "b.tar", silent)
+    assert (done.restored, done.kept) == ((), ("cron",))
+    assert await store.get("cron") == before
+
+
+async def test_a_damaged_backup_is_refused_before_anything_is_written(
+    store, registrar, elsewhere, make_adapter, tmp_path
+):
+    await add(registrar, make_adapter("cron"))
+    good = tmp_path / "b.tar"
+    await back_up(store, registrar.blobs, good, silent)
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(good.read_bytes()[:2000])
+    empty = tmp_path / "empty.tar"
+    with tarfile.open(empty, "w"):
+        pass
+    noise = tmp_path / "noise.tar"
+    noise.write_bytes(b"noise" * 1000)
+    target, target_store = elsewhere
+    for file in (cut, empty, noise, tmp_path / "nothing.tar"):
+        with pytest.raises(InvalidRequest):
+            await restore(target_store, target.blobs, file, silent)
+    assert [a async for a in target_store.all()] == []
+
+
+async def test_a_backup_that_cannot_be_whole_is_not_written(
+    store, registrar, make_adapter, tmp_path
+):
+    stored = await add(registrar, make_adapter("cron"))
+    registrar.blobs.remove(stored.version.digest)
+    with pytest.raises(Unavailable, match="the files of cron are gone"):
+        await back_up(store, registrar.blobs, tmp_path / "b.tar", silent)
+    assert [p.name for p in tmp_path.glob("b.tar*")] == []
+
+
+# -- garbage ------------------------------------------------------------------------------------
+
+
+async def unreserve(store) -> None:
+    """As if the time of all reservations had passed."""
+    await store._redis.delete(store._keys.reserved)
+
+
+async def sweep(store, registrar, *, dry_run: bool):
+    return await collect(store, registrar.blobs, registrar.uploads, dry_run=dry_run)
+
+
+async def test_what_no_version_uses_is_collected_after_a_dry_run(store, registrar, make_adapter):
+    for seed in (0, 1):
+        await add(registrar, make_adapter("cron", seed=seed), mode="upsert")
+    await add(registrar, make_adapter("cron"), name="twin")
+    await unreserve(store)
+    assert (await sweep(store, registrar, dry_run=False)).blobs == ()
+    await store.delete("cron")
+    found = await sweep(store, registrar, dry_run=True)
+    assert len(found.blobs) == 1
+    assert found.blob_bytes > 0
+    assert len(list(registrar.blobs.digests())) == 2, "a dry run removes nothing"
+    assert await sweep(store, registrar, dry_run=False) == found
+    (left,) = registrar.blobs.digests()
+    assert left[0] == (await store.get("twin")).latest.digest
+
+
+async def test_a_blob_on_its_way_in_is_left_alone(store, registrar, make_adapter):
+    digest, _ = registrar.blobs.commit(make_adapter())
+    await store.reserve(digest)
+    assert (await sweep(store, registrar, dry_run=False)).blobs == ()
+    await unreserve(store)
+    assert (await sweep(store, registrar, dry_run=False)).blobs == (digest,)
+
+
+async def test_content_that_is_being_removed_cannot_be_registered_meanwhile(
+    store, registrar, make_adapter
+):
+    digest, _ = registrar.blobs.commit(make_adapter("cron"))
+    assert await store.condemn(digest, for_s=60)
+    adding = asyncio.create_task(add(registrar, make_adapter("cron")))
+    await asyncio.sleep(0.3)
+    assert not adding.done()
+    registrar.blobs.remove(digest)
+    await store.absolve(digest)
+    stored = await adding
+    with registrar.blobs.opened(stored.version.digest):
+        pass
+
+
+async def test_registrations_and_the_collector_at_once_lose_no_files(
+    store, registrar, make_adapter
+):
+    folders = [make_adapter("cron", seed=seed) for seed in range(4)]
+
+    async def come_and_go(n: int) -> None:
+        for i in range(10):
+            await add(registrar, folders[(n + i) % 4], name=f"a{n}", mode="upsert")
+            if i % 3 == 2:
+                await store.delete(f"a{n}")
+
+    async def tidy() -> None:
+        while True:
+            await unreserve(store)
+            await sweep(store, registrar, dry_run=False)
+            await asyncio.sleep(0)
+
+    tidying = asyncio.create_task(tidy())
+    await asyncio.gather(*(come_and_go(n) for n in range(4)))
+    tidying.cancel()
+    await asyncio.gather(tidying, return_exceptions=True)
+    async for adapter in store.all():
+        for version in adapter.versions.values():
+            with registrar.blobs.opened(version.digest):
+                pass
+
+
+async def test_a_name_that_came_meanwhile_is_kept(store, registrar, make_adapter):
+    await add(registrar, make_adapter("cron"))
+    adapter = await store.get("cron")
+    with pytest.raises(Conflict, match="exists"):
+        await store.restore(adapter, 1)
