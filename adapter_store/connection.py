@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from cluster.errors import ConfigError
@@ -37,6 +37,15 @@ def open_client(url: str) -> Client:
         return Redis.from_url(url, decode_responses=True, health_check_interval=15, **_SOCKET)
     except (ValueError, RedisError) as e:
         raise ConfigError(f"store.url: {e}", param="store.url") from e
+
+
+async def close_client(client: Client) -> None:
+    """Close the client and, where there are Sentinels, the connections to them."""
+    await client.aclose()
+    pool = getattr(client, "connection_pool", None)
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _sentinel(url: str) -> Redis:

@@ -20,7 +20,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from adapter_store.connection import Client, open_client
+from adapter_store.connection import Client, close_client, open_client
 from adapter_store.keys import Keys
 from cluster.errors import ConfigError, Conflict, ModelNotFound, StoreUnavailable, Unavailable
 from cluster.settings import StoreSettings
@@ -121,7 +121,7 @@ class AdapterStore:
         )
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await close_client(self._redis)
 
     async def migrate(self) -> None:
         """Bring what an older release wrote to the layout of this one.

@@ -1,0 +1,157 @@
+"""The store on Sentinel, on a cluster, and through the death of its server: real processes."""
+
+import asyncio
+
+import pytest
+
+from adapter_store.catalogue import Catalogue
+from adapter_store.connection import open_client
+from adapter_store.embedded import embedded_server
+from adapter_store.store import AdapterStore
+from cluster import rollouts
+from cluster.errors import ConfigError, StoreUnavailable
+from cluster.settings import StoreSettings
+from cluster.state import Member
+from tests.conftest import until
+from tests.redis_servers import redis_cluster, sentinel_set
+from tests.test_store import card, put, version
+
+pytestmark = [pytest.mark.redis]
+
+
+async def exercise(store: AdapterStore) -> None:
+    """Everything that talks to the server in a way of its own."""
+    await store.migrate()
+    catalogue = Catalogue(store)
+    await catalogue.start()
+    await put(store, card("cron"), version("d1"), mode="create")
+    await put(store, card("cron"), version("d2"), mode="update", promote=False)
+    changed = await store.change("cron", lambda a: rollouts.set_alias(a, "blue", a.versions[1]))
+    await store.renew(Member(id="r", kind="replica", position=changed.position))
+    assert [m.id for m in await store.converged(changed.position, timeout_s=5)] == ["r"]
+    await catalogue.wait_for(changed.position)
+    assert catalogue.find("cron@blue")[1].number == 1
+    await put(store, card("sql"), version("d1"), mode="create")
+    assert [a.name async for a in store.all()] == ["cron", "sql"]
+    await catalogue.wait_for(await store.delete("sql"))
+    assert set(catalogue.adapters) == {"cron"}
+    assert not await store.condemn("d1", for_s=1)
+    assert await store.drive("cron", "me", for_s=5)
+    assert not await store.drive("cron", "you", for_s=5)
+    await catalogue.stop()
+
+
+async def test_a_cluster_serves_as_one_server_does(tmp_path):
+    with redis_cluster(tmp_path) as url:
+        store = AdapterStore.connect(StoreSettings(url=url))
+        await exercise(store)
+        await store.close()
+
+
+@pytest.mark.timeout(90)
+async def test_a_failover_loses_no_acknowledged_change_and_followers_go_on(tmp_path):
+    with sentinel_set(tmp_path) as (url, (master, *_)):
+        store = AdapterStore.connect(StoreSettings(url=url, wait_replicas=1, namespace="one"))
+        await exercise(store)
+        catalogue = Catalogue(store)
+        await catalogue.start()
+        acknowledged, refused = [], 0
+        deadline = asyncio.get_running_loop().time() + 60
+        killed = False
+        while len(acknowledged) < 60:
+            assert asyncio.get_running_loop().time() < deadline
+            name = f"a{len(acknowledged)}"
+            try:
+                await put(store, card(name), version("d1"), mode="upsert")
+            except StoreUnavailable:
+                refused += 1
+                await asyncio.sleep(0.1)
+                continue
+            acknowledged.append(name)
+            if len(acknowledged) == 30 and not killed:
+                master.kill()
+                killed = True
+        assert refused, "writes must have been refused while there was no master"
+        assert {*acknowledged, "cron"} <= {a.name async for a in store.all()}
+        await until(lambda: set(acknowledged) <= set(catalogue.adapters), timeout_s=15)
+        assert not catalogue.is_stale
+        await catalogue.stop()
+        await store.close()
+
+
+async def test_a_write_that_too_few_replicas_have_is_not_acknowledged(tmp_path):
+    with embedded_server(tmp_path) as server:
+        settings = StoreSettings(url=server.url, wait_replicas=1)
+        store = AdapterStore.connect(settings)
+        with pytest.raises(StoreUnavailable, match="on 0 of 1 replicas"):
+            await store.reserve("d1")
+        await store.close()
+
+
+async def test_no_acknowledged_change_is_lost_when_the_server_is_killed(tmp_path):
+    """kill -9 in the midst of eight writers, three times."""
+    with embedded_server(tmp_path) as server:
+        settings = StoreSettings(url=server.url)
+        stores = [AdapterStore.connect(settings) for _ in range(8)]
+        acknowledged: set[str] = set()
+        ended = False
+
+        async def write(n: int) -> None:
+            i = 0
+            while not ended:
+                name = f"w{n}-{i}"
+                try:
+                    await put(stores[n], card(name), version("d1"), mode="upsert")
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)
+                else:
+                    acknowledged.add(name)
+                    i += 1
+
+        writers = [asyncio.create_task(write(n)) for n in range(8)]
+        for _ in range(3):
+            before = len(acknowledged)
+            await until(lambda b=before: len(acknowledged) > b + 50, timeout_s=20)
+            server._server.kill()
+            await asyncio.to_thread(server._server.wait)
+            await asyncio.to_thread(server.revive)
+        ended = True
+        await asyncio.gather(*writers)
+        assert acknowledged <= {a.name async for a in stores[0].all()}
+        for store in stores:
+            await store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://nowhere", "store.url"),
+        ("redis+sentinel://h:1", "service's name"),
+        ("redis+cluster://", "names no host"),
+        ("redis+sentinel://h:x/ours", "store.url"),
+    ],
+)
+def test_a_wrong_url_is_refused(url, said):
+    with pytest.raises(ConfigError, match=said):
+        open_client(url)
+
+
+def test_waiting_for_replicas_is_not_for_clusters():
+    with pytest.raises(ConfigError, match="min-replicas-to-write"):
+        AdapterStore.connect(StoreSettings(url="redis+cluster://h:1", wait_replicas=1))
+
+
+async def test_what_an_older_release_wrote_is_brought_forward(store):
+    """Before `stable`, `latest` answered to the plain name."""
+    await put(store, card("cron"), version("d1"), mode="create")
+    await store._redis.hdel(store._keys.adapter("cron"), "alias:stable")
+    await store._redis.delete(store._keys.schema)
+    await store.migrate()
+    assert (await store.get("cron")).aliases == {"latest": 1, "stable": 1}
+    assert await store._redis.get(store._keys.schema) == "2"
+
+
+async def test_what_a_newer_release_wrote_is_left_alone(store):
+    await store._redis.set(store._keys.schema, 99)
+    with pytest.raises(ConfigError, match=r"schema 99.*upgrade"):
+        await store.migrate()
