@@ -8,7 +8,7 @@ redis+cluster://:PASSWORD@HOST:7000,HOST:7001
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import RedisError
@@ -19,6 +19,9 @@ Client = Redis | RedisCluster
 
 _SENTINEL, _CLUSTER = "+sentinel", "+cluster"
 # A long wait for events must end before the socket gives up.
+# Sentinel's pool cannot make callers wait.
+_SENTINEL_CONNECTIONS = 1000
+_POOL: dict[str, Any] = {"max_connections": 64, "timeout": 10}
 _SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 5}
 
 
@@ -34,7 +37,11 @@ def open_client(url: str) -> Client:
             return _sentinel(url)
         if scheme.endswith(_CLUSTER):
             return _cluster(url)
-        return Redis.from_url(url, decode_responses=True, health_check_interval=15, **_SOCKET)
+        # Blocking: those beyond the bound wait for a connection, rather than fail.
+        pool = BlockingConnectionPool.from_url(
+            url, decode_responses=True, health_check_interval=15, **_POOL, **_SOCKET
+        )
+        return Redis.from_pool(pool)
     except (ValueError, RedisError) as e:
         raise ConfigError(f"store.url: {e}", param="store.url") from e
 
@@ -59,7 +66,12 @@ def _sentinel(url: str) -> Redis:
         sentinel_options["ssl"] = True
     sentinel = Sentinel(_hosts(url, 26379), sentinel_kwargs=sentinel_options)
     return sentinel.master_for(
-        service, db=int(database or 0), decode_responses=True, **options, **_SOCKET
+        service,
+        db=int(database or 0),
+        decode_responses=True,
+        max_connections=_SENTINEL_CONNECTIONS,
+        **options,
+        **_SOCKET,
     )
 
 

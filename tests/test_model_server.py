@@ -1,0 +1,219 @@
+"""A fleet of model servers with echo engines in this process: they follow the store by themselves."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from adapter_store.registration import Registrar, Registration
+from adapter_store.store import AdapterStore
+from cluster.placement import holders
+from cluster.settings import parse_settings
+from cluster.state import AdapterRef
+from deployments.call import Call
+from deployments.model_server import ModelServer
+from tests.conftest import ECHO_FACTS, LEASE_S, until
+
+pytestmark = pytest.mark.redis
+
+
+class Fleet:
+    """Some servers, and what changes adapters."""
+
+    def __init__(self, redis_url: str, namespace: str, folder, lora) -> None:
+        model = {"id": "echo", "path": "none", "engine": "echo", "lora": lora}
+        self.settings = parse_settings(
+            {
+                "models": [model],
+                "store": {
+                    "url": redis_url,
+                    "namespace": namespace,
+                    "lease_s": LEASE_S,
+                    "data_dir": str(folder / "data"),
+                },
+                "node_cache": {"path": str(folder / "node")},
+            }
+        )
+        self.store = AdapterStore.connect(self.settings.store)
+        self.registrar = Registrar(self.store, self.settings.store)
+        self.servers: dict[str, ModelServer] = {}
+
+    async def join(self, name: str) -> ModelServer:
+        server = ModelServer(self.settings, "echo", name, "node")
+        await server.start()
+        self.servers[name] = server
+        return server
+
+    async def add(self, folder, mode: str = "upsert", **fields):
+        sent = Registration(source=str(folder), **fields)
+        return await self.registrar.register(sent, mode=mode)
+
+    async def held(self, key: str) -> set[str]:
+        """Who has a version in a slot or in host memory, by the reports in the store."""
+        members = await self.store.members()
+        return {m.id for m in members if m.residency.tier(key) is not None}
+
+    async def converged(self, position: str):
+        return await self.store.converged(position, timeout_s=10, at_least=len(self.servers))
+
+
+@pytest.fixture
+def fleet(redis_url, tmp_path):
+    @asynccontextmanager
+    async def make(size: int, *, slots: int = 2, host_entries: int = 4):
+        lora = {"slots": slots, "host_entries": host_entries, "max_rank": 8}
+        it = Fleet(redis_url, f"fleet-{time.time_ns()}", tmp_path, lora)
+        await asyncio.gather(*(it.join(f"r{i}") for i in range(size)))
+        yield it
+        await asyncio.gather(*(server.stop() for server in it.servers.values()))
+        await it.store.close()
+
+    return make
+
+
+async def ask(server: ModelServer, stored, text: str = "hello") -> tuple[int, bytes]:
+    ref = AdapterRef.of(stored.adapter, stored.version)
+    body = f'{{"model": "{ref.key}", "messages": [{{"role": "user", "content": "{text}"}}]}}'
+    call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position)
+    start, *chunks = [item async for item in server.answer(call)]
+    return start.status, b"".join(chunks)
+
+
+async def test_a_fleet_of_64_confirms_an_adapter_and_its_removal(fleet, make_adapter):
+    async with fleet(64) as it:
+        stored = await it.add(make_adapter("cron"))
+        members = await it.converged(stored.position)
+        assert len(members) == 64
+        assert {m.residency.tier("cron@1") for m in members} == {"slot"}
+        position = await it.store.delete("cron")
+        await it.converged(position)
+        await until(lambda: _none_holds(it, "cron@1"))
+
+
+async def _none_holds(it: Fleet, key: str) -> bool:
+    return not await it.held(key)
+
+
+async def test_confirmations_come_one_by_one_and_say_where_it_is(fleet, make_adapter):
+    async with fleet(3) as it:
+        stored = await it.add(make_adapter("cron"))
+        seen = [m async for m in it.store.confirmations(stored.position, timeout_s=5, at_least=3)]
+        assert sorted(m.id for m in seen) == ["r0", "r1", "r2"]
+        assert all(m.residency.tier("cron@1") for m in seen)
+
+
+async def test_as_many_replicas_hold_an_adapter_as_it_wants(fleet, make_adapter):
+    async with fleet(6) as it:
+        stored = await it.add(make_adapter("cron"), replicas=2)
+        await it.converged(stored.position)
+        wanted = set(holders("cron", 2, it.servers))
+        assert await it.held("cron@1") == wanted
+        # Whoever is asked serves it all the same.
+        other = next(s for name, s in it.servers.items() if name not in wanted)
+        assert (await ask(other, stored))[0] == 200
+
+
+async def test_another_replica_takes_over_from_one_that_died(fleet, make_adapter):
+    async with fleet(3) as it:
+        stored = await it.add(make_adapter("cron"), replicas=1)
+        await it.converged(stored.position)
+        (holder,) = await it.held("cron@1")
+        await it.servers.pop(holder).stop()
+        (heir,) = holders("cron", 1, it.servers)
+
+        async def is_held() -> bool:
+            return await it.held("cron@1") == {heir}
+
+        await until(is_held, timeout_s=5)
+
+
+async def test_a_dead_replicas_residency_expires_by_itself(fleet, make_adapter):
+    async with fleet(2) as it:
+        stored = await it.add(make_adapter("cron"))
+        await it.converged(stored.position)
+        dead = it.servers.pop("r0")
+        # Without a farewell, as kill -9 ends it.
+        for task in asyncio.all_tasks():
+            if task.get_name() in ("membership", "catalogue"):
+                owner = task.get_coro().cr_frame.f_locals["self"]
+                if owner in (dead._participant._membership, dead._participant.catalogue):
+                    task.cancel()
+
+        async def is_forgotten() -> bool:
+            return await it.held("cron@1") == {"r1"}
+
+        await until(is_forgotten, timeout_s=LEASE_S + 2)
+        await dead._participant.store.close()
+
+
+async def test_a_pinned_adapter_stays_when_others_come_and_go(fleet, make_adapter):
+    async with fleet(1, slots=1, host_entries=2) as it:
+        pinned = await it.add(make_adapter("pinned"), pinned=True)
+        for i in range(4):
+            stored = await it.add(make_adapter(f"other{i}", seed=i))
+            assert (await ask(it.servers["r0"], stored))[0] == 200
+        await it.converged(stored.position)
+        assert await it.held("pinned@1") == {"r0"}
+        assert await it.held("other0@1") == set()
+        assert (await ask(it.servers["r0"], pinned))[0] == 200
+
+
+async def test_pins_alone_do_not_lock_others_out(fleet, make_adapter):
+    async with fleet(1, slots=1, host_entries=2) as it:
+        for i in range(2):
+            await it.add(make_adapter(f"pinned{i}", seed=i), pinned=True)
+        stored = await it.add(make_adapter("cron", seed=5))
+        assert (await ask(it.servers["r0"], stored))[0] == 200
+
+
+async def test_a_version_for_another_base_model_is_not_loaded(fleet, make_adapter):
+    """The base model was replaced under its name: old adapters would answer with noise."""
+    async with fleet(1) as it:
+        await it.store.put_base_model(ECHO_FACTS.model_copy(update={"fingerprint": "old"}))
+        stored = await it.add(make_adapter("cron"))
+        (member,) = await it.converged(stored.position)
+        assert "fingerprint old, echo now has echo-8x1" in member.problems["cron@1"]
+        status, body = await ask(it.servers["r0"], stored)
+        assert status == 503
+        assert b"echo-8x1" in body
+
+
+async def test_only_versions_that_serve_are_loaded_ahead(fleet, make_adapter):
+    async with fleet(1) as it:
+        await it.add(make_adapter("cron"))
+        staged = await it.add(make_adapter("cron", seed=1), promote=False)
+        await it.converged(staged.position)
+        assert await it.held("cron@1") == {"r0"}
+        assert await it.held("cron@2") == set()
+        assert (await ask(it.servers["r0"], staged))[0] == 200, "by its number it is served"
+
+
+async def test_a_thousand_adapters_at_the_start_fill_the_room_and_no_more(fleet, make_adapter):
+    async with fleet(0, slots=1, host_entries=3) as it:
+        await it.store.put_base_model(ECHO_FACTS)
+        folder = make_adapter("a")
+        await asyncio.gather(*(it.add(folder, name=f"a{i:03}") for i in range(200)))
+        server = await it.join("late")
+        residency = server._report().residency
+        assert len(residency.slots) + len(residency.host) == 3
+
+
+async def test_a_replica_that_missed_events_reads_a_snapshot(fleet, make_adapter):
+    async with fleet(1) as it:
+        await it.add(make_adapter("cron"))
+        # The stream loses its past, as when it is trimmed while a replica cannot look.
+        await it.store._redis.delete(it.store._keys.events)
+        await it.store._redis.incrby(it.store._keys.sequence, 7)
+        stored = await it.add(make_adapter("sql", seed=1))
+        await it.converged(stored.position)
+        assert await it.held("sql@1") == {"r0"}
+
+
+def test_when_a_replica_goes_only_its_adapters_move():
+    fleet = [f"r{i}" for i in range(10)]
+    before = {f"a{i}": holders(f"a{i}", 2, fleet) for i in range(300)}
+    after = {name: holders(name, 2, fleet[1:]) for name in before}
+    assert all(before[n] == after[n] for n in before if "r0" not in before[n])
+    counts = [sum(r in held for held in before.values()) for r in fleet]
+    assert min(counts) > 30, "they are spread"
