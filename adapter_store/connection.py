@@ -21,7 +21,7 @@ _SENTINEL, _CLUSTER = "+sentinel", "+cluster"
 # A long wait for events must end before the socket gives up.
 # Sentinel's pool cannot make callers wait.
 _SENTINEL_CONNECTIONS = 1000
-_POOL: dict[str, Any] = {"max_connections": 64, "timeout": 10}
+_POOL: dict[str, Any] = {"max_connections": 256, "timeout": 10}
 _SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 5}
 
 

@@ -1,4 +1,4 @@
-"""A fleet of model servers with echo engines in this process: they follow the store by themselves."""
+"""A fleet of model servers with echo engines, in this process: they follow the store."""
 
 import asyncio
 import time
@@ -64,10 +64,12 @@ def fleet(redis_url, tmp_path):
     async def make(size: int, *, slots: int = 2, host_entries: int = 4):
         lora = {"slots": slots, "host_entries": host_entries, "max_rank": 8}
         it = Fleet(redis_url, f"fleet-{time.time_ns()}", tmp_path, lora)
-        await asyncio.gather(*(it.join(f"r{i}") for i in range(size)))
-        yield it
-        await asyncio.gather(*(server.stop() for server in it.servers.values()))
-        await it.store.close()
+        try:
+            await asyncio.gather(*(it.join(f"r{i}") for i in range(size)))
+            yield it
+        finally:
+            await asyncio.gather(*(server.stop() for server in it.servers.values()))
+            await it.store.close()
 
     return make
 
