@@ -17,7 +17,9 @@ LOCAL = "http://127.0.0.1:8000"
 console = Console()
 errors = Console(stderr=True)
 
-Config = Annotated[Path, typer.Argument(help="The settings file.")]
+Config = Annotated[
+    Path, typer.Argument(envvar="ROUNDHOUSE_CONFIG", help="The settings file.", show_default=True)
+]
 Url = Annotated[
     str, typer.Option("--url", envvar="ROUNDHOUSE_URL", help="The endpoint.", show_default=True)
 ]

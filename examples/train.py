@@ -35,6 +35,8 @@ TARGET_MODULES = ["k_proj", "o_proj", "q_proj", "v_proj"]
 LEARNING_RATE = 2e-3
 TEST_SIZE = 120
 CARD_EXAMPLES = 200
+# Every third held-out example: the set begins with the wordings that were never trained on.
+CARD_EVALUATION_STRIDE = 3
 IGNORED = -100
 
 
@@ -200,14 +202,23 @@ def write_eval(path: Path, examples: Sequence[Example]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def card(skill: Skill, train: Sequence[Example], training: dict[str, object]) -> dict[str, object]:
-    """The adapter's model card: what it is for, prompts it was trained on, how it was made."""
+def card(
+    skill: Skill,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    training: dict[str, object],
+) -> dict[str, object]:
+    """The adapter's model card: what it is for, prompts it was trained on, held-out prompts that a
+    rollout asks of a new version, how it was made."""
     return {
         "name": skill.NAME,
         "description": skill.DESCRIPTION,
         "base_model": "smollm2-135m",
         "license": "Apache-2.0",
         "examples": list(dict.fromkeys(example.prompt for example in train))[:CARD_EXAMPLES],
+        "evaluation": [
+            {"prompt": e.prompt, "expected": e.answer} for e in test[::CARD_EVALUATION_STRIDE]
+        ],
         "training": training,
     }
 
@@ -234,7 +245,7 @@ def train_skill(skill: Skill, base_model: Path, out: Path, run: Run, progress: P
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "command": run.command(skill.NAME),
     }
-    write_json(out / skill.NAME / "card.json", card(skill, train, training))
+    write_json(out / skill.NAME / "card.json", card(skill, train, test, training))
 
 
 def main(

@@ -10,6 +10,7 @@ from adapter_store.backup import back_up, restore
 from adapter_store.collector import collect
 from adapter_store.registration import Registrar, Registration
 from adapter_store.store import AdapterStore
+from adapter_store.tasks import cancel
 from cluster import rollouts
 from cluster.errors import Conflict, InvalidRequest, Unavailable
 from cluster.settings import StoreSettings
@@ -183,8 +184,8 @@ async def test_registrations_and_the_collector_at_once_lose_no_files(
 
     tidying = asyncio.create_task(tidy())
     await asyncio.gather(*(come_and_go(n) for n in range(4)))
-    tidying.cancel()
-    await asyncio.gather(tidying, return_exceptions=True)
+    assert not tidying.done()
+    await cancel(tidying)
     async for adapter in store.all():
         for version in adapter.versions.values():
             with registrar.blobs.opened(version.digest):

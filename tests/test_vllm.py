@@ -10,7 +10,8 @@ import httpx
 import openai
 import pytest
 
-from tests.conftest import Running, running_cluster
+from docs import console
+from tests.conftest import COMMAND, Running, running_cluster
 from tests.test_serve import replicas, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -241,3 +242,22 @@ def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
 
 def ongoing(http: httpx.Client) -> int:
     return sum(r["ongoing"] for r in replicas(http))
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "adapters.md"
+
+
+def test_the_page_on_adapters_shows_what_its_commands_print(cluster, tmp_path):
+    """In order, on this cluster: what is shown is true, whatever else is registered."""
+    examples = tmp_path / "examples"
+    examples.symlink_to(ADAPTERS.parent)
+    environment = {
+        "ROUNDHOUSE_URL": cluster.url,
+        "ROUNDHOUSE_CONFIG": str(cluster.config),
+        "PATH": f"{COMMAND.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(PAGE.parent.parent),
+        "PWD": str(tmp_path),
+    }
+    for step in console.page_steps(PAGE.read_text()):
+        printed = console.run(f"cd {tmp_path}; {step.command}", **environment)
+        assert console.settled(printed) == console.settled(step.output), step.command

