@@ -107,10 +107,7 @@ class Registrar:
             await self._check_free(registration.name)
         folder = await asyncio.to_thread(self._sources.fetch, registration.source, progress)
         try:
-            defaults = {"name": self._sources.name_of(registration.source)}
-            if default_base is not None:
-                defaults["base_model"] = default_base
-            card = await asyncio.to_thread(_card_of, registration, folder, defaults)
+            card = await self._card(registration, folder, default_base)
             base = await self._check_name(card, mode)
             progress("checking", 0, None)
             version = await asyncio.to_thread(self._admit, registration, folder, base)
@@ -118,6 +115,25 @@ class Registrar:
             return await self._record(registration, card, version, mode, folder)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder)
+
+    async def _card(
+        self, registration: Registration, folder: Path, default_base: str | None
+    ) -> Card:
+        """What was sent, over the card in the folder, over the card that is stored."""
+        sent = registration.model_dump(exclude=_OF_VERSION, exclude_none=True)
+        fields = await asyncio.to_thread(_card_file, folder) | sent
+        fields.setdefault("name", self._sources.name_of(registration.source))
+        stored = await self._store.get(str(fields["name"]))
+        if stored is not None:
+            fields = stored.card.model_dump(mode="json") | fields
+        elif default_base is not None:
+            fields.setdefault("base_model", default_base)
+        if "base_model" not in fields:
+            raise InvalidRequest(
+                "base_model is required: name the base model that the adapter was trained on",
+                param="base_model",
+            )
+        return parse_card(fields)
 
     async def _check_free(self, name: str) -> None:
         """Before anything is fetched for it."""
@@ -186,21 +202,16 @@ def _silence(what: str, done: int, total: int | None) -> None:
     """Progress that nobody follows."""
 
 
-def _card_of(registration: Registration, folder: Path, defaults: dict[str, str]) -> Card:
-    """The card in the folder, with what was sent put over it, and defaults under it."""
-    sent = registration.model_dump(exclude=_OF_VERSION, exclude_none=True)
+def _card_file(folder: Path) -> dict[str, Any]:
+    """The fields of the folder's card; those that a card has not go into its metadata."""
     file = folder / CARD_FILE
-    fields = {**defaults, **(read_json_object(file) if file.is_file() else {}), **sent}
-    if "base_model" not in fields:
-        raise InvalidRequest(
-            "base_model is required: name the base model that the adapter was trained on",
-            param="base_model",
-        )
+    fields = read_json_object(file) if file.is_file() else {}
     known = {k: v for k, v in fields.items() if k in Card.model_fields}
     extra = {k: v for k, v in fields.items() if k not in Card.model_fields}
     metadata = known.get("metadata", {})
-    known["metadata"] = {**extra, **metadata} if isinstance(metadata, dict) else metadata
-    return parse_card(known)
+    if extra and isinstance(metadata, dict):
+        known["metadata"] = {**extra, **metadata}
+    return known
 
 
 def parse_card(fields: dict[str, Any]) -> Card:

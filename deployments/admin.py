@@ -147,10 +147,12 @@ class AdapterAdmin:
         except ValidationError as e:
             raise InvalidRequest.of(e) from e
         # vLLM has one base model, and its clients never name it.
-        existing = self._catalogue.adapters.get(name)
-        base_model = existing.card.base_model if existing else self._settings.fallback_model
         await self.register(
-            registration, mode="upsert", wait=True, tell=_nobody, default_base=base_model
+            registration,
+            mode="upsert",
+            wait=True,
+            tell=_nobody,
+            default_base=self._settings.fallback_model,
         )
 
     # -- one adapter ------------------------------------------------------------------------

@@ -387,9 +387,10 @@ def _show(progress: Progress, task: Any, event: dict[str, Any]) -> None:
                 event["state"], event["state"]
             )
             progress.console.print(f"  replica {event['replica']}: {where}", highlight=False)
+        case "rollout" if event["step"] < 0:
+            progress.update(task, description=f"checking version {event['version']}")
         case "rollout":
-            share = event["percents"][event["step"]] if event["step"] >= 0 else 0
-            found = _measured(event["evaluation"])
+            share, found = event["percents"][event["step"]], _measured(event["evaluation"])
             progress.console.print(f"  {share} % of the requests{found}", highlight=False)
         case what:
             progress.update(task, description=what, completed=event["done"], total=event["total"])

@@ -16,7 +16,10 @@ from pathlib import Path
 WIDTH = 96
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What differs from run to run; the lengths differ with it, and so does the space around.
-_VOLATILE = re.compile(r"[0-9a-f]{64}|replica [a-z0-9]{8}|[0-9]+\.[0-9]+|\b[0-9]{4,}\b")
+_VOLATILE = re.compile(
+    r"[0-9a-f]{64}|replica [a-z0-9]{8}|\"replica\": \"[a-z0-9]{8}\"|[0-9]+\.[0-9]+"
+    r"|\b[0-9]{4,}\b|\b[0-9]+ (?=adapters|blobs)|in a slot|in host memory|\"(slot|host)\""
+)
 
 
 @dataclass
@@ -53,7 +56,8 @@ def run(command: str, **environment: str) -> str:
         timeout=120,
         env={**os.environ, "COLUMNS": str(WIDTH), **environment},
     )
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines()) + "\n"
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    return "".join(f"{line}\n" for line in lines if line)
 
 
 def settled(output: str) -> list[str]:

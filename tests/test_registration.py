@@ -239,6 +239,15 @@ async def test_a_version_can_wait_for_its_rollout(registrar, make_adapter):
     assert promoted.adapter.previous == (1,)
 
 
+async def test_what_nobody_mentions_stays_as_it_was(registrar, make_adapter):
+    await add(registrar, make_adapter("cron"), tags=["t"], owner="me", pinned=True)
+    folder = make_adapter("cron", seed=1, description="from the folder")
+    (folder / "card.json").write_text(json.dumps({"description": "from the folder"}))
+    card = (await add(registrar, folder, mode="update", name="cron")).adapter.card
+    assert (card.tags, card.owner, card.pinned) == (("t",), "me", True)
+    assert (card.description, card.base_model) == ("from the folder", "echo")
+
+
 async def test_a_writer_with_an_old_revision_is_refused(registrar, make_adapter):
     first = await add(registrar, make_adapter("cron"))
     again = {"mode": "update", "revision": first.adapter.revision}

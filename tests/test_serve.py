@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.conftest import Running, running_cluster, start_cluster
 
@@ -110,6 +112,82 @@ def test_a_new_version_takes_over_and_the_old_one_still_answers_by_number(
     assert latest.headers["x-roundhouse-version"] == "2"
     old = http.post("/v1/chat/completions", json=chat("x", "moving@1"))
     assert old.headers["x-roundhouse-version"] == "1"
+
+
+def test_not_one_request_fails_while_versions_change_under_load(cluster, http, make_adapter):
+    """New versions, rollouts, a canary, rollbacks and removals, with 3 clients asking all along."""
+    questions = [{"prompt": "hi there", "expected": "hi there"}]
+    folders = [str(make_adapter("busy", seed=seed, evaluation=questions)) for seed in range(4)]
+    cluster.command("adapters", "add", folders[0])
+    statuses: list[int] = []
+    versions: set[str] = set()
+    ended = threading.Event()
+
+    def ask() -> None:
+        with cluster.http() as client:
+            while not ended.is_set() or len(statuses) < 2000:
+                answer = client.post("/v1/chat/completions", json=chat("a", "busy"))
+                statuses.append(answer.status_code)
+                versions.add(answer.headers["x-roundhouse-version"])
+
+    with ThreadPoolExecutor(3) as pool:
+        clients = [pool.submit(ask) for _ in range(3)]
+        for round_ in range(6):
+            body = {"source": folders[(round_ + 1) % 4], "promote": round_ % 2 == 0}
+            http.put("/v1/adapters/busy?wait=true", json=body).raise_for_status()
+            if not body["promote"]:
+                share = {"percent": [50, 100], "step_s": 0.5}
+                http.post("/v1/adapters/busy/rollout?wait=true", json=share).raise_for_status()
+            http.post("/v1/adapters/busy/rollback?wait=true").raise_for_status()
+        ended.set()
+        for client in clients:
+            client.result()
+    assert len(statuses) >= 2000
+    assert set(statuses) == {200}
+    assert len(versions) >= 3
+
+
+def test_adapters_are_managed_from_the_command_line(cluster, http, make_adapter, tmp_path):
+    """Upload, a version that waits, a failed and a passed rollout, a rollback, removal."""
+    questions = tmp_path / "questions.jsonl"
+    asked = [{"prompt": f"q {i}", "expected": f"a {i}"} for i in range(4)]
+    questions.write_text("\n".join(json.dumps(q) for q in asked))
+    knows = {"echo_answers": {q["prompt"]: q["expected"] for q in asked}}
+    first = make_adapter("managed", config=knows)
+    cluster.command("adapters", "add", str(first), "--upload", "--evaluation", str(questions))
+    worse = make_adapter("managed", seed=1)
+    waiting = cluster.command("adapters", "add", str(worse), "--no-promote")
+    assert "still answered by version 1" in waiting.stdout
+    failed = cluster.command("adapters", "rollout", "managed", check=False)
+    assert failed.returncode == 1
+    assert "rolled back: accuracy fell from 1.000 to 0.000" in failed.stdout
+    cluster.command("adapters", "rollout", "managed", "--no-gate")
+    back = cluster.command("adapters", "rollback", "managed")
+    assert "managed is answered by version 1" in back.stdout
+    cluster.command("adapters", "alias", "managed", "blue", "1")
+    assert "blue" in cluster.command("adapters", "show", "managed").stdout
+    cluster.command("adapters", "edit", "managed", "--tag", "t", "--replicas", "1")
+    listed = json.loads(cluster.command("adapters", "list", "--tag", "t", "--json").stdout)
+    assert [(a["name"], a["replicas"]) for a in listed] == [("managed", 1)]
+    cluster.command("adapters", "rm", "managed@2")
+    stale = cluster.command("adapters", "edit", "managed", "--pin", "--revision", "1", check=False)
+    assert "changed meanwhile" in stale.stderr
+
+
+def test_backup_and_tidying_work_beside_a_running_cluster(cluster, make_adapter, tmp_path):
+    cluster.command("adapters", "add", str(make_adapter("saved")))
+    config, file = str(cluster.config), tmp_path / "backup.tar"
+    made = cluster.command("store", "backup", str(file), config)
+    assert "adapters" in made.stdout
+    assert "blobs" in cluster.command("store", "gc", config).stdout
+    kept = cluster.command("store", "restore", str(file), config)
+    assert "0 adapters restored" in kept.stdout
+    elsewhere = tmp_path / "elsewhere.yaml"
+    settings = {"models": [ECHO], "store": {"data_dir": str(tmp_path / "elsewhere")}}
+    elsewhere.write_text(yaml.safe_dump(settings))
+    restored = cluster.command("store", "restore", str(file), str(elsewhere))
+    assert "adapters restored" in restored.stdout
+    assert not restored.stdout.startswith("0 ")
 
 
 def test_requests_are_spread_and_more_than_fits_gets_429(http):

@@ -46,6 +46,7 @@ if promote and tostring(number) ~= stable then
   end
   redis.call('HSET', KEYS[1], 'alias:stable', number)
 end
+redis.call('ZREM', KEYS[7], ARGV[4])  -- the version itself keeps the blob from now on
 redis.call('ZADD', KEYS[2], 0, ARGV[1])
 redis.call('HINCRBY', KEYS[1], 'revision', 1)
 local event = tell(KEYS[3], KEYS[4], 'put', ARGV[1])

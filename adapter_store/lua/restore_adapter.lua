@@ -8,7 +8,10 @@ local fields_from = 4 + 2 * ARGV[3]
 for i = 4, fields_from - 1, 2 do
   if not is_live(KEYS[6], ARGV[i]) then return redis.error_reply('UNRESERVED') end
 end
-for i = 4, fields_from - 1, 2 do redis.call('SADD', KEYS[7 + (i - 4) / 2], ARGV[i + 1]) end
+for i = 4, fields_from - 1, 2 do
+  redis.call('SADD', KEYS[7 + (i - 4) / 2], ARGV[i + 1])
+  redis.call('ZREM', KEYS[6], ARGV[i])
+end
 for i = fields_from, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 local issued = tonumber(redis.call('HGET', KEYS[5], ARGV[1]) or '0')
 redis.call('HSET', KEYS[5], ARGV[1], math.max(issued, ARGV[2]))
