@@ -8,13 +8,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    return "\n".join(["# Benchmarks", "", *_HOW, "", *_engine(), ""])
+    return "\n".join(["# Benchmarks", "", *_HOW, "", *_engine(), "", *_store(), ""])
 
 
 _HOW = [
     "Generated from the files of `benchmarks/results/` by `make docs`. They hold the command, the",
-    "versions, the processor and every single measurement. Ratios are medians over rounds, each to",
-    "the same engine without adapters in the same round: 1 is no cost at all.",
+    "versions and the machine; that of the engine every single measurement. Its ratios are medians",
+    "over rounds, each to the same engine without adapters in the same round: 1 is no cost at all.",
 ]
 
 
@@ -74,3 +74,45 @@ def _ratio(value: float | None, bar: float) -> str:
     if value is None:
         return ""
     return f"**{value:.3f}**" if value >= bar else f"{value:.3f}"
+
+
+def _store() -> Iterator[str]:
+    report = json.loads((RESULTS / "store.json").read_text())
+    catalogue, fan_out = report["catalogue"], report["fan_out"]
+    yield "## The adapter store"
+    yield ""
+    yield f"`{report['command']}` (`make bench-store`), {report['machine']};"
+    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield "Embedded server, every change on disk before it is acknowledged."
+    yield ""
+    yield f"### {catalogue['adapters']:,} adapters (bar 50 ms)"
+    yield ""
+    yield f"A process reads all of them in {catalogue['start_s']} s at its start; a change is"
+    yield f"written in {catalogue['write_ms_each']} ms (16 writers). Through HTTP, JSON included:"
+    yield ""
+    yield "| | median | P99 |"
+    yield "|---|---:|---:|"
+    for name, found in catalogue.items():
+        if isinstance(found, dict):
+            yield f"| {name} | {found['p50_ms']} ms | {found['p99_ms']} ms |"
+    yield ""
+    yield f"### A new version on {fan_out['replicas']} replicas (bar: P99 1 s)"
+    yield ""
+    yield f"Echo engines in {fan_out['replicas']} processes of Ray Serve; each of"
+    yield f"{fan_out['registrations']} registrations waits until every replica has it loaded."
+    yield ""
+    yield "| | median | P99 | longest |"
+    yield "|---|---:|---:|---:|"
+    for name, found in fan_out.items():
+        if isinstance(found, dict):
+            row = (found["p50_ms"], found["p99_ms"], found["max_ms"])
+            yield f"| {name} | " + " | ".join(f"{ms} ms" for ms in row) + " |"
+    yield ""
+    yield "### Versions that change under load (bar: no request fails)"
+    yield ""
+    yield "Eight clients ask two replicas for an adapter that is registered anew and rolled back."
+    yield ""
+    yield "| engine | requests | failed | changes | versions that answered | seconds |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for engine, found in report["updates"].items():
+        yield f"| {engine} | " + " | ".join(str(value) for value in found.values()) + " |"

@@ -269,7 +269,7 @@ def updates(url: str, base_model: str, sources: list[Path], requests: int) -> di
     return {
         "requests": len(statuses),
         "failed": sum(status != 200 for status in statuses),
-        "registrations and rollbacks": changes + changes // 5,
+        "changes": changes + changes // 5,
         "versions that answered": len(versions),
         "seconds": round(time.perf_counter() - started, 1),
     }

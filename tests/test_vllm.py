@@ -258,6 +258,8 @@ def test_the_page_on_adapters_shows_what_its_commands_print(cluster, tmp_path):
         "PYTHONPATH": str(PAGE.parent.parent),
         "PWD": str(tmp_path),
     }
+    # What other tests have left is not the page's.
+    console.run("roundhouse store gc --delete", **environment)
     for step in console.page_steps(PAGE.read_text()):
         printed = console.run(f"cd {tmp_path}; {step.command}", **environment)
         assert console.settled(printed) == console.settled(step.output), step.command
