@@ -17,11 +17,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from adapter_store.blobs import FILES, BlobGone, BlobStore, digest_of, sync
-from adapter_store.store import SCHEMA, AdapterStore
+from adapter_store.store import SCHEMA, AdapterStore, BlobUnreserved
+from cluster import rollouts
 from cluster.errors import Conflict, InvalidRequest, Unavailable
 from cluster.state import Adapter, Value
 
 REGISTRY = "registry.jsonl"
+_TRIES = 5
 
 # Told how many adapters of how many are done.
 Progress = Callable[[int, int], None]
@@ -42,11 +44,12 @@ class Restored(Value):
     kept: tuple[str, ...]
 
 
-class Record(Value):
-    """One adapter in a backup."""
+class Header(Value):
+    """The first line of a backup's registry."""
 
-    adapter: Adapter
-    issued: int
+    schema_number: int
+    made_at: float
+    issued: dict[str, int]
 
 
 async def back_up(
@@ -60,29 +63,24 @@ async def back_up(
         Unavailable: the files of an adapter are gone or damaged; its name is told.
     """
     draft = target.with_name(target.name + ".new")
-    records = [Record(adapter=a, issued=await store.issued(a.name)) async for a in store.all()]
+    adapters = [a async for a in store.all()]
+    header = Header(schema_number=SCHEMA, made_at=time.time(), issued=await store.issued())
     saved: set[str] = set()
     try:
         with tarfile.open(draft, "w") as tar:
-            for done, record in enumerate(records):
-                progress(done, len(records))
-                for version in record.adapter.versions.values():
-                    if version.digest not in saved:
-                        # Deleted meanwhile, its files stay until they are in here.
-                        await store.reserve(version.digest)
-                        await asyncio.to_thread(
-                            _save_blob, tar, blobs, record.adapter.name, version.digest
-                        )
-                        saved.add(version.digest)
-            header = {"schema": SCHEMA, "made_at": time.time()}
-            lines = [json.dumps(header), *(r.model_dump_json() for r in records)]
+            for done, adapter in enumerate(adapters):
+                progress(done, len(adapters))
+                for digest in {v.digest for v in adapter.versions.values()} - saved:
+                    await _save(store, blobs, tar, adapter.name, digest)
+                    saved.add(digest)
+            lines = [value.model_dump_json() for value in (header, *adapters)]
             _add(tar, REGISTRY, "\n".join(lines).encode())
         sync(draft)
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
-    progress(len(records), len(records))
-    return BackedUp(adapters=len(records), blobs=len(saved), size_bytes=target.stat().st_size)
+    progress(len(adapters), len(adapters))
+    return BackedUp(adapters=len(adapters), blobs=len(saved), size_bytes=target.stat().st_size)
 
 
 async def restore(
@@ -91,39 +89,59 @@ async def restore(
     """Put back what a backup holds; adapters whose names are taken stay as they are.
 
     Nothing is written before the whole registry of the backup has been read. May be run again
-    after it was cut off.
+    after it was cut off. A rollout that was under way is not taken up again.
 
     Raises:
         InvalidRequest: the file is not a backup, or a damaged one.
     """
     try:
         with tarfile.open(source, "r:") as tar:
-            records = _read_registry(tar)
+            header, adapters = _read_registry(tar)
+            await store.raise_issued(header.issued)
             restored, kept = [], []
-            for done, record in enumerate(records):
-                progress(done, len(records))
-                is_new = await _restore_one(store, blobs, tar, record)
-                (restored if is_new else kept).append(record.adapter.name)
+            for done, adapter in enumerate(adapters):
+                progress(done, len(adapters))
+                is_new = await _restore_one(store, blobs, tar, adapter)
+                (restored if is_new else kept).append(adapter.name)
     except (OSError, tarfile.TarError) as e:
         raise InvalidRequest(f"{source} cannot be read as a backup: {e}") from e
-    progress(len(records), len(records))
+    progress(len(adapters), len(adapters))
     return Restored(restored=tuple(restored), kept=tuple(kept))
 
 
+async def _save(
+    store: AdapterStore, blobs: BlobStore, tar: tarfile.TarFile, name: str, digest: str
+) -> None:
+    # Deleted meanwhile, its files stay until they are in here.
+    reservation = await store.reserve(digest)
+    await asyncio.to_thread(_save_blob, tar, blobs, name, digest)
+    if reservation is not None:
+        await store.release(digest, reservation)
+
+
 async def _restore_one(
-    store: AdapterStore, blobs: BlobStore, tar: tarfile.TarFile, record: Record
+    store: AdapterStore, blobs: BlobStore, tar: tarfile.TarFile, adapter: Adapter
 ) -> bool:
-    if await store.get(record.adapter.name) is not None:
-        return False
-    for version in record.adapter.versions.values():
-        if not await store.reserve(version.digest):
-            raise Unavailable("the collector is at work; restore when it has ended")
-        await asyncio.to_thread(_restore_blob, tar, blobs, record.adapter.name, version.digest)
-    try:
-        await store.restore(record.adapter, record.issued)
-    except Conflict:
-        return False  # registered meanwhile
-    return True
+    if adapter.rollout is not None:
+        reason = "restored from a backup while it was under way"
+        adapter = rollouts.stop(adapter, reason, adapter.rollout.evaluation, time.time())
+    for _ in range(_TRIES):
+        if await store.get(adapter.name) is not None:
+            return False
+        reservations = {}
+        for digest in {v.digest for v in adapter.versions.values()}:
+            reservations[digest] = await store.reserve(digest)
+            if reservations[digest] is None:
+                raise Unavailable("the collector is at work; restore when it has ended")
+            await asyncio.to_thread(_restore_blob, tar, blobs, adapter.name, digest)
+        try:
+            await store.restore(adapter, reservations)
+        except Conflict:
+            return False  # registered meanwhile
+        except BlobUnreserved:
+            continue
+        return True
+    raise Unavailable(f"the blob store is too slow for {adapter.name}; restore again")
 
 
 def _save_blob(tar: tarfile.TarFile, blobs: BlobStore, name: str, digest: str) -> None:
@@ -152,16 +170,17 @@ def _restore_blob(tar: tarfile.TarFile, blobs: BlobStore, name: str, digest: str
         blobs.commit(folder)
 
 
-def _read_registry(tar: tarfile.TarFile) -> list[Record]:
+def _read_registry(tar: tarfile.TarFile) -> tuple[Header, list[Adapter]]:
     try:
         with tar.extractfile(REGISTRY) as file:
             lines = file.read().decode().splitlines()
-        schema = json.loads(lines[0])["schema"]
+        schema = json.loads(lines[0])["schema_number"]
         if schema > SCHEMA:
             raise InvalidRequest(
                 f"the backup was made by a newer release (schema {schema}, this one knows {SCHEMA})"
             )
-        return [Record.model_validate_json(line) for line in lines[1:]]
+        header = Header.model_validate_json(lines[0])
+        return header, [Adapter.model_validate_json(line) for line in lines[1:]]
     except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise InvalidRequest(f"not a backup: its {REGISTRY} is missing or damaged ({e})") from e
     except ValidationError as e:

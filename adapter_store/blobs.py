@@ -87,7 +87,8 @@ class LocalBlobs:
 
     def digests(self) -> Iterator[tuple[str, int]]:
         for folder in sorted(self._root.glob("??/*")):
-            yield folder.name, sum(file.stat().st_size for file in folder.iterdir())
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                yield folder.name, sum(file.stat().st_size for file in folder.iterdir())
 
     def remove(self, digest: str) -> None:
         with contextlib.suppress(FileNotFoundError), _own_folder(self._unfinished) as folder:
@@ -95,10 +96,7 @@ class LocalBlobs:
             self._path(digest).rename(folder / "gone")
 
     def sweep(self) -> None:
-        for folder in self._unfinished.glob("*"):
-            # Another cluster may share the folder: what is fresh may be its work.
-            if time.time() - folder.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(folder, ignore_errors=True)
+        remove_abandoned(self._unfinished)
 
     def _path(self, digest: str) -> Path:
         return self._root / digest[:2] / digest
@@ -141,6 +139,15 @@ def sync(*paths: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders that a crash left. Another cluster may share the place: what is fresh may
+    be its work."""
+    for folder in parent.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

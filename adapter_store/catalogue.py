@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from adapter_store.store import BLOCK_S, AdapterStore, is_before
 from adapter_store.tasks import cancel
-from cluster.errors import ModelNotFound, StoreUnavailable
+from cluster.errors import StoreUnavailable
 from cluster.state import STABLE, Adapter, Version
 
 logger = logging.getLogger(__name__)
@@ -70,19 +70,12 @@ class Catalogue:
         for name in self._names[bisect_right(self._names, after) :]:
             yield self.adapters[name]
 
-    def find(self, name: str) -> tuple[Adapter, Version]:
-        """The adapter and version behind ``name``, ``name@3`` or ``name@alias``.
-
-        Raises:
-            ModelNotFound: no such adapter or version; names the nearest ones.
-        """
+    def find(self, name: str) -> tuple[Adapter, Version] | None:
+        """The adapter and version behind ``name``, ``name@3`` or ``name@alias``."""
         plain, _, selector = name.partition("@")
         adapter = self.adapters.get(plain)
         version = adapter.resolve(selector or STABLE) if adapter else None
-        if version is None:
-            known = self.adapters if adapter is None else [f"{plain}@{n}" for n in adapter.versions]
-            raise ModelNotFound(name, known)
-        return adapter, version
+        return None if version is None else (adapter, version)
 
     async def wait_for(self, position: str) -> None:
         """Return when every change up to `position` has been applied here."""

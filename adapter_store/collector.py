@@ -1,11 +1,13 @@
 """Removes what nothing refers to any more: blobs without a version, uploads left behind."""
 
 import asyncio
+import contextlib
 import time
 
 from adapter_store.blobs import BlobStore
 from adapter_store.store import AdapterStore
 from adapter_store.uploads import Uploads
+from cluster.errors import Conflict, NotFound
 from cluster.state import Value
 
 # A removal takes moves of two files; nobody may store the same content again before it is through.
@@ -21,15 +23,30 @@ class Collected(Value):
 
 
 async def collect(
-    store: AdapterStore, blobs: BlobStore, uploads: Uploads, *, dry_run: bool
+    store: AdapterStore,
+    blobs: BlobStore,
+    uploads: Uploads,
+    *,
+    dry_run: bool,
+    may_be_empty: bool = False,
 ) -> Collected:
     """Remove every blob that no version uses, and every upload older than a day.
 
     Safe beside registrations: they reserve a blob before they write it, and a blob that is being
     removed cannot be reserved.
+
+    Raises:
+        Conflict: the store has no adapters at all, and `may_be_empty` does not say that this is
+            right: it may be the wrong store, and all files would go.
     """
     digests, total = [], 0
-    for digest, size_bytes in await asyncio.to_thread(lambda: list(blobs.digests())):
+    found = await asyncio.to_thread(lambda: list(blobs.digests()))
+    if found and not dry_run and not may_be_empty and await store.is_empty():
+        raise Conflict(
+            f"this store has no adapters, so all {len(found)} blobs would go; is it the right one "
+            "(store.url, store.namespace)? `--even-all` removes them"
+        )
+    for digest, size_bytes in found:
         if dry_run:
             is_garbage = await store.condemn(digest, for_s=0)
         else:
@@ -40,7 +57,8 @@ async def collect(
     outdated = await asyncio.to_thread(lambda: list(uploads.outdated()))
     if not dry_run:
         for upload_id in outdated:
-            await asyncio.to_thread(uploads.remove, upload_id)
+            with contextlib.suppress(NotFound):  # another collector was faster
+                await asyncio.to_thread(uploads.remove, upload_id)
     return Collected(blobs=tuple(digests), blob_bytes=total, uploads=tuple(outdated))
 
 

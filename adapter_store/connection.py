@@ -18,10 +18,11 @@ from cluster.errors import ConfigError
 Client = Redis | RedisCluster
 
 _SENTINEL, _CLUSTER = "+sentinel", "+cluster"
-# A long wait for events must end before the socket gives up.
+_SCHEMES = ("redis", "rediss")
 # Sentinel's pool cannot make callers wait.
 _SENTINEL_CONNECTIONS = 1000
 _POOL: dict[str, Any] = {"max_connections": 256, "timeout": 10}
+# A long wait for events must end before the socket gives up.
 _SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 5}
 
 
@@ -33,16 +34,16 @@ def open_client(url: str) -> Client:
     """
     scheme = urlsplit(url).scheme
     try:
-        if scheme.endswith(_SENTINEL):
+        if scheme in [f"{s}{_SENTINEL}" for s in _SCHEMES]:
             return _sentinel(url)
-        if scheme.endswith(_CLUSTER):
+        if scheme in [f"{s}{_CLUSTER}" for s in _SCHEMES]:
             return _cluster(url)
         # Blocking: those beyond the bound wait for a connection, rather than fail.
         pool = BlockingConnectionPool.from_url(
             url, decode_responses=True, health_check_interval=15, **_POOL, **_SOCKET
         )
         return Redis.from_pool(pool)
-    except (ValueError, RedisError) as e:
+    except (ValueError, TypeError, RedisError) as e:
         raise ConfigError(f"store.url: {e}", param="store.url") from e
 
 
@@ -87,7 +88,7 @@ def _hosts(url: str, default_port: int) -> list[tuple[str, int]]:
     found = []
     for part in hosts.split(","):
         host, separator, port = part.rpartition(":")
-        found.append((host, int(port)) if separator else (part, default_port))
+        found.append((host.strip("[]"), int(port)) if separator else (part, default_port))
     return found
 
 

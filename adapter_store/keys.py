@@ -33,7 +33,7 @@ class Keys:
 
     @property
     def schema(self) -> str:
-        """Number of the layout of all these keys; see `schema.py`."""
+        """Number of the layout of all these keys; see `store.SCHEMA`."""
         return self._key("schema")
 
     @property
@@ -71,15 +71,18 @@ class Keys:
         """Set of ``name@version`` that use the blob."""
         return self._key("blob", digest)
 
-    @property
-    def reserved(self) -> str:
-        """Sorted set: digest -> Unix time in ms until which a registration needs the blob."""
-        return self._key("blobs-reserved")
+    def reserved(self, digest: str) -> str:
+        """Sorted set: reservation -> Unix time in ms until which somebody needs the blob."""
+        return self._key("blob-reserved", digest)
 
     @property
     def condemned(self) -> str:
         """Sorted set: digest -> Unix time in ms until which the collector may remove the blob."""
         return self._key("blobs-condemned")
+
+    def once(self, token: str) -> str:
+        """The reply to a change, for a minute, should its answer get lost on the way."""
+        return self._key("once", token)
 
     def driver(self, name: str) -> str:
         """Who moves the adapter's rollout on; expires, so that another takes over."""

@@ -1,11 +1,15 @@
 """Registering an adapter: fetch, check, put under its hash, record. All or nothing."""
 
 import asyncio
+import contextlib
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
 from adapter_store.blobs import BlobStore, open_blobs
 from adapter_store.door import (
@@ -15,16 +19,28 @@ from adapter_store.door import (
     check_sha256,
     read_json_object,
 )
+from adapter_store.filesystems import storage
 from adapter_store.signatures import signer_of
 from adapter_store.sources import CARD_FILE, Progress, Sources
 from adapter_store.store import AdapterStore, BlobUnreserved, Stored, name_taken, new_version
-from adapter_store.uploads import Uploads
-from cluster.errors import Conflict, InvalidRequest, ModelNotFound, Unavailable
+from adapter_store.uploads import UPLOAD, Uploads
+from cluster.errors import (
+    Conflict,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    Stale,
+    Unavailable,
+    parse,
+)
 from cluster.settings import RESERVED_NAMES, StoreSettings
 from cluster.state import BaseModelFacts, Card, Lineage, Value, Version
 
 _RESERVE_AGAIN_S = 0.5
 _TRIES = 20
+_AT_ONCE = 4
+
+Result = TypeVar("Result")
 
 
 class Registration(Value):
@@ -66,6 +82,7 @@ class Registrar:
         self.uploads = Uploads(settings)
         self._sources = Sources(settings, self.uploads)
         self._running: set[asyncio.Task[Stored]] = set()
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "registration")
 
     async def register(
         self,
@@ -93,7 +110,11 @@ class Registrar:
         )
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        stored = await asyncio.shield(task)
+        if registration.source.startswith(UPLOAD):
+            with contextlib.suppress(NotFound):
+                await self._in_thread(self.uploads.remove, registration.source.removeprefix(UPLOAD))
+        return stored
 
     def sweep(self) -> None:
         """Remove what a crash left; call it when nobody registers."""
@@ -105,57 +126,54 @@ class Registrar:
     ) -> Stored:
         if registration.name is not None and mode == "create":
             await self._check_free(registration.name)
-        folder = await asyncio.to_thread(self._sources.fetch, registration.source, progress)
+        folder = await self._in_thread(self._sources.fetch, registration.source, progress)
         try:
-            card = await self._card(registration, folder, default_base)
-            base = await self._check_name(card, mode)
+            sent = await self._in_thread(self._sent_card, registration, folder, default_base)
+            _, base, _ = await self._card(sent, mode)
             progress("checking", 0, None)
-            version = await asyncio.to_thread(self._admit, registration, folder, base)
+            version = await self._in_thread(self._admit, registration, folder, base)
             progress("storing", 0, version.size_bytes)
-            return await self._record(registration, card, version, mode, folder)
+            return await self._record(registration, sent, version, mode, folder)
         finally:
-            await asyncio.to_thread(shutil.rmtree, folder)
+            await self._in_thread(shutil.rmtree, folder)
 
-    async def _card(
-        self, registration: Registration, folder: Path, default_base: str | None
-    ) -> Card:
-        """What was sent, over the card in the folder, over the card that is stored."""
-        sent = registration.model_dump(exclude=_OF_VERSION, exclude_none=True)
-        fields = await asyncio.to_thread(_card_file, folder) | sent
-        fields.setdefault("name", self._sources.name_of(registration.source))
-        stored = await self._store.get(str(fields["name"]))
-        if stored is not None:
-            fields = stored.card.model_dump(mode="json") | fields
-        elif default_base is not None:
-            fields.setdefault("base_model", default_base)
-        if "base_model" not in fields:
-            raise InvalidRequest(
-                "base_model is required: name the base model that the adapter was trained on",
-                param="base_model",
-            )
-        return parse_card(fields)
+    async def _in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
+        """In threads of our own: slow sources must not hold up what else the process does."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def _check_free(self, name: str) -> None:
         """Before anything is fetched for it."""
         if await self._store.get(name) is not None:
             raise name_taken(name)
 
-    async def _check_name(self, card: Card, mode: str) -> BaseModelFacts:
+    def _sent_card(
+        self, registration: Registration, folder: Path, default_base: str | None
+    ) -> "_SentCard":
+        """What was sent, over the card in the folder, over what the place suggests."""
+        given = registration.model_dump(exclude=_OF_VERSION, exclude_none=True)
+        fields = _card_file(folder) | given
+        if "name" not in fields:
+            fields["name"] = self._sources.name_of(registration.source)
+        return _SentCard(fields, default_base)
+
+    async def _card(self, sent: "_SentCard", mode: str) -> tuple[Card, BaseModelFacts, int]:
+        """The card to store, over the one that is stored; its base model; the stored revision."""
+        stored = await self._store.get(str(sent.fields["name"]))
+        card = sent.over(stored.card if stored else None)
         if card.name in RESERVED_NAMES or await self._store.base_model(card.name) is not None:
             raise InvalidRequest(f"the name {card.name!r} is taken by a model", param="name")
-        existing = await self._store.get(card.name)
-        if existing is not None and mode == "create":
+        if stored is not None and mode == "create":
             raise name_taken(card.name)
-        if existing is not None and existing.card.base_model != card.base_model:
+        if stored is not None and stored.card.base_model != card.base_model:
             raise Conflict(
-                f"{card.name!r} is an adapter of {existing.card.base_model}; for {card.base_model} "
+                f"{card.name!r} is an adapter of {stored.card.base_model}; for {card.base_model} "
                 "register it under another name",
                 param="base_model",
             )
         base = await self._store.base_model(card.base_model)
         if base is None:
             raise ModelNotFound(card.base_model, param="base_model")
-        return base
+        return card, base, stored.revision if stored else 0
 
     def _admit(self, registration: Registration, folder: Path, base: BaseModelFacts) -> Version:
         """The checks at the door."""
@@ -178,24 +196,61 @@ class Registrar:
         )
 
     async def _record(
-        self, registration: Registration, card: Card, version: Version, mode: str, folder: Path
+        self,
+        registration: Registration,
+        sent: "_SentCard",
+        version: Version,
+        mode: str,
+        folder: Path,
     ) -> Stored:
         for _ in range(_TRIES):
-            if not await self._store.reserve(version.digest):
+            reservation = await self._store.reserve(version.digest)
+            if reservation is None:
                 await asyncio.sleep(_RESERVE_AGAIN_S)  # the collector is removing it
                 continue
-            await asyncio.to_thread(self.blobs.commit, folder)
+            await self._in_thread(self._commit, folder)
+            # Read now: others may have changed the card while the files were on their way.
+            card, _, revision = await self._card(sent, mode)
             try:
                 return await self._store.put(
                     card,
                     version,
+                    reservation,
                     mode=mode,
                     promote=registration.promote,
-                    revision=registration.revision,
+                    revision=revision if registration.revision is None else registration.revision,
                 )
             except BlobUnreserved:
                 continue
+            except Stale:
+                await self._store.release(version.digest, reservation)
+                if registration.revision is not None:
+                    raise
         raise Unavailable("the blob store is too slow, or its collector hangs; try again")
+
+    def _commit(self, folder: Path) -> None:
+        with storage("the blob store"):
+            self.blobs.commit(folder)
+
+
+@dataclass(frozen=True)
+class _SentCard:
+    """The fields that a registration brings."""
+
+    fields: dict[str, Any]
+    default_base: str | None
+
+    def over(self, stored: Card | None) -> Card:
+        """The whole card; what nobody mentions stays as it is stored."""
+        if stored is not None:
+            return parse(Card, stored.model_dump(mode="json") | self.fields)
+        base_model = self.fields.get("base_model", self.default_base)
+        if base_model is None:
+            raise InvalidRequest(
+                "base_model is required: name the base model that the adapter was trained on",
+                param="base_model",
+            )
+        return parse(Card, self.fields | {"base_model": base_model})
 
 
 def _silence(what: str, done: int, total: int | None) -> None:
@@ -212,11 +267,3 @@ def _card_file(folder: Path) -> dict[str, Any]:
     if extra and isinstance(metadata, dict):
         known["metadata"] = {**extra, **metadata}
     return known
-
-
-def parse_card(fields: dict[str, Any]) -> Card:
-    """A card from JSON; raises InvalidRequest, which names the field."""
-    try:
-        return Card.model_validate(fields)
-    except ValidationError as e:
-        raise InvalidRequest.of(e) from e

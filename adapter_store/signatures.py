@@ -4,9 +4,12 @@ Made with `model_signing sign key --private_key KEY.pem --signature model.sig FO
 that holds the adapter's two files.
 """
 
+import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapter_store.blobs import FILES
 from cluster.errors import AdapterRefused, ConfigError
 
 SIGNATURE = "model.sig"
@@ -59,6 +62,14 @@ def _refusal(folder: Path, key: Path) -> str | None:
     )
     try:
         verifier.verify(folder, signature)
+        unsigned = set(FILES) - _signed_files(signature)
     except Exception as e:  # noqa: BLE001 (a hostile signature may break the library anywhere)
         return str(e)[:200] or type(e).__name__
-    return None
+    return f"it does not cover {min(unsigned)}" if unsigned else None
+
+
+def _signed_files(signature: Path) -> set[str]:
+    """The files that a verified signature speaks of: an in-toto statement in a DSSE envelope."""
+    payload = json.loads(signature.read_bytes())["dsseEnvelope"]["payload"]
+    resources = json.loads(base64.b64decode(payload))["predicate"]["resources"]
+    return {resource["name"] for resource in resources}

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from adapter_store.blobs import CONFIG, FILES, WEIGHTS
+from adapter_store.blobs import CONFIG, FILES, WEIGHTS, remove_abandoned
 from adapter_store.filesystems import open_filesystem
 from adapter_store.signatures import SIGNATURE
-from adapter_store.uploads import Uploads
+from adapter_store.uploads import UPLOAD, Uploads
 from cluster.errors import AdapterRefused, RoundhouseError, Unavailable
 from cluster.settings import StoreSettings
 
@@ -32,6 +32,13 @@ ARCHIVES = (".zip", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar", ".tgz")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CHUNK = 4 * 2**20
 _SMALL_BYTES = 1 << 20
+_LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _MAX_MEMBERS = 10_000
 # RuntimeError and NotImplementedError: encrypted, or packed in a way that Python does not know.
 _BROKEN_ARCHIVE = (
@@ -82,16 +89,16 @@ class Sources:
 
     def name_of(self, source: str) -> str:
         """The name that a place suggests: its last folder, or its archive without the ending."""
-        if source.startswith("upload://"):
-            source = self._uploads.filename(source.removeprefix("upload://"))
+        if source.startswith(UPLOAD):
+            source = self._uploads.filename(source.removeprefix(UPLOAD))
         name = source.partition("?")[0].rstrip("/").rpartition("/")[2]
         for ending in ARCHIVES:
             name = name.removesuffix(ending)
         return name
 
     def sweep(self) -> None:
-        """Remove what a crash left; call it when nobody fetches."""
-        shutil.rmtree(self._staging, ignore_errors=True)
+        """Remove what a crash left."""
+        remove_abandoned(self._staging)
 
     def _scheme(self, source: str) -> str:
         if not source or not source.isprintable():
@@ -106,7 +113,7 @@ class Sources:
 
     def _fetch_upload(self, source: str, folder: Path, progress: Progress) -> None:
         with _temporary(folder) as archive:
-            self._uploads.save(source.removeprefix("upload://"), archive)
+            self._uploads.save(source.removeprefix(UPLOAD), archive)
             self._extract(archive, folder, progress)
 
     def _fetch_local(self, path: Path, folder: Path, progress: Progress) -> None:
@@ -170,15 +177,15 @@ class Sources:
         _check_complete(folder, names)
 
     def _copy(self, data: IO[bytes], target: Path, size: int | None, progress: Progress) -> None:
-        limit = (
-            self._max_bytes if target.name not in (CONFIG, CARD_FILE, SIGNATURE) else _SMALL_BYTES
-        )
+        is_small = target.name in (CONFIG, CARD_FILE, SIGNATURE)
+        limit = _SMALL_BYTES if is_small else self._max_bytes
         done = 0
         with target.open("wb") as out:
             while chunk := data.read(_CHUNK):
                 done += len(chunk)
                 if done > limit:
-                    _refuse(f"{target.name} is larger than {limit} bytes (store.max_adapter_bytes)")
+                    setting = "" if is_small else " (store.max_adapter_bytes)"
+                    _refuse(f"{target.name} is larger than {limit} bytes{setting}")
                 out.write(chunk)
                 progress(f"fetching {target.name}", done, size)
 
@@ -249,13 +256,22 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
                     for i in packed.infolist()
                 )
         else:
-            with tarfile.open(archive, "r:*") as packed:
+            with tarfile.open(archive, "r:*", tarinfo=_TarInfo) as packed:
                 yield (
                     (m.name, m.size, m.isreg(), lambda m=m, packed=packed: packed.extractfile(m))
                     for m in packed
                 )
     except _BROKEN_ARCHIVE as e:
         raise AdapterRefused(f"not an archive that can be read: {e}", param="source") from e
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Refuses headers that would fill the memory: tarfile reads long names and the like whole."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _LONG_HEADERS and self.size > _SMALL_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)
 
 
 def _is_link(member: zipfile.ZipInfo) -> bool:
@@ -286,7 +302,7 @@ def _explained(source: str) -> Iterator[None]:
     except (ImportError, ValueError) as e:
         raise AdapterRefused(f"{source}: {e}", param="source") from e
     except Exception as e:
-        if source.startswith("upload://") or "://" not in source:
+        if source.startswith(UPLOAD) or "://" not in source:
             if isinstance(e, OSError):
                 raise AdapterRefused(f"{source}: {e}", param="source") from e
             raise

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,18 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from adapter_store.connection import Client, close_client, open_client
 from adapter_store.keys import Keys
-from cluster.errors import ConfigError, Conflict, ModelNotFound, StoreUnavailable, Unavailable
+from cluster.errors import (
+    ConfigError,
+    Conflict,
+    ModelNotFound,
+    Stale,
+    StoreUnavailable,
+    Unavailable,
+)
 from cluster.settings import StoreSettings
 from cluster.state import (
+    LATEST,
+    STABLE,
     Adapter,
     BaseModelFacts,
     Card,
@@ -145,6 +155,7 @@ class AdapterStore:
         self,
         card: Card,
         version: Version,
+        reservation: str,
         *,
         mode: str,
         promote: bool = True,
@@ -152,15 +163,19 @@ class AdapterStore:
     ) -> Stored:
         """Store a card with one version, whose blob is reserved, and move `latest` to it.
 
-        Weights that the adapter already has (same digest) keep their version number.
+        Weights that the adapter already has, with the same claims (base model, signature, lineage),
+        keep their version number.
 
         Args:
+            reservation: of the version's blob, from :meth:`reserve`; it ends with this call.
             mode: ``create`` (the name must be free), ``update`` (it must exist) or ``upsert``.
             promote: whether the plain name is answered by this version from now on; the first
                 version always is.
-            revision: of the adapter that the caller has read; None takes any.
+            revision: of the adapter that the caller has read, 0 when there was none; None takes
+                any.
 
         Raises:
+            Stale: the adapter has another revision.
             BlobUnreserved: reserve the blob again, and see that its files are there.
         """
         keys = self._keys
@@ -174,13 +189,14 @@ class AdapterStore:
                     keys.sequence,
                     keys.blob(version.digest),
                     keys.issued,
-                    keys.reserved,
+                    keys.reserved(version.digest),
+                    keys.once(uuid.uuid4().hex),
                 ],
                 [
                     card.name,
                     card.model_dump_json(),
                     version.model_dump_json(exclude={"number"}),
-                    version.digest,
+                    reservation,
                     mode,
                     "" if revision is None else revision,
                     int(promote),
@@ -209,7 +225,8 @@ class AdapterStore:
 
         Raises:
             ModelNotFound: no such adapter.
-            Conflict: it has another revision, or an alias would point to no version.
+            Stale: it has another revision.
+            Conflict: an alias would point to no version.
         """
         for _ in range(_MAX_TRIES):
             before = await self.get(name)
@@ -219,19 +236,20 @@ class AdapterStore:
                 raise _stale(name)
             after = edit(before)
             try:
-                position = await self._replace(before, after)
+                position, now = await self._replace(before, after)
             except ResponseError as e:
                 refusal = _refusal(e, name)
                 if revision is not None or not str(e).endswith("STALE"):
                     raise refusal from e
             else:
                 return Changed(
-                    adapter=after.model_copy(update={"revision": before.revision + 1}),
+                    adapter=after.model_copy(update={"revision": now}),
                     position=position,
                 )
         raise _stale(name)
 
-    async def _replace(self, before: Adapter, after: Adapter) -> str:
+    async def _replace(self, before: Adapter, after: Adapter) -> tuple[str, int]:
+        """Returns the event's position and the new revision."""
         old, new = _fields(before), _fields(after)
         changed = {k: v for k, v in new.items() if old.get(k) != v}
         removed = [k for k in old if k not in new]
@@ -243,6 +261,7 @@ class AdapterStore:
                 keys.adapter(before.name),
                 keys.events,
                 keys.sequence,
+                keys.once(uuid.uuid4().hex),
                 *(keys.blob(v.digest) for v in gone),
             ],
             [
@@ -283,6 +302,10 @@ class AdapterStore:
                     yield adapter
             after = f"({names[-1]}" if names else after
 
+    async def is_empty(self) -> bool:
+        with _translated():
+            return not await self._redis.zcard(self._keys.names)
+
     async def delete(self, name: str, *, revision: int | None = None) -> str:
         """Remove an adapter with all its versions; returns the event's position."""
         for _ in range(_MAX_TRIES):
@@ -300,6 +323,7 @@ class AdapterStore:
                         keys.names,
                         keys.events,
                         keys.sequence,
+                        keys.once(uuid.uuid4().hex),
                         *(keys.blob(v.digest) for v in versions),
                     ],
                     [name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
@@ -311,53 +335,62 @@ class AdapterStore:
 
     # -- backup -----------------------------------------------------------------------------
 
-    async def issued(self, name: str) -> int:
-        """The highest version number that the adapter ever had."""
+    async def issued(self) -> dict[str, int]:
+        """The highest version number that each adapter ever had, removed ones included."""
         with _translated():
-            return int(await self._redis.hget(self._keys.issued, name) or 0)
+            found = await self._redis.hgetall(self._keys.issued)
+        return {name: int(number) for name, number in found.items()}
 
-    async def restore(self, adapter: Adapter, issued: int) -> str:
-        """Put an adapter back as it was, versions with their numbers; their blobs are reserved.
+    async def raise_issued(self, issued: Mapping[str, int]) -> None:
+        """Never again give a number that was given elsewhere."""
+        if issued:
+            args = [part for item in issued.items() for part in item]
+            await self._run("raise_issued", [self._keys.issued], args)
+
+    async def restore(self, adapter: Adapter, reservations: Mapping[str, str]) -> str:
+        """Put an adapter back as it was, versions with their numbers.
+
+        Args:
+            reservations: of the versions' blobs, by digest; they end with this call.
 
         Raises:
             Conflict: the name is taken.
+            BlobUnreserved: as for :meth:`put`.
         """
-        keys, versions = self._keys, list(adapter.versions.values())
+        keys, versions, name = self._keys, list(adapter.versions.values()), adapter.name
+        blobs = [k for v in versions for k in (keys.blob(v.digest), keys.reserved(v.digest))]
+        users = [a for v in versions for a in (reservations[v.digest], f"{name}@{v.number}")]
+        fields = [part for item in _fields(adapter).items() for part in item]
+        once = keys.once(uuid.uuid4().hex)
         try:
             return await self._run(
                 "restore_adapter",
-                [
-                    keys.adapter(adapter.name),
-                    keys.names,
-                    keys.events,
-                    keys.sequence,
-                    keys.issued,
-                    keys.reserved,
-                    *(keys.blob(v.digest) for v in versions),
-                ],
-                [
-                    adapter.name,
-                    issued,
-                    len(versions),
-                    *(part for v in versions for part in (v.digest, f"{adapter.name}@{v.number}")),
-                    *(part for item in _fields(adapter).items() for part in item),
-                    "revision",
-                    adapter.revision,
-                ],
+                [keys.adapter(name), keys.names, keys.events, keys.sequence, once, *blobs],
+                [name, len(versions), *users, *fields],
             )
         except ResponseError as e:
-            raise _refusal(e, adapter.name) from e
+            raise _refusal(e, name) from e
 
     # -- blobs ------------------------------------------------------------------------------
 
-    async def reserve(self, digest: str, *, for_s: float = RESERVATION_S) -> bool:
-        """Keep the collector away from a blob; False while it is being removed."""
-        keys = [self._keys.reserved, self._keys.condemned]
-        return bool(await self._run("reserve_blob", keys, [digest, round(for_s * 1000)]))
+    async def reserve(self, digest: str, *, for_s: float = RESERVATION_S) -> str | None:
+        """Keep the collector away from a blob; None while it is being removed.
+
+        Returns:
+            The reservation, for the call that records a version, or for :meth:`release`.
+        """
+        reservation = uuid.uuid4().hex
+        keys = [self._keys.reserved(digest), self._keys.condemned]
+        args = [digest, reservation, round(for_s * 1000)]
+        return reservation if await self._run("reserve_blob", keys, args) else None
+
+    async def release(self, digest: str, reservation: str) -> None:
+        with _translated():
+            await self._redis.zrem(self._keys.reserved(digest), reservation)
 
     async def condemn(self, digest: str, *, for_s: float) -> bool:
         """Whether nothing uses or reserves a blob; with `for_s` > 0 nothing can until then."""
-        keys = [self._keys.blob(digest), self._keys.reserved, self._keys.condemned]
+        keys = [self._keys.blob(digest), self._keys.reserved(digest), self._keys.condemned]
         return bool(await self._run("condemn_blob", keys, [digest, round(for_s * 1000)]))
 
     async def absolve(self, digest: str) -> None:
@@ -409,11 +442,12 @@ class AdapterStore:
         return [Member.model_validate_json(r) for r in raw if r]
 
     async def confirmations(
-        self, position: str, *, timeout_s: float, at_least: int = 0
+        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
     ) -> AsyncIterator[Member]:
         """Each live member, as soon as it has applied the change at `position`; ends when all have.
 
         Args:
+            loaded: a version (`name@number`) that must not be on its way into a replica any more.
             at_least: how many members there must be; a busy one may have lost its lease for a
                 moment.
 
@@ -425,7 +459,7 @@ class AdapterStore:
         seen = await self._newest(self._keys.reports)
         while True:
             members = await self.members()
-            behind = [m for m in members if is_before(m.position, position)]
+            behind = [m for m in members if is_before(m.position, position) or loaded in m.loading]
             for member in members:
                 if member not in behind and member.id not in confirmed:
                     confirmed.add(member.id)
@@ -442,7 +476,7 @@ class AdapterStore:
             seen = entries[-1][0] if entries else seen
 
     async def converged(
-        self, position: str, *, timeout_s: float, at_least: int = 0
+        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
     ) -> list[Member]:
         """Wait until every live member has applied the change at `position`; returns them.
 
@@ -561,6 +595,8 @@ def _adapter(fields: Mapping[str, str]) -> Adapter:
             versions[int(rest)] = Version.model_validate_json(value)
         elif kind == "alias":
             aliases[rest] = int(value)
+    # A process of an older release, in the midst of an upgrade, writes none.
+    aliases.setdefault(STABLE, aliases[LATEST])
     rollout, last = fields.get("rollout"), fields.get("last_rollout")
     return Adapter(
         card=Card.model_validate_json(fields["card"]),
@@ -594,10 +630,8 @@ def _refusal(error: ResponseError, name: str) -> Exception:
             return error
 
 
-def _stale(name: str) -> Conflict:
-    return Conflict(
-        f"adapter {name!r} was changed meanwhile; read it and try again", param="revision"
-    )
+def _stale(name: str) -> Stale:
+    return Stale(f"adapter {name!r} was changed meanwhile; read it and try again", param="revision")
 
 
 @contextlib.contextmanager

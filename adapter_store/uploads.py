@@ -4,6 +4,7 @@ Each part is an object named by its offset, beside the blobs: any process may ta
 and an upload goes on where it broke off.
 """
 
+import contextlib
 import json
 import time
 import uuid
@@ -11,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adapter_store.filesystems import open_filesystem
+from adapter_store.filesystems import open_filesystem, storage
 from cluster.errors import Conflict, InvalidRequest, NotFound, PayloadTooLarge
 from cluster.settings import StoreSettings
 
+UPLOAD = "upload://"
 PART_BYTES = 8 * 2**20
 KEPT_S = 24 * 3600.0
 _ABOUT = "about.json"
+_PLACE = "the place of uploads"
 
 
 class Uploads:
@@ -36,9 +39,10 @@ class Uploads:
             )
         files, root = open_filesystem(self._url)
         upload_id = uuid.uuid4().hex
-        files.makedirs(f"{root}/{upload_id}", exist_ok=True)
         about = {"length": length, "filename": filename}
-        files.pipe_file(f"{root}/{upload_id}/{_ABOUT}", json.dumps(about).encode())
+        with storage(_PLACE):
+            files.makedirs(f"{root}/{upload_id}", exist_ok=True)
+            files.pipe_file(f"{root}/{upload_id}/{_ABOUT}", json.dumps(about).encode())
         return upload_id
 
     def state(self, upload_id: str) -> tuple[int, int]:
@@ -64,7 +68,8 @@ class Uploads:
             raise PayloadTooLarge(f"the upload was announced with {length} bytes")
         files, folder = self._folder(upload_id)
         if data:
-            files.pipe_file(f"{folder}/{offset:020d}", data)
+            with storage(_PLACE):
+                files.pipe_file(f"{folder}/{offset:020d}", data)
         return offset + len(data)
 
     def save(self, upload_id: str, target: Path) -> None:
@@ -82,7 +87,8 @@ class Uploads:
     def remove(self, upload_id: str) -> None:
         files, folder = self._folder(upload_id)
         self._about(upload_id)
-        files.rm(folder, recursive=True)
+        with storage(_PLACE), contextlib.suppress(FileNotFoundError):
+            files.rm(folder, recursive=True)
 
     def outdated(self) -> Iterator[str]:
         """Uploads begun more than a day ago."""
@@ -95,14 +101,21 @@ class Uploads:
     def _about(self, upload_id: str) -> dict[str, Any]:
         files, folder = self._folder(upload_id)
         try:
-            return json.loads(files.cat_file(f"{folder}/{_ABOUT}"))
+            with storage(_PLACE):
+                return json.loads(files.cat_file(f"{folder}/{_ABOUT}"))
         except FileNotFoundError as e:
             raise _unknown(upload_id) from e
 
     def _parts(self, upload_id: str) -> list[tuple[str, int]]:
         files, folder = self._folder(upload_id)
-        found = files.ls(folder, detail=True)
+        with storage(_PLACE):
+            found = files.ls(folder, detail=True)
         parts = {f["name"]: int(f["size"]) for f in found if not f["name"].endswith(_ABOUT)}
+        end = 0
+        for path, size in sorted(parts.items()):
+            if int(path.rpartition("/")[2]) != end:
+                raise Conflict("the upload's parts overlap: two clients sent it; begin a new one")
+            end += size
         return sorted(parts.items())
 
     def _folder(self, upload_id: str) -> tuple[Any, str]:

@@ -131,8 +131,8 @@ async def _fill(store: AdapterStore, size: int) -> None:
         digest = f"{i:064x}"
         weights = new_version(digest=digest, size_bytes=1, rank=8, target_modules=("q_proj",))
         async with turns:
-            await store.reserve(digest)
-            await store.put(card, weights, mode="create")
+            reservation = await store.reserve(digest)
+            await store.put(card, weights, reservation, mode="create")
 
     await asyncio.gather(*(put(i) for i in range(size)))
 
@@ -146,10 +146,6 @@ def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
 
     async def deployments():
         return ()
-
-    @contextmanager
-    def nothing() -> Iterator[None]:
-        yield
 
     class _Lifespan:
         def __init__(self, app: FastAPI) -> None: ...
@@ -249,7 +245,11 @@ def updates(url: str, base_model: str, sources: list[Path], requests: int) -> di
     def ask() -> None:
         with httpx.Client(base_url=url, timeout=120) as client:
             while len(statuses) < requests:
-                answer = client.post("/v1/chat/completions", json=body)
+                try:
+                    answer = client.post("/v1/chat/completions", json=body)
+                except httpx.HTTPError:
+                    statuses.append(0)
+                    continue
                 statuses.append(answer.status_code)
                 versions.add(answer.headers.get("x-roundhouse-version", ""))
         enough.set()

@@ -5,8 +5,14 @@ The wire shape is OpenAI's: ``{"error": {"message", "type", "param", "code"}}``.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+_LONGEST_COMPARED = 130
+_MOST_COMPARED = 1000
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class RoundhouseError(Exception):
@@ -65,6 +71,14 @@ class InvalidRequest(RoundhouseError):
         return cls(f"{field}: {first['msg']}", param=field)
 
 
+def parse(model: type[Model], fields: dict[str, Any]) -> Model:
+    """A value from what a client sent; raises InvalidRequest, which names the field."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as e:
+        raise InvalidRequest.of(e) from e
+
+
 class AdapterRefused(InvalidRequest):
     """An adapter did not pass the checks at the door; nothing of it was stored."""
 
@@ -95,7 +109,7 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
     def __init__(self, name: str, known: Iterable[str] = (), *, param: str = "model") -> None:
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        near = get_close_matches(name, _likely(name, known), n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
         shown = name if len(name) <= 80 else name[:77] + "..."
         super().__init__(
@@ -104,12 +118,26 @@ class ModelNotFound(NotFound):
         )
 
 
+def _likely(name: str, known: Iterable[str]) -> list[str]:
+    """The names worth comparing: that takes time, and anybody may ask for anything."""
+    if len(name) > _LONGEST_COMPARED:
+        return []
+    names = list(known)
+    if len(names) > _MOST_COMPARED:
+        names = [n for n in names if n[:1] == name[:1]][:_MOST_COMPARED]
+    return names
+
+
 class Conflict(RoundhouseError):
     """The write contradicts what is stored: a name taken, a stale revision."""
 
     status = 409
     type = "invalid_request_error"
     code = "conflict"
+
+
+class Stale(Conflict):
+    """What the writer has read was changed by another one meanwhile."""
 
 
 class PayloadTooLarge(RoundhouseError):

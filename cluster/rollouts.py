@@ -42,7 +42,8 @@ def begin(
     gate: Gate | None,
     now: float,
 ) -> Adapter:
-    """Start a rollout, or give the one of the same version new steps."""
+    """Start a rollout, or give the one of the same version new shares: the gate is run at once,
+    and then the next share is taken."""
     running = adapter.rollout
     if running is not None and running.version != version.number:
         raise Conflict(
@@ -57,6 +58,11 @@ def begin(
     if running is not None and running.step >= 0:
         # Whoever has the new version keeps it: the gate is passed at the share reached.
         kept = tuple(p for p in percents if p > running.percent)
+        if not kept:
+            raise Conflict(
+                f"{adapter.name}@{running.version} has {running.percent} % of the requests "
+                "already; give a larger share, or roll it back"
+            )
         rollout = rollout.model_copy(update={"percents": (running.percent, *kept), "step": 0})
     return adapter.model_copy(update={"rollout": rollout})
 

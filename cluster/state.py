@@ -279,6 +279,7 @@ class Member(Value):
     node: str = ""
     position: str = Field("0-0", description="last event applied")
     residency: Residency = Residency()
+    loading: tuple[str, ...] = Field((), description="versions on their way in")
     ongoing: int = 0
     problems: dict[str, str] = Field(
         default_factory=dict, description="adapter version -> why it could not be loaded"

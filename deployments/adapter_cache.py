@@ -62,6 +62,15 @@ class AdapterCache:
         """How many more versions fit without moving another out."""
         return self._capacity - len(self._held.keys() | self._flights.keys())
 
+    @property
+    def loading(self) -> tuple[str, ...]:
+        """Versions on their way in, by key."""
+        return tuple(self._flights)
+
+    def has(self, ref: AdapterRef) -> bool:
+        """Whether a version is here, or on its way in."""
+        return ref.key in self._held or ref.key in self._flights
+
     @asynccontextmanager
     async def lease(self, ref: AdapterRef) -> AsyncIterator[Tier]:
         """Hold a version loaded for the length of the block; yields the tier it was found in.

@@ -3,12 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from adapter_store.catalogue import Catalogue
-from adapter_store.registration import Registrar, Registration, parse_card
+from adapter_store.registration import Registrar, Registration
 from adapter_store.store import AdapterStore, Changed
 from cluster import rollouts
 from cluster.errors import (
@@ -17,6 +18,7 @@ from cluster.errors import (
     NotFound,
     StoreUnavailable,
     Unavailable,
+    parse,
 )
 from cluster.settings import Settings
 from cluster.state import (
@@ -31,10 +33,8 @@ from cluster.state import (
     Version,
 )
 
-WAIT_S = 60.0
+WAIT_S = 600.0
 _STEP_S = 300.0
-# A rollout that is waited for may have to answer a thousand prompts twice.
-_ROLLOUT_WAIT_S = 3600.0
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -139,13 +139,10 @@ class AdapterAdmin:
                 "adapter in place, set 'load_inplace' to True.",
                 param="lora_name",
             )
-        is_hub_id = path.count("/") == 1 and not path.startswith(("/", ".", "~"))
+        # As vLLM does: what is not a place on the disk is a name on the model hub.
+        is_hub_id = path.count("/") == 1 and not await asyncio.to_thread(Path(path).exists)
         source = f"hf://{path}" if is_hub_id else path
-        sent = {"source": source, "name": name}
-        try:
-            registration = Registration.model_validate(sent)
-        except ValidationError as e:
-            raise InvalidRequest.of(e) from e
+        registration = parse(Registration, {"source": source, "name": name})
         # vLLM has one base model, and its clients never name it.
         await self.register(
             registration,
@@ -166,7 +163,7 @@ class AdapterAdmin:
 
         def edit(adapter: Adapter) -> Adapter:
             fields = adapter.card.model_dump(mode="json") | changes
-            return rollouts.edit_card(adapter, parse_card(fields))
+            return rollouts.edit_card(adapter, parse(Card, fields))
 
         return await self._change(name, edit, revision)
 
@@ -179,10 +176,7 @@ class AdapterAdmin:
         )
 
     async def set_alias(self, name: str, alias: str, request: AliasRequest) -> Adapter:
-        try:
-            _Alias(alias=alias)
-        except ValidationError as e:
-            raise InvalidRequest.of(e) from e
+        parse(_Alias, {"alias": alias})
 
         def edit(adapter: Adapter) -> Adapter:
             return rollouts.set_alias(adapter, alias, _version(adapter, request.version))
@@ -236,21 +230,20 @@ class AdapterAdmin:
         return changed.adapter
 
     async def _rolled_out(self, name: str, tell: Tell) -> Adapter:
-        """Wait until a rollout has ended, or holds its last share."""
+        """Wait until a rollout has ended, or holds its last share: as long as its steps take."""
         told: tuple[int, Any] | None = None
-        async with asyncio.timeout(_ROLLOUT_WAIT_S):
-            async for adapter in self._catalogue.watch(name):
-                if adapter is None:
-                    raise Conflict(f"{name} was deleted while it was rolled out")
-                rollout = adapter.rollout
-                if rollout is None:
-                    return adapter
-                if told != (rollout.step, rollout.evaluation):
-                    told = (rollout.step, rollout.evaluation)
-                    tell({"event": "rollout", **rollout.model_dump(mode="json")})
-                if rollout.step == len(rollout.percents) - 1:
-                    return adapter
-        raise AssertionError("unreachable")
+        async for adapter in self._catalogue.watch(name):
+            if adapter is None:
+                raise Conflict(f"{name} was deleted while it was rolled out")
+            rollout = adapter.rollout
+            if rollout is None:
+                return adapter
+            if told != (rollout.step, rollout.evaluation):
+                told = (rollout.step, rollout.evaluation)
+                tell({"event": "rollout", **rollout.model_dump(mode="json")})
+            if rollout.step == len(rollout.percents) - 1:
+                return adapter
+        raise AssertionError("a catalogue is watched for ever")
 
     # -- waiting ----------------------------------------------------------------------------
 
@@ -279,7 +272,7 @@ class AdapterAdmin:
         """
         key = f"{adapter.name}@{version.number}"
         refusals = []
-        async for member in self._store.confirmations(position, timeout_s=WAIT_S):
+        async for member in self._store.confirmations(position, timeout_s=WAIT_S, loaded=key):
             if member.kind != "replica" or member.model != adapter.card.base_model:
                 continue
             refusal = member.problems.get(key)

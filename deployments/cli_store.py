@@ -22,6 +22,9 @@ def gc(
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove it; else only say what.")
     ] = False,
+    even_all: Annotated[
+        bool, typer.Option("--even-all", help="Though the store has no adapters.")
+    ] = False,
 ) -> None:
     """Find the files that no version uses any more, and uploads left behind."""
     from adapter_store.blobs import open_blobs
@@ -30,7 +33,13 @@ def gc(
     from adapter_store.uploads import Uploads
 
     async def run(store: AdapterStore, settings: StoreSettings):
-        return await collect(store, open_blobs(settings), Uploads(settings), dry_run=not delete)
+        return await collect(
+            store,
+            open_blobs(settings),
+            Uploads(settings),
+            dry_run=not delete,
+            may_be_empty=even_all,
+        )
 
     with console.status("looking"):
         found = _with_store(config, run)

@@ -103,13 +103,16 @@ class Client:
             while offset < length:
                 data.seek(offset)
                 try:
+                    if failures:
+                        offset = self._offset(path)
+                        data.seek(offset)
                     offset = self._append(path, offset, data.read(_PART_BYTES))
+                    failures = 0
                 except Unavailable:
                     failures += 1
                     if failures > _UPLOAD_TRIES:
                         raise
                     time.sleep(failures)
-                    offset = self._offset(path)
                 tell(offset)
         return begun["source"]
 
@@ -166,6 +169,8 @@ class Client:
 
 
 def _offset_of(answer: httpx.Response) -> int:
+    if answer.is_server_error:
+        raise Unavailable(f"the endpoint answers {answer.status_code}")
     if answer.is_error:
         raise _error(answer)
     return int(answer.headers["upload-offset"])

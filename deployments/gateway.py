@@ -33,6 +33,7 @@ from cluster.state import (
     ClusterSnapshot,
     Decision,
     DeploymentState,
+    Member,
     Route,
     Version,
     Viewer,
@@ -142,13 +143,10 @@ class Gateway:
         """
         if model in self._pools:
             return Chosen(model, None, Route.EXPLICIT)
-        try:
-            adapter, version = self._catalogue.find(model)
-            if not viewer.may_see(adapter.card):
-                raise ModelNotFound(model)
-        except ModelNotFound:
-            known = [AUTO, *self._pools, *self._visible(viewer)]
-            raise ModelNotFound(model, known) from None
+        found = self._catalogue.find(model)
+        if found is None or not viewer.may_see(found[0].card):
+            raise ModelNotFound(model, self._names_like(model, viewer))
+        adapter, version = found
         if adapter.card.base_model not in self._pools:
             raise Unavailable(f"no replicas serve {adapter.card.base_model}, the base of {model}")
         if model == adapter.name:
@@ -205,15 +203,16 @@ class Gateway:
             return _model_card(model)
         return _model_card(model, self._catalogue.adapters[chosen.adapter.name])
 
-    async def snapshot(self) -> ClusterSnapshot:
+    async def snapshot(self, viewer: Viewer) -> ClusterSnapshot:
+        """What runs, without other tenants' private adapters."""
         try:
             members, store = await self._store.members(), "ok"
         except StoreUnavailable:
             members, store = [], "stale"
         return ClusterSnapshot(
             models=tuple(self._pools),
-            adapters=len(self._catalogue.adapters),
-            members=tuple(members),
+            adapters=len(self._visible(viewer)),
+            members=tuple(self._seen_by(viewer, member) for member in members),
             deployments=await self._deployments(),
             store="stale" if self._catalogue.is_stale else store,
             position=self._catalogue.position,
@@ -253,6 +252,35 @@ class Gateway:
             raise ModelNotFound(name, self._visible(viewer), param="name")
         return adapter
 
+    def _names_like(self, model: str, viewer: Viewer) -> list[str]:
+        """Names that the client may have meant; versions, when the adapter is there."""
+        name = model.partition("@")[0]
+        adapter = self._catalogue.adapters.get(name)
+        if adapter is not None and viewer.may_see(adapter.card):
+            return [f"{name}@{number}" for number in adapter.versions]
+        return [AUTO, *self._pools, *self._visible(viewer)]
+
+    def _seen_by(self, viewer: Viewer, member: Member) -> Member:
+        if viewer.sees_all:
+            return member
+
+        def may_see(key: str) -> bool:
+            adapter = self._catalogue.adapters.get(key.partition("@")[0])
+            return adapter is not None and viewer.may_see(adapter.card)
+
+        held = member.residency
+        seen = {
+            "slots": tuple(filter(may_see, held.slots)),
+            "host": tuple(filter(may_see, held.host)),
+        }
+        return member.model_copy(
+            update={
+                "residency": held.model_copy(update=seen),
+                "loading": tuple(filter(may_see, member.loading)),
+                "problems": {k: v for k, v in member.problems.items() if may_see(k)},
+            }
+        )
+
     def _visible(self, viewer: Viewer) -> list[str]:
         return [a.name for a in self._catalogue.adapters.values() if viewer.may_see(a.card)]
 
@@ -260,8 +288,9 @@ class Gateway:
         """What a version answers to a prompt, and the replica that gave it.
 
         Raises:
-            RoundhouseError: it could not be asked now.
             AdapterLoadFailed: a replica cannot load it.
+            InvalidRequest: the engine refuses the prompt.
+            Unavailable, Overloaded: it cannot be asked now.
         """
         ref = AdapterRef.of(adapter, version)
         body = {
@@ -276,8 +305,10 @@ class Gateway:
         content = b"".join([chunk async for chunk in answer.body])
         if answer.start.status != 200:
             error = json.loads(content)["error"]
-            kind = AdapterLoadFailed if error["code"] == AdapterLoadFailed.code else Unavailable
-            raise kind(error["message"])
+            if error["code"] == AdapterLoadFailed.code:
+                raise AdapterLoadFailed(error["message"])
+            is_refused = 400 <= answer.start.status < 500 and answer.start.status != 429
+            raise (InvalidRequest if is_refused else Unavailable)(error["message"])
         text = json.loads(content)["choices"][0]["message"]["content"] or ""
         return text, answer.start.headers.get("x-roundhouse-replica", "")
 

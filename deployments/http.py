@@ -126,8 +126,8 @@ def _add_reading(router: APIRouter, gateway: Gateway) -> None:
         return {"object": "list", "data": adapter["versions"], "aliases": adapter["aliases"]}
 
     @router.get("/v1/cluster")
-    async def cluster() -> dict[str, Any]:
-        return (await gateway.snapshot()).model_dump(mode="json")
+    async def cluster(request: Request) -> dict[str, Any]:
+        return (await gateway.snapshot(request.state.viewer)).model_dump(mode="json")
 
 
 def _add_probes(app: FastAPI, gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from adapter_store.registration import Registration
 from adapter_store.uploads import PART_BYTES, Uploads
-from cluster.errors import InvalidRequest, ModelNotFound, NotFound, RoundhouseError
+from cluster.errors import InvalidRequest, ModelNotFound, NotFound, RoundhouseError, parse
 from cluster.state import Value
 from deployments.admin import (
     AdapterAdmin,
@@ -21,10 +22,12 @@ from deployments.admin import (
     Tell,
 )
 from deployments.gateway import describe
-from deployments.requests import check_content_type, parse, read_json
+from deployments.requests import check_content_type, read_json
 
 # Does something, tells of its progress, returns the answer's status and body.
 Operation = Callable[[Tell], Awaitable[tuple[int, dict[str, Any]]]]
+
+logger = logging.getLogger(__name__)
 
 _TUS = {"tus-resumable": "1.0.0"}
 _TUS_BODY = "application/offset+octet-stream"
@@ -43,9 +46,11 @@ class _Unload(Value):
 
 
 def add_changes(router: APIRouter, admin: AdapterAdmin, max_body_bytes: int) -> None:
-    async def body_of(request: Request) -> dict[str, Any]:
-        check_content_type(request)
-        return await read_json(request, max_body_bytes)
+    async def body_of(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
+        # What a page elsewhere can send without being asked is not taken, be it empty.
+        if not may_be_empty or request.headers.get("origin"):
+            check_content_type(request)
+        return await read_json(request, max_body_bytes, may_be_empty=may_be_empty)
 
     _add_registration(router, admin, body_of)
     _add_versions(router, admin, body_of)
@@ -70,7 +75,7 @@ def add_changes(router: APIRouter, admin: AdapterAdmin, max_body_bytes: int) -> 
         return describe(await admin.delete_alias(name, alias))
 
 
-Body = Callable[[Request], Awaitable[dict[str, Any]]]
+Body = Callable[..., Awaitable[dict[str, Any]]]
 
 
 def _add_registration(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
@@ -113,8 +118,7 @@ def _add_versions(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None
     @router.post("/v1/adapters/{name}/rollback")
     async def roll_back(name: str, request: Request, wait: bool = False) -> dict[str, Any]:
         # A rollback is made in a hurry: without a body it goes back by one.
-        is_empty = request.headers.get("content-length", "0") == "0"
-        wanted = parse(RollbackRequest, {} if is_empty else await body_of(request))
+        wanted = parse(RollbackRequest, await body_of(request, may_be_empty=True))
         return describe(await admin.roll_back(name, wanted, wait=wait))
 
 
@@ -237,6 +241,10 @@ async def _events(operation: Operation) -> AsyncIterator[bytes]:
         status, body = running.result()
     except RoundhouseError as e:
         yield _event({"event": "error", "status": e.status, **e.body()})
+    except Exception:
+        logger.exception("a change failed")
+        error = RoundhouseError("internal error; the log says more")
+        yield _event({"event": "error", "status": error.status, **error.body()})
     else:
         yield _event({"event": "result", "status": status, "adapter": body})
 

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from typing import Any
 
 from adapter_store.blobs import open_blobs
 from adapter_store.catalogue import Changes
@@ -32,7 +33,7 @@ class ModelServer:
         self._node = node
         self.engine = make_engine(self._model)
         self._facts: BaseModelFacts | None = None
-        self._drops: set[asyncio.Task] = set()
+        self._background: set[asyncio.Task] = set()
         self._cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
         files = AdapterFiles(open_blobs(settings.store), self._cache, self.engine)
         self._adapters = AdapterCache(
@@ -41,6 +42,8 @@ class ModelServer:
         # What was loaded on behalf of the registry or of a request, by name and version.
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
         self._peers: frozenset[str] = frozenset()
+        # The peers among whom the adapters that want a number of replicas were last shared out.
+        self._shared_among: frozenset[str] = frozenset()
         self._participant = Participant(settings.store, self._report, self._follow, self._refresh)
 
     async def start(self) -> None:
@@ -118,11 +121,11 @@ class ModelServer:
             for adapter in self._participant.catalogue.adapters.values()
             if adapter.card.replicas != "auto" and adapter.card.base_model == self._model.id
         ]
-        before = self._peers
         if counted:
             with contextlib.suppress(StoreUnavailable):
                 await self._meet_peers()
-        if self._peers != before:
+        if self._peers != self._shared_among:
+            self._shared_among = self._peers
             await self._load_wanted(counted)
 
     async def _meet_peers(self) -> None:
@@ -137,12 +140,16 @@ class ModelServer:
         wanted: list[tuple[Adapter, Version]] = []
         for adapter in adapters:
             serving = [(adapter, version) for version in adapter.serving]
-            if not self._loaded.get(adapter.name) and not self._is_assigned(adapter):
+            if not self._has(adapter) and not self._is_assigned(adapter):
                 if adapter.card.replicas != "auto" or room < len(serving):
                     continue
                 room -= len(serving)
             wanted += serving
         await asyncio.gather(*(self._load_quietly(*one) for one in wanted))
+
+    def _has(self, adapter: Adapter) -> bool:
+        """Whether any version of it is here; one that was moved out is not."""
+        return any(self._adapters.has(ref) for ref in self._loaded.get(adapter.name, {}).values())
 
     def _is_assigned(self, adapter: Adapter) -> bool:
         wanted = adapter.card.replicas
@@ -157,10 +164,20 @@ class ModelServer:
             async with asyncio.timeout(_CATCH_UP_S):
                 await self._adapters.ensure(ref)
         except TimeoutError:
-            logger.info("%s waits for room", ref.key)
+            # The report says that it is on its way; those who wait for it wait on.
+            self._in_background(self._await_load(ref), f"await {ref.key}")
         except AdapterLoadFailed as e:
-            self._adapters.problems[ref.key] = e.message
-            self._loaded[ref.name].pop(ref.version)
+            self._note_failure(ref, e)
+
+    async def _await_load(self, ref: AdapterRef) -> None:
+        try:
+            await self._adapters.ensure(ref)
+        except AdapterLoadFailed as e:
+            self._note_failure(ref, e)
+
+    def _note_failure(self, ref: AdapterRef, error: AdapterLoadFailed) -> None:
+        self._adapters.problems[ref.key] = error.message
+        self._loaded.get(ref.name, {}).pop(ref.version, None)
 
     def _is_pinned(self, name: str) -> bool:
         adapter = self._participant.catalogue.adapters.get(name)
@@ -170,12 +187,16 @@ class ModelServer:
         self._loaded.setdefault(ref.name, {})[ref.version] = ref
 
     def _forget(self, ref: AdapterRef) -> None:
-        del self._loaded[ref.name][ref.version]
-        # In the background: a request may hold its lease for minutes.
-        drop = asyncio.create_task(self._adapters.drop(ref), name=f"drop {ref.key}")
-        self._drops.add(drop)
-        drop.add_done_callback(self._drops.discard)
-        drop.add_done_callback(lambda _: self._participant.announce())
+        self._loaded.get(ref.name, {}).pop(ref.version, None)
+        # A request may hold its lease for minutes.
+        self._in_background(self._adapters.drop(ref), f"drop {ref.key}")
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do it while events go on, and report when it is done."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(lambda _: self._participant.announce())
 
     def _report(self) -> Member:
         return Member(
@@ -185,6 +206,7 @@ class ModelServer:
             node=self._node,
             position=self._participant.catalogue.position,
             residency=self._adapters.residency,
+            loading=self._adapters.loading,
             ongoing=self.engine.unfinished(),
             problems=self._adapters.problems,
         )

@@ -3,16 +3,13 @@
 import json
 import re
 import uuid
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
 
 from cluster.errors import InvalidRequest, PayloadTooLarge
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def request_id_of(request: Request) -> str:
@@ -32,8 +29,10 @@ def check_content_type(request: Request) -> None:
         raise InvalidRequest("send the header 'content-type: application/json'")
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object.
+async def read_json(
+    request: Request, max_bytes: int, *, may_be_empty: bool = False
+) -> dict[str, Any]:
+    """The body as a JSON object; where it may be empty, that is an empty one.
 
     Raises:
         PayloadTooLarge: it is longer than `max_bytes`; the rest is not read.
@@ -46,6 +45,8 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
             raise PayloadTooLarge(
                 f"the body is larger than {max_bytes} bytes (http.max_body_bytes)"
             )
+    if may_be_empty and not body:
+        return {}
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as e:
@@ -53,11 +54,3 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
-
-
-def parse(model: type[Model], fields: dict[str, Any]) -> Model:
-    """A body as a model; raises InvalidRequest, which names the field."""
-    try:
-        return model.model_validate(fields)
-    except ValidationError as e:
-        raise InvalidRequest.of(e) from e

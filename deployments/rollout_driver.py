@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.store import AdapterStore
@@ -16,6 +17,7 @@ from adapter_store.tasks import cancel
 from cluster import rollouts
 from cluster.errors import (
     AdapterLoadFailed,
+    InvalidRequest,
     ModelNotFound,
     RoundhouseError,
     StoreUnavailable,
@@ -31,6 +33,8 @@ _CONVERGE_S = 30.0
 # What cannot be evaluated for this long is not fit to take over.
 _PATIENCE_S = 120.0
 _RETRY_S = 2.0
+_PAUSE_S = 30.0
+_LOAD_TRIES = 3
 _AT_ONCE = 4
 
 # Asks one version one prompt; returns the text and the replica that answered.
@@ -42,9 +46,13 @@ class _Superseded(Exception):
 
 
 class RolloutDriver:
-    """Args:
-    driver_id: names this process in the store.
-    ask: generates with a version of an adapter; raises RoundhouseError when it cannot.
+    """One process's part in moving rollouts on.
+
+    Args:
+        driver_id: names this process in the store.
+        ask: generates with a version of an adapter. Raises AdapterLoadFailed when the replica
+            cannot load it, InvalidRequest when the engine refuses the prompt, and another
+            RoundhouseError when it cannot be asked now.
     """
 
     def __init__(self, store: AdapterStore, catalogue: Catalogue, driver_id: str, ask: Ask) -> None:
@@ -56,6 +64,8 @@ class RolloutDriver:
         self._busy: dict[str, asyncio.Task] = {}
         self._task: asyncio.Task | None = None
         self._heard = asyncio.Event()
+        # When to look again at a rollout that could not go on; by the monotonic clock.
+        self._paused_until: dict[str, float] = {}
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="rollouts")
@@ -92,7 +102,8 @@ class RolloutDriver:
             self._heard.clear()
 
     def _begin_step(self, adapter: Adapter) -> None:
-        if not rollouts.is_due(adapter.rollout, time.time()):
+        is_paused = time.monotonic() < self._paused_until.get(adapter.name, 0.0)
+        if is_paused or not rollouts.is_due(adapter.rollout, time.time()):
             return
         step = asyncio.create_task(self._step_quietly(adapter), name=f"rollout {adapter.name}")
         self._busy[adapter.name] = step
@@ -107,8 +118,10 @@ class RolloutDriver:
             logger.info("the rollout of %s was changed meanwhile", adapter.name)
         except StoreUnavailable as e:
             logger.warning("the rollout of %s waits: %s", adapter.name, e)
-        except RoundhouseError:
+        except Exception:
+            # Whatever it is, it must not be tried at every look, and not end other rollouts.
             logger.exception("the rollout of %s cannot go on yet", adapter.name)
+            self._paused_until[adapter.name] = time.monotonic() + _PAUSE_S
 
     @contextlib.asynccontextmanager
     async def _driving(self, name: str) -> AsyncIterator[None]:
@@ -147,48 +160,76 @@ class RolloutDriver:
         logger.info("rollout of %s@%d: %s", adapter.name, rollout.version, refusal or outcome)
 
     async def _see_it_loaded(self, adapter: Adapter, rollout: Rollout) -> None:
-        """Every replica has had its chance to load the version; raises AdapterLoadFailed when one
-        could not. One that does not answer holds nothing up: it loads when it is asked."""
+        """Every replica has had its chance to load the version; raises AdapterLoadFailed when none
+        could. One that does not answer holds nothing up: it loads when it is asked."""
         key = f"{adapter.name}@{rollout.version}"
         position, _ = await self._store.position()
         try:
-            members = await self._store.converged(position, timeout_s=_CONVERGE_S)
+            members = await self._store.converged(position, timeout_s=_CONVERGE_S, loaded=key)
         except StoreUnavailable:
             raise
         except Unavailable as e:
             logger.warning("%s", e)
             members = await self._store.members()
-        for member in members:
-            if key in member.problems:
-                raise AdapterLoadFailed(f"replica {member.id}: {member.problems[key]}")
+        failures = [f"replica {m.id}: {m.problems[key]}" for m in members if key in m.problems]
+        if failures and not any(m.residency.tier(key) for m in members):
+            raise AdapterLoadFailed("; ".join(failures))
 
     async def _evaluate(self, adapter: Adapter, rollout: Rollout) -> Evaluation:
         new = adapter.versions[rollout.version]
         turns = asyncio.Semaphore(_AT_ONCE)
         replicas: set[str] = set()
 
+        broken: set[int] = set()
+
         async def is_right(version: Version, item: EvaluationPrompt) -> bool:
             async with turns:
-                text, replica = await self._patiently(adapter, version, item.prompt)
+                if version.number in broken:
+                    return False
+                try:
+                    text, replica = await self._patiently(adapter, version, item.prompt)
+                except InvalidRequest:
+                    return False  # too long for the engine, for example
+                except AdapterLoadFailed:
+                    # A stable version that cannot be loaded is what the new one is to mend.
+                    if version == new:
+                        raise
+                    broken.add(version.number)
+                    return False
             replicas.add(replica)
             return item.accepts(text)
 
         prompts = adapter.card.evaluation
-        before = await asyncio.gather(*(is_right(adapter.stable, item) for item in prompts))
-        after = await asyncio.gather(*(is_right(new, item) for item in prompts))
+        before = await _all(is_right(adapter.stable, item) for item in prompts)
+        after = await _all(is_right(new, item) for item in prompts)
         return rollouts.compare(before, after, replica=", ".join(sorted(replicas)), at=time.time())
 
     async def _patiently(self, adapter: Adapter, version: Version, prompt: str) -> tuple[str, str]:
-        """A full queue is not the version's fault, a failed load is."""
+        """A full queue is not the version's fault; nor is one replica that cannot load it."""
         deadline = time.monotonic() + _PATIENCE_S
+        loads_left = _LOAD_TRIES
         while True:
             try:
                 return await self._ask(adapter, version, prompt)
-            except AdapterLoadFailed:
+            except InvalidRequest:
                 raise
             except RoundhouseError as e:
+                loads_left -= isinstance(e, AdapterLoadFailed)
+                if not loads_left:
+                    raise
                 if time.monotonic() > deadline:
                     raise AdapterLoadFailed(
                         f"{adapter.name}@{version.number} could not be evaluated: {e.message}"
                     ) from e
                 await asyncio.sleep(e.retry_after_s or _RETRY_S)
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, bool]]) -> list[bool]:
+    """Results in order; when one fails, the others are called off."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -60,6 +60,10 @@ class PromptRouter:
     def update(self, adapters: Mapping[str, Adapter]) -> None:
         """Learn the cards anew; only texts not seen before are embedded."""
         known = tuple(a for _, a in sorted(adapters.items()) if _texts(a.card))
+        if _lessons(known) == _lessons(self._index.adapters):
+            # Versions and aliases moved, or tags: nothing of it is learnt from.
+            self._index = _Index(known, self._index.classifier)
+            return
         self._forget_all_but(_texts(a.card) for a in known)
         self._index = _Index(known, self._fit(known) if known else None)
 
@@ -95,6 +99,10 @@ class PromptRouter:
     def _forget_all_but(self, kept: Iterable[tuple[str, ...]]) -> None:
         kept = set(kept)
         self._features = {t: f for t, f in self._features.items() if t in kept}
+
+
+def _lessons(adapters: tuple[Adapter, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(a.name, _texts(a.card)) for a in adapters]
 
 
 def _texts(card: Card) -> tuple[str, ...]:

@@ -2,6 +2,7 @@ import asyncio
 import hashlib
 import json
 import shutil
+import threading
 import uuid
 
 import model_signing
@@ -222,6 +223,18 @@ async def test_a_signature_of_a_stranger_or_of_other_files_is_refused(strict, ma
         await add(strict, make_adapter("junk"))
 
 
+async def test_a_signature_must_cover_the_weights(strict, make_adapter, keys, tmp_path):
+    """One that was made for the card alone would let any weights in."""
+    card_only = tmp_path / "card-only"
+    card_only.mkdir()
+    folder = make_adapter("cron")
+    shutil.copy(folder / "card.json", card_only)
+    sign(card_only, keys["ours"])
+    shutil.copy(card_only / "model.sig", folder)
+    with pytest.raises(AdapterRefused, match=r"does not cover adapter_config\.json"):
+        await add(strict, folder)
+
+
 async def test_where_signatures_are_required_an_unsigned_adapter_is_refused(strict, make_adapter):
     with pytest.raises(AdapterRefused, match=r"model\.sig is missing"):
         await add(strict, make_adapter())
@@ -237,6 +250,46 @@ async def test_a_version_can_wait_for_its_rollout(registrar, make_adapter):
     promoted = await add(registrar, make_adapter("cron", seed=2), mode="update")
     assert promoted.adapter.aliases == {"latest": 3, "stable": 3}
     assert promoted.adapter.previous == (1,)
+
+
+async def test_a_change_of_the_card_during_a_registration_is_kept(store, registrar, make_adapter):
+    await add(registrar, make_adapter("cron"))
+
+    class Slow:
+        """Holds the registration up just before its version is recorded."""
+
+        def __init__(self, blobs) -> None:
+            self.blobs, self.reached, self.go = blobs, threading.Event(), threading.Event()
+
+        def commit(self, staged):
+            self.reached.set()
+            assert self.go.wait(10)
+            return self.blobs.commit(staged)
+
+    slow = registrar.blobs = Slow(registrar.blobs)
+    adding = asyncio.create_task(add(registrar, make_adapter("cron", seed=1), mode="update"))
+    await asyncio.to_thread(slow.reached.wait, 10)
+    hidden = {"owner": "me", "visibility": "private"}
+    await store.change(
+        "cron", lambda a: a.model_copy(update={"card": a.card.model_copy(update=hidden)})
+    )
+    slow.go.set()
+    card = (await adding).adapter.card
+    assert (card.owner, card.visibility) == ("me", "private")
+
+
+async def test_the_same_weights_for_another_base_model_are_another_version(
+    store, registrar, make_adapter
+):
+    """The base model was replaced under its name; registering again is the remedy that is told."""
+    await add(registrar, make_adapter("cron"))
+    await store.put_base_model(ECHO_FACTS.model_copy(update={"fingerprint": "new"}))
+    again = await add(registrar, make_adapter("cron"), mode="update")
+    assert (again.version.number, again.version.base_fingerprint) == (2, "new")
+    assert (await add(registrar, make_adapter("cron"), mode="update")).version.number == 2
+    lineage = {"parents": ["cron@1"], "transformation": "ported"}
+    ported = await add(registrar, make_adapter("cron"), mode="update", lineage=lineage)
+    assert ported.version.number == 3
 
 
 async def test_what_nobody_mentions_stays_as_it_was(registrar, make_adapter):

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from adapter_store.filesystems import open_filesystem
 from adapter_store.sources import Sources
 from adapter_store.uploads import Uploads
-from cluster.errors import AdapterRefused, InvalidRequest, NotFound, RoundhouseError, Unavailable
+from cluster.errors import (
+    AdapterRefused,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    RoundhouseError,
+    Unavailable,
+)
 from cluster.settings import StoreSettings
 
 FILES = {"adapter_config.json", "adapter_model.safetensors", "card.json"}
@@ -227,6 +234,15 @@ def test_an_archive_that_swells_is_refused(sources, tmp_path):
     assert refusal(sources, archive)
 
 
+def test_a_header_that_would_fill_the_memory_is_refused(sources, tmp_path):
+    archive = tmp_path / "evil.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        long = tarfile.TarInfo("././@LongLink")
+        long.type, long.size = tarfile.GNUTYPE_LONGNAME, 3 << 20
+        tar.addfile(long, io.BytesIO(b"\0" * long.size))
+    assert "a header of 3145728 bytes" in refusal(sources, archive)
+
+
 def test_a_file_that_is_too_large_is_refused(sources, make_adapter):
     folder = make_adapter()
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * (1 << 20) + b"\0")
@@ -321,6 +337,15 @@ def test_an_upload_goes_on_only_where_it_ended(uploads):
     with pytest.raises(RoundhouseError, match="announced with 10"):
         uploads.append(upload, 5, b"123456")
     assert uploads.state(upload) == (5, 10)
+
+
+def test_parts_that_overlap_are_seen(uploads, tmp_path):
+    """As when a part that was given up arrives after all."""
+    upload = uploads.create(10)
+    uploads.append(upload, 0, b"12345")
+    (tmp_path / "data" / "uploads" / upload / f"{3:020d}").write_bytes(b"45678")
+    with pytest.raises(Conflict, match="overlap"):
+        uploads.state(upload)
 
 
 def test_an_unfinished_upload_cannot_be_registered(sources, uploads):

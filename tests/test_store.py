@@ -23,8 +23,9 @@ def version(digest: str = "d1") -> Version:
 
 async def put(store: AdapterStore, card: Card, version: Version, **how) -> Stored:
     """As a registration does it: nothing is stored without its blob being reserved."""
-    assert await store.reserve(version.digest)
-    return await store.put(card, version, **how)
+    reservation = await store.reserve(version.digest)
+    assert reservation
+    return await store.put(card, version, reservation, **how)
 
 
 async def test_a_put_adapter_comes_back_whole(store):
