@@ -23,7 +23,7 @@ _SCHEMES = ("redis", "rediss")
 _SENTINEL_CONNECTIONS = 1000
 _POOL: dict[str, Any] = {"max_connections": 256, "timeout": 10}
 # A long wait for events must end before the socket gives up.
-_SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 5}
+_SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 10}
 
 
 def open_client(url: str) -> Client:

@@ -1,5 +1,6 @@
 """The registry in Redis: cards, versions, aliases, members, events; every change is one script."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -53,6 +54,7 @@ RESERVATION_S = 600.0
 # Writers that meet on one adapter take turns; this many lost turns in a row are not chance.
 _MAX_TRIES = 100
 _PAGE = 500
+_RETRY_S = 0.5
 # Below the client's socket timeout, which would take a long wait for a dead server.
 BLOCK_S = 2.0
 _WAIT_FOR_REPLICAS_MS = 2000
@@ -458,7 +460,14 @@ class AdapterStore:
         confirmed: set[str] = set()
         seen = await self._newest(self._keys.reports)
         while True:
-            members = await self.members()
+            try:
+                members = await self.members()
+            except StoreUnavailable:
+                # What is waited for is stored; a server that is away for a moment comes back.
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+                continue
             behind = [m for m in members if is_before(m.position, position) or loaded in m.loading]
             for member in members:
                 if member not in behind and member.id not in confirmed:
@@ -472,8 +481,9 @@ class AdapterStore:
                 raise Unavailable(f"stored, but not taken in within {timeout_s:.0f} s by {names}")
             # A lease that ends tells nobody.
             block_s = max(0.001, min(left_s, self.lease_s / 3, BLOCK_S))
-            entries = await self._read(self._keys.reports, seen, block_s=block_s)
-            seen = entries[-1][0] if entries else seen
+            with contextlib.suppress(StoreUnavailable):
+                entries = await self._read(self._keys.reports, seen, block_s=block_s)
+                seen = entries[-1][0] if entries else seen
 
     async def converged(
         self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
@@ -640,7 +650,8 @@ def _translated() -> Iterator[None]:
         yield
     except (RedisConnectionError, RedisTimeoutError, RedisClusterException) as e:
         raise StoreUnavailable(
-            "the adapter store does not answer; what is loaded is still served, changes must wait"
+            "the adapter store does not answer; what is loaded is still served, changes must wait "
+            f"({type(e).__name__}: {e})"
         ) from e
     except ResponseError as e:
         if isinstance(e, _TRANSIENT) or str(e).startswith(_TRANSIENT_REPLIES):

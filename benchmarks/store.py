@@ -29,6 +29,7 @@ from adapter_store.catalogue import Catalogue
 from adapter_store.embedded import embedded_server
 from adapter_store.store import AdapterStore, new_version
 from benchmarks.adapters import write_adapter
+from cluster.errors import RoundhouseError
 from cluster.settings import Settings, StoreSettings, parse_settings
 from cluster.state import Card
 from deployments.client import Client
@@ -258,11 +259,14 @@ def updates(url: str, base_model: str, sources: list[Path], requests: int) -> di
     started = time.perf_counter()
     for thread in clients:
         thread.start()
-    changes = 0
+    changes, refusals = 0, []
     while not enough.is_set():
-        _register(admin, base_model, sources[changes % len(sources)])
-        if changes % 5 == 4:
-            admin.post("/v1/adapters/moving/rollback", {})
+        try:
+            _register(admin, base_model, sources[changes % len(sources)])
+            if changes % 5 == 4:
+                admin.post("/v1/adapters/moving/rollback", {})
+        except RoundhouseError as e:
+            refusals.append(e.message)
         changes += 1
     for thread in clients:
         thread.join()
@@ -270,8 +274,10 @@ def updates(url: str, base_model: str, sources: list[Path], requests: int) -> di
         "requests": len(statuses),
         "failed": sum(status != 200 for status in statuses),
         "changes": changes + changes // 5,
+        "changes refused": len(refusals),
         "versions that answered": len(versions),
         "seconds": round(time.perf_counter() - started, 1),
+        "refusals": sorted(set(refusals)),
     }
 
 
