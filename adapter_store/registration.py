@@ -20,9 +20,10 @@ from adapter_store.door import (
     read_json_object,
 )
 from adapter_store.filesystems import storage
+from adapter_store.records import new_version
 from adapter_store.signatures import signer_of
 from adapter_store.sources import CARD_FILE, Progress, Sources
-from adapter_store.store import AdapterStore, BlobUnreserved, Stored, name_taken, new_version
+from adapter_store.store import AdapterStore, BlobUnreserved, Stored, name_taken
 from adapter_store.uploads import UPLOAD, Uploads
 from cluster.errors import (
     Conflict,

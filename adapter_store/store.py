@@ -2,28 +2,15 @@
 
 import asyncio
 import contextlib
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
 
-from redis.asyncio import RedisCluster
-from redis.exceptions import (
-    ClusterDownError,
-    MasterDownError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
 
-from adapter_store.connection import Client, close_client, open_client
 from adapter_store.keys import Keys
+from adapter_store.records import adapter_of, fields_of
+from adapter_store.server import Server, answering, is_before
 from cluster.errors import (
     ConfigError,
     Conflict,
@@ -34,15 +21,10 @@ from cluster.errors import (
 )
 from cluster.settings import StoreSettings
 from cluster.state import (
-    LATEST,
-    STABLE,
     Adapter,
     BaseModelFacts,
     Card,
-    Lineage,
     Member,
-    Rollout,
-    RolloutEnd,
     Value,
     Version,
 )
@@ -57,11 +39,6 @@ _PAGE = 500
 _RETRY_S = 0.5
 # Below the client's socket timeout, which would take a long wait for a dead server.
 BLOCK_S = 2.0
-_WAIT_FOR_REPLICAS_MS = 2000
-_TRANSIENT = (OutOfMemoryError, ReadOnlyError, ClusterDownError, MasterDownError, TryAgainError)
-_TRANSIENT_REPLIES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING", "UNBLOCKED")
-_LUA = Path(__file__).parent / "lua"
-_COMMON = "common"
 
 
 class Stored(Value):
@@ -95,45 +72,17 @@ class BlobUnreserved(Exception):
 class AdapterStore:
     """Reads and atomic writes. One instance per process; safe for concurrent tasks.
 
-    Every method raises :class:`StoreUnavailable` when the server does not answer.
-
-    Args:
-        wait_replicas: how many replicas of the server must have a write before it is acknowledged.
+    Opens with the first command. Every method raises :class:`StoreUnavailable` when the server does
+    not answer.
     """
 
-    def __init__(
-        self, client: Client, namespace: str, *, lease_s: float, wait_replicas: int = 0
-    ) -> None:
-        self._redis = client
-        self._keys = Keys(namespace)
-        self.lease_s = lease_s
-        self._wait_replicas = wait_replicas
-        common = (_LUA / f"{_COMMON}.lua").read_text()
-        self._scripts = {
-            f.stem: client.register_script(common + f.read_text())
-            for f in _LUA.glob("*.lua")
-            if f.stem != _COMMON
-        }
-
-    @classmethod
-    def connect(cls, settings: StoreSettings) -> "AdapterStore":
-        """Open lazily: the first command connects."""
-        client = open_client(settings.url)
-        if settings.wait_replicas and isinstance(client, RedisCluster):
-            raise ConfigError(
-                "store.wait_replicas cannot be used with a cluster; set min-replicas-to-write on "
-                "its servers",
-                param="store.wait_replicas",
-            )
-        return cls(
-            client,
-            settings.namespace,
-            lease_s=settings.lease_s,
-            wait_replicas=settings.wait_replicas,
-        )
+    def __init__(self, settings: StoreSettings) -> None:
+        self._server = Server(settings)
+        self._keys = Keys(settings.namespace)
+        self.lease_s = settings.lease_s
 
     async def close(self) -> None:
-        await close_client(self._redis)
+        await self._server.close()
 
     async def migrate(self) -> None:
         """Bring what an older release wrote to the layout of this one.
@@ -141,10 +90,10 @@ class AdapterStore:
         Raises:
             ConfigError: a newer release wrote it.
         """
-        with _translated():
-            names = await self._redis.zrange(self._keys.names, 0, -1)
+        with answering():
+            names = await self._server.redis.zrange(self._keys.names, 0, -1)
         keys = [self._keys.schema, self._keys.names, *(self._keys.adapter(n) for n in names)]
-        found = await self._run("migrate", keys, [SCHEMA])
+        found = await self._server.run("migrate", keys, [SCHEMA])
         if found > SCHEMA:
             raise ConfigError(
                 f"the adapter store was written by a newer release (schema {found}, this one knows "
@@ -182,7 +131,7 @@ class AdapterStore:
         """
         keys = self._keys
         try:
-            number, position, is_new = await self._run(
+            number, position, is_new = await self._server.run(
                 "put_version",
                 [
                     keys.adapter(card.name),
@@ -252,12 +201,12 @@ class AdapterStore:
 
     async def _replace(self, before: Adapter, after: Adapter) -> tuple[str, int]:
         """Returns the event's position and the new revision."""
-        old, new = _fields(before), _fields(after)
+        old, new = fields_of(before), fields_of(after)
         changed = {k: v for k, v in new.items() if old.get(k) != v}
         removed = [k for k in old if k not in new]
         gone = [before.versions[n] for n in before.versions if n not in after.versions]
         keys = self._keys
-        return await self._run(
+        return await self._server.run(
             "change_adapter",
             [
                 keys.adapter(before.name),
@@ -281,13 +230,13 @@ class AdapterStore:
 
     async def get_many(self, names: list[str]) -> dict[str, Adapter | None]:
         """Adapters by name; None for those that are not there."""
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = self._server.redis.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(self._keys.adapter(name))
-        with _translated():
+        with answering():
             found = await pipe.execute()
         return {
-            name: _adapter(fields) if fields else None
+            name: adapter_of(fields) if fields else None
             for name, fields in zip(names, found, strict=True)
         }
 
@@ -295,8 +244,8 @@ class AdapterStore:
         """Every adapter, ordered by name."""
         after, names = "-", ["?"]
         while names:
-            with _translated():
-                names = await self._redis.zrangebylex(
+            with answering():
+                names = await self._server.redis.zrangebylex(
                     self._keys.names, after, "+", start=0, num=_PAGE
                 )
             for adapter in (await self.get_many(names)).values() if names else ():
@@ -305,8 +254,8 @@ class AdapterStore:
             after = f"({names[-1]}" if names else after
 
     async def is_empty(self) -> bool:
-        with _translated():
-            return not await self._redis.zcard(self._keys.names)
+        with answering():
+            return not await self._server.redis.zcard(self._keys.names)
 
     async def delete(self, name: str, *, revision: int | None = None) -> str:
         """Remove an adapter with all its versions; returns the event's position."""
@@ -318,7 +267,7 @@ class AdapterStore:
                 raise _stale(name)
             keys, versions = self._keys, list(adapter.versions.values())
             try:
-                return await self._run(
+                return await self._server.run(
                     "delete_adapter",
                     [
                         keys.adapter(name),
@@ -339,15 +288,15 @@ class AdapterStore:
 
     async def issued(self) -> dict[str, int]:
         """The highest version number that each adapter ever had, removed ones included."""
-        with _translated():
-            found = await self._redis.hgetall(self._keys.issued)
+        with answering():
+            found = await self._server.redis.hgetall(self._keys.issued)
         return {name: int(number) for name, number in found.items()}
 
     async def raise_issued(self, issued: Mapping[str, int]) -> None:
         """Never again give a number that was given elsewhere."""
         if issued:
             args = [part for item in issued.items() for part in item]
-            await self._run("raise_issued", [self._keys.issued], args)
+            await self._server.run("raise_issued", [self._keys.issued], args)
 
     async def restore(self, adapter: Adapter, reservations: Mapping[str, str]) -> str:
         """Put an adapter back as it was, versions with their numbers.
@@ -362,10 +311,10 @@ class AdapterStore:
         keys, versions, name = self._keys, list(adapter.versions.values()), adapter.name
         blobs = [k for v in versions for k in (keys.blob(v.digest), keys.reserved(v.digest))]
         users = [a for v in versions for a in (reservations[v.digest], f"{name}@{v.number}")]
-        fields = [part for item in _fields(adapter).items() for part in item]
+        fields = [part for item in fields_of(adapter).items() for part in item]
         once = keys.once(uuid.uuid4().hex)
         try:
-            return await self._run(
+            return await self._server.run(
                 "restore_adapter",
                 [keys.adapter(name), keys.names, keys.events, keys.sequence, once, *blobs],
                 [name, len(versions), *users, *fields],
@@ -384,63 +333,65 @@ class AdapterStore:
         reservation = uuid.uuid4().hex
         keys = [self._keys.reserved(digest), self._keys.condemned]
         args = [digest, reservation, round(for_s * 1000)]
-        return reservation if await self._run("reserve_blob", keys, args) else None
+        return reservation if await self._server.run("reserve_blob", keys, args) else None
 
     async def release(self, digest: str, reservation: str) -> None:
-        with _translated():
-            await self._redis.zrem(self._keys.reserved(digest), reservation)
+        with answering():
+            await self._server.redis.zrem(self._keys.reserved(digest), reservation)
 
     async def condemn(self, digest: str, *, for_s: float) -> bool:
         """Whether nothing uses or reserves a blob; with `for_s` > 0 nothing can until then."""
         keys = [self._keys.blob(digest), self._keys.reserved(digest), self._keys.condemned]
-        return bool(await self._run("condemn_blob", keys, [digest, round(for_s * 1000)]))
+        return bool(await self._server.run("condemn_blob", keys, [digest, round(for_s * 1000)]))
 
     async def absolve(self, digest: str) -> None:
         """A condemned blob is gone: its content may come again."""
-        with _translated():
-            await self._redis.zrem(self._keys.condemned, digest)
+        with answering():
+            await self._server.redis.zrem(self._keys.condemned, digest)
 
     # -- rollouts ---------------------------------------------------------------------------
 
     async def drive(self, name: str, driver: str, *, for_s: float) -> bool:
         """Whether `driver` is the one process that moves the adapter's rollout on, for a while."""
         key, ms = self._keys.driver(name), round(for_s * 1000)
-        with _translated():
-            if await self._redis.set(key, driver, nx=True, px=ms):
+        with answering():
+            if await self._server.redis.set(key, driver, nx=True, px=ms):
                 return True
-            return await self._redis.get(key) == driver and bool(await self._redis.pexpire(key, ms))
+            return await self._server.redis.get(key) == driver and bool(
+                await self._server.redis.pexpire(key, ms)
+            )
 
     # -- base models ------------------------------------------------------------------------
 
     async def put_base_model(self, facts: BaseModelFacts) -> None:
-        with _translated():
-            await self._redis.hset(self._keys.base_models, facts.id, facts.model_dump_json())
+        with answering():
+            await self._server.redis.hset(self._keys.base_models, facts.id, facts.model_dump_json())
 
     async def base_model(self, model_id: str) -> BaseModelFacts | None:
-        with _translated():
-            raw = await self._redis.hget(self._keys.base_models, model_id)
+        with answering():
+            raw = await self._server.redis.hget(self._keys.base_models, model_id)
         return BaseModelFacts.model_validate_json(raw) if raw else None
 
     # -- members ----------------------------------------------------------------------------
 
     async def renew(self, member: Member) -> None:
         """Publish the member's report and hold its lease for another term."""
-        await self._run(
+        await self._server.run(
             "renew_member",
             [self._keys.members, self._keys.member(member.id), self._keys.reports],
             [member.id, member.model_dump_json(), round(self.lease_s * 1000)],
         )
 
     async def leave(self, member_id: str) -> None:
-        with _translated():
-            await self._redis.delete(self._keys.member(member_id))
-            await self._redis.zrem(self._keys.members, member_id)
+        with answering():
+            await self._server.redis.delete(self._keys.member(member_id))
+            await self._server.redis.zrem(self._keys.members, member_id)
 
     async def members(self) -> list[Member]:
         """The members whose lease has not ended, ordered by id."""
-        with _translated():
-            ids = sorted(await self._redis.zrange(self._keys.members, 0, -1))
-            raw = await self._redis.mget([self._keys.member(i) for i in ids]) if ids else []
+        with answering():
+            ids = sorted(await self._server.redis.zrange(self._keys.members, 0, -1))
+            raw = await self._server.redis.mget([self._keys.member(i) for i in ids]) if ids else []
         return [Member.model_validate_json(r) for r in raw if r]
 
     async def confirmations(
@@ -458,7 +409,7 @@ class AdapterStore:
         """
         deadline = time.monotonic() + timeout_s
         confirmed: set[str] = set()
-        seen = await self._newest(self._keys.reports)
+        seen = await self._server.newest(self._keys.reports)
         while True:
             try:
                 members = await self.members()
@@ -482,7 +433,7 @@ class AdapterStore:
             # A lease that ends tells nobody.
             block_s = max(0.001, min(left_s, self.lease_s / 3, BLOCK_S))
             with contextlib.suppress(StoreUnavailable):
-                entries = await self._read(self._keys.reports, seen, block_s=block_s)
+                entries = await self._server.read(self._keys.reports, seen, block_s=block_s)
                 seen = entries[-1][0] if entries else seen
 
     async def converged(
@@ -501,122 +452,22 @@ class AdapterStore:
 
     async def position(self) -> tuple[str, int]:
         """Id and sequence number of the newest event; ``0-0`` and 0 before the first."""
-        with _translated():
-            newest = await self._redis.xrevrange(self._keys.events, count=1)
+        with answering():
+            newest = await self._server.redis.xrevrange(self._keys.events, count=1)
         return (newest[0][0], int(newest[0][1]["sequence"])) if newest else ("0-0", 0)
 
     async def events_after(self, position: str, *, block_s: float) -> list[Event]:
         """Events behind `position`, in order; waits for the first."""
-        entries = await self._read(self._keys.events, position, block_s=block_s)
+        entries = await self._server.read(self._keys.events, position, block_s=block_s)
         return [
             Event(position=id_, sequence=fields["sequence"], name=fields["name"])
             for id_, fields in entries
         ]
 
-    async def _read(
-        self, stream: str, after: str, *, block_s: float
-    ) -> list[tuple[str, dict[str, str]]]:
-        with _translated():
-            streams = await self._redis.xread(
-                {stream: after}, count=1000, block=round(block_s * 1000)
-            )
-        found = streams.items() if isinstance(streams, dict) else streams or ()
-        return [entry for _, entries in found for entry in entries]
-
-    async def _newest(self, stream: str) -> str:
-        with _translated():
-            newest = await self._redis.xrevrange(stream, count=1)
-        return newest[0][0] if newest else "0-0"
-
-    # -- scripts ----------------------------------------------------------------------------
-
-    async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:
-        """Run a script; raises ResponseError with the code that the script replied."""
-        with _translated():
-            if not self._wait_replicas:
-                return await self._scripts[script](keys=keys, args=args)
-            async with self._redis.client() as connection:
-                done = await self._scripts[script](keys=keys, args=args, client=connection)
-                copies = await connection.wait(self._wait_replicas, _WAIT_FOR_REPLICAS_MS)
-        if copies < self._wait_replicas:
-            raise StoreUnavailable(
-                f"stored, but on {copies} of {self._wait_replicas} replicas of the store only "
-                "(store.wait_replicas); a failover now could lose it"
-            )
-        return done
-
-
-def new_version(
-    *,
-    digest: str,
-    size_bytes: int,
-    rank: int,
-    target_modules: tuple[str, ...],
-    base_fingerprint: str = "",
-    signed_by: str = "",
-    lineage: Lineage | None = None,
-) -> Version:
-    """A version not yet numbered (0): the store numbers it when it is put."""
-    return Version(
-        number=0,
-        digest=digest,
-        size_bytes=size_bytes,
-        rank=rank,
-        target_modules=target_modules,
-        created_at=time.time(),
-        base_fingerprint=base_fingerprint,
-        signed_by=signed_by,
-        lineage=lineage,
-    )
-
-
-def is_before(a: str, b: str) -> bool:
-    """Whether stream position `a` lies before `b` (``milliseconds-sequence``)."""
-    return _order(a) < _order(b)
-
-
-def _order(position: str) -> tuple[int, int]:
-    ms, _, seq = position.partition("-")
-    return int(ms), int(seq)
-
 
 def name_taken(name: str) -> Conflict:
     remedy = f"POST /v1/adapters/{name}/versions adds a version to it"
     return Conflict(f"adapter {name!r} exists; {remedy}", param="name")
-
-
-def _fields(adapter: Adapter) -> dict[str, str]:
-    """The adapter's hash, without the revision, which only scripts write."""
-    fields = {"card": adapter.card.model_dump_json(), "previous": json.dumps(adapter.previous)}
-    fields |= {f"version:{n}": v.model_dump_json() for n, v in adapter.versions.items()}
-    fields |= {f"alias:{alias}": str(n) for alias, n in adapter.aliases.items()}
-    if adapter.rollout:
-        fields["rollout"] = adapter.rollout.model_dump_json()
-    if adapter.last_rollout:
-        fields["last_rollout"] = adapter.last_rollout.model_dump_json()
-    return fields
-
-
-def _adapter(fields: Mapping[str, str]) -> Adapter:
-    versions, aliases = {}, {}
-    for field, value in fields.items():
-        kind, _, rest = field.partition(":")
-        if kind == "version":
-            versions[int(rest)] = Version.model_validate_json(value)
-        elif kind == "alias":
-            aliases[rest] = int(value)
-    # A process of an older release, in the midst of an upgrade, writes none.
-    aliases.setdefault(STABLE, aliases[LATEST])
-    rollout, last = fields.get("rollout"), fields.get("last_rollout")
-    return Adapter(
-        card=Card.model_validate_json(fields["card"]),
-        versions=dict(sorted(versions.items())),
-        aliases=aliases,
-        revision=int(fields["revision"]),
-        previous=tuple(json.loads(fields.get("previous", "[]"))),
-        rollout=Rollout.model_validate_json(rollout) if rollout else None,
-        last_rollout=RolloutEnd.model_validate_json(last) if last else None,
-    )
 
 
 def _refusal(error: ResponseError, name: str) -> Exception:
@@ -642,18 +493,3 @@ def _refusal(error: ResponseError, name: str) -> Exception:
 
 def _stale(name: str) -> Stale:
     return Stale(f"adapter {name!r} was changed meanwhile; read it and try again", param="revision")
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (RedisConnectionError, RedisTimeoutError, RedisClusterException) as e:
-        raise StoreUnavailable(
-            "the adapter store does not answer; what is loaded is still served, changes must wait "
-            f"({type(e).__name__}: {e})"
-        ) from e
-    except ResponseError as e:
-        if isinstance(e, _TRANSIENT) or str(e).startswith(_TRANSIENT_REPLIES):
-            raise StoreUnavailable(f"the adapter store cannot take this now: {e}") from e
-        raise

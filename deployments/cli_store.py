@@ -102,7 +102,7 @@ def _with_store(config: Path, work: Callable[..., Awaitable[Result]]) -> Result:
     from adapter_store.store import AdapterStore
 
     async def run(settings: StoreSettings) -> Result:
-        store = AdapterStore.connect(settings)
+        store = AdapterStore(settings)
         try:
             await store.migrate()
             return await work(store, settings)

@@ -72,7 +72,7 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
             stack.enter_context(_kept_alive(server))
         progress("starting Ray")
         stack.enter_context(_ray(settings, address, temp_dir))
-        Registrar(AdapterStore.connect(settings.store), settings.store).sweep()
+        Registrar(AdapterStore(settings.store), settings.store).sweep()
         stack.enter_context(_serving(settings, progress))
         asyncio.run(_preload(settings, progress))
         try:
@@ -316,7 +316,7 @@ async def _preload(settings: Settings, progress: Progress) -> None:
     """Register the adapters that the settings name; the ones that are there already stay."""
     if not settings.preload:
         return
-    store = AdapterStore.connect(settings.store)
+    store = AdapterStore(settings.store)
     registrar = Registrar(store, settings.store)
     try:
         for i, source in enumerate(settings.preload, 1):

@@ -33,7 +33,7 @@ class Participant:
         on_change: OnChange | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.store = AdapterStore.connect(settings)
+        self.store = AdapterStore(settings)
         self._membership = Membership(self.store, report, before)
         self.catalogue = Catalogue(self.store, on_change, self._membership.announce)
 

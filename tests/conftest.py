@@ -51,7 +51,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def connect(redis_url: str) -> Iterator[Callable[[], AdapterStore]]:
     """Opens stores on one fresh namespace."""
     settings = StoreSettings(url=redis_url, namespace=f"test-{next(_namespaces)}", lease_s=LEASE_S)
-    yield lambda: AdapterStore.connect(settings)
+    yield lambda: AdapterStore(settings)
 
 
 @pytest.fixture

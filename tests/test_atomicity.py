@@ -115,7 +115,7 @@ async def test_eight_writers_keep_the_invariants(connect, seed):
     # Every version holds its blob, and no blob is held by a version that is gone.
     held = {f"{a.name}@{n}": v.digest for a in adapters.values() for n, v in a.versions.items()}
     for digest in {f"d{i}" for i in range(12)}:
-        users = await reader._redis.smembers(reader._keys.blob(digest))
+        users = await reader._server.redis.smembers(reader._keys.blob(digest))
         assert users == {key for key, d in held.items() if d == digest}
     await catalogue.stop()
     for store in stores:

@@ -36,7 +36,7 @@ async def elsewhere(redis_url, tmp_path):
     settings = StoreSettings(
         url=redis_url, namespace=f"elsewhere-{time.time_ns()}", data_dir=tmp_path / "elsewhere"
     )
-    store = AdapterStore.connect(settings)
+    store = AdapterStore(settings)
     await store.put_base_model(ECHO_FACTS)
     yield Registrar(store, settings), store
     await store.close()
@@ -129,7 +129,7 @@ async def test_a_backup_that_cannot_be_whole_is_not_written(
 async def unreserve(store, registrar) -> None:
     """As if the time of all reservations had passed."""
     for digest, _ in registrar.blobs.digests():
-        await store._redis.delete(store._keys.reserved(digest))
+        await store._server.redis.delete(store._keys.reserved(digest))
 
 
 async def sweep(store, registrar, *, dry_run: bool):

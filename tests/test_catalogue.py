@@ -57,7 +57,7 @@ async def test_a_listener_hears_changes_before_the_position_moves(store):
 
 async def test_it_serves_on_while_the_store_is_down_and_catches_up_after(tmp_path: Path):
     with embedded_server(tmp_path) as server:
-        store = AdapterStore.connect(StoreSettings(url=server.url))
+        store = AdapterStore(StoreSettings(url=server.url))
         await put(store, card("kept"), version(), mode="create")
         catalogue = Catalogue(store)
         await catalogue.start()

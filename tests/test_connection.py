@@ -43,7 +43,7 @@ async def exercise(store: AdapterStore) -> None:
 
 async def test_a_cluster_serves_as_one_server_does(tmp_path):
     with redis_cluster(tmp_path) as url:
-        store = AdapterStore.connect(StoreSettings(url=url))
+        store = AdapterStore(StoreSettings(url=url))
         await exercise(store)
         await store.close()
 
@@ -51,7 +51,7 @@ async def test_a_cluster_serves_as_one_server_does(tmp_path):
 @pytest.mark.timeout(90)
 async def test_a_failover_loses_no_acknowledged_change_and_followers_go_on(tmp_path):
     with sentinel_set(tmp_path) as (url, (master, *_)):
-        store = AdapterStore.connect(StoreSettings(url=url, wait_replicas=1, namespace="one"))
+        store = AdapterStore(StoreSettings(url=url, wait_replicas=1, namespace="one"))
         await exercise(store)
         catalogue = Catalogue(store)
         await catalogue.start()
@@ -82,7 +82,7 @@ async def test_a_failover_loses_no_acknowledged_change_and_followers_go_on(tmp_p
 async def test_a_write_that_too_few_replicas_have_is_not_acknowledged(tmp_path):
     with embedded_server(tmp_path) as server:
         settings = StoreSettings(url=server.url, wait_replicas=1)
-        store = AdapterStore.connect(settings)
+        store = AdapterStore(settings)
         with pytest.raises(StoreUnavailable, match="on 0 of 1 replicas"):
             await store.reserve("d1")
         await store.close()
@@ -92,7 +92,7 @@ async def test_no_acknowledged_change_is_lost_when_the_server_is_killed(tmp_path
     """kill -9 in the midst of eight writers, three times."""
     with embedded_server(tmp_path) as server:
         settings = StoreSettings(url=server.url)
-        stores = [AdapterStore.connect(settings) for _ in range(8)]
+        stores = [AdapterStore(settings) for _ in range(8)]
         acknowledged: set[str] = set()
         ended = False
 
@@ -138,20 +138,20 @@ def test_a_wrong_url_is_refused(url, said):
 
 def test_waiting_for_replicas_is_not_for_clusters():
     with pytest.raises(ConfigError, match="min-replicas-to-write"):
-        AdapterStore.connect(StoreSettings(url="redis+cluster://h:1", wait_replicas=1))
+        AdapterStore(StoreSettings(url="redis+cluster://h:1", wait_replicas=1))
 
 
 async def test_what_an_older_release_wrote_is_brought_forward(store):
     """Before `stable`, `latest` answered to the plain name."""
     await put(store, card("cron"), version("d1"), mode="create")
-    await store._redis.hdel(store._keys.adapter("cron"), "alias:stable")
-    await store._redis.delete(store._keys.schema)
+    await store._server.redis.hdel(store._keys.adapter("cron"), "alias:stable")
+    await store._server.redis.delete(store._keys.schema)
     await store.migrate()
     assert (await store.get("cron")).aliases == {"latest": 1, "stable": 1}
-    assert await store._redis.get(store._keys.schema) == "2"
+    assert await store._server.redis.get(store._keys.schema) == "2"
 
 
 async def test_what_a_newer_release_wrote_is_left_alone(store):
-    await store._redis.set(store._keys.schema, 99)
+    await store._server.redis.set(store._keys.schema, 99)
     with pytest.raises(ConfigError, match=r"schema 99.*upgrade"):
         await store.migrate()

@@ -35,7 +35,7 @@ class Fleet:
                 "node_cache": {"path": str(folder / "node")},
             }
         )
-        self.store = AdapterStore.connect(self.settings.store)
+        self.store = AdapterStore(self.settings.store)
         self.registrar = Registrar(self.store, self.settings.store)
         self.servers: dict[str, ModelServer] = {}
 
@@ -205,8 +205,8 @@ async def test_a_replica_that_missed_events_reads_a_snapshot(fleet, make_adapter
     async with fleet(1) as it:
         await it.add(make_adapter("cron"))
         # The stream loses its past, as when it is trimmed while a replica cannot look.
-        await it.store._redis.delete(it.store._keys.events)
-        await it.store._redis.incrby(it.store._keys.sequence, 7)
+        await it.store._server.redis.delete(it.store._keys.events)
+        await it.store._server.redis.incrby(it.store._keys.sequence, 7)
         stored = await it.add(make_adapter("sql", seed=1))
         await it.converged(stored.position)
         assert await it.held("sql@1") == {"r0"}

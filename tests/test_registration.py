@@ -343,7 +343,7 @@ def test_whatever_is_sent_it_is_all_there_or_not_at_all(
         namespace = f"fuzz-{uuid.uuid4().hex[:12]}"
         shutil.rmtree(tmp_path / "fuzzed", ignore_errors=True)
         place = StoreSettings(url=redis_url, namespace=namespace, data_dir=tmp_path / "fuzzed")
-        store = AdapterStore.connect(place)
+        store = AdapterStore(place)
         await store.put_base_model(ECHO_FACTS)
         registrar = Registrar(store, place)
         folder = make_adapter("cron", config=config)

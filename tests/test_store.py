@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from adapter_store.embedded import embedded_server
-from adapter_store.store import AdapterStore, Event, Stored, is_before, new_version
+from adapter_store.records import new_version
+from adapter_store.server import is_before
+from adapter_store.store import AdapterStore, Event, Stored
 from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
 from cluster.settings import StoreSettings
 from cluster.state import Card, Member, Version
@@ -142,7 +144,7 @@ async def test_converged_waits_for_all_and_names_who_is_late(store):
 
 async def test_a_store_that_is_down_is_said_to_be(tmp_path: Path):
     with embedded_server(tmp_path) as server:
-        store = AdapterStore.connect(StoreSettings(url=server.url))
+        store = AdapterStore(StoreSettings(url=server.url))
         await put(store, card(), version(), mode="create")
     with pytest.raises(StoreUnavailable):
         await store.get("cron")

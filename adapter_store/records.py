@@ -1,0 +1,75 @@
+"""What the store keeps of an adapter, as a hash of strings and back."""
+
+import json
+import time
+from collections.abc import Mapping
+
+from cluster.state import (
+    LATEST,
+    STABLE,
+    Adapter,
+    Card,
+    Lineage,
+    Rollout,
+    RolloutEnd,
+    Version,
+)
+
+
+def new_version(
+    *,
+    digest: str,
+    size_bytes: int,
+    rank: int,
+    target_modules: tuple[str, ...],
+    base_fingerprint: str = "",
+    signed_by: str = "",
+    lineage: Lineage | None = None,
+) -> Version:
+    """A version not yet numbered (0): the store numbers it when it is put."""
+    return Version(
+        number=0,
+        digest=digest,
+        size_bytes=size_bytes,
+        rank=rank,
+        target_modules=target_modules,
+        created_at=time.time(),
+        base_fingerprint=base_fingerprint,
+        signed_by=signed_by,
+        lineage=lineage,
+    )
+
+
+def fields_of(adapter: Adapter) -> dict[str, str]:
+    """The adapter's hash, without the revision, which only scripts write."""
+    fields = {"card": adapter.card.model_dump_json(), "previous": json.dumps(adapter.previous)}
+    fields |= {f"version:{n}": v.model_dump_json() for n, v in adapter.versions.items()}
+    fields |= {f"alias:{alias}": str(n) for alias, n in adapter.aliases.items()}
+    if adapter.rollout:
+        fields["rollout"] = adapter.rollout.model_dump_json()
+    if adapter.last_rollout:
+        fields["last_rollout"] = adapter.last_rollout.model_dump_json()
+    return fields
+
+
+def adapter_of(fields: Mapping[str, str]) -> Adapter:
+    """The adapter that a hash holds, revision included."""
+    versions, aliases = {}, {}
+    for field, value in fields.items():
+        kind, _, rest = field.partition(":")
+        if kind == "version":
+            versions[int(rest)] = Version.model_validate_json(value)
+        elif kind == "alias":
+            aliases[rest] = int(value)
+    # A process of an older release, in the midst of an upgrade, writes none.
+    aliases.setdefault(STABLE, aliases[LATEST])
+    rollout, last = fields.get("rollout"), fields.get("last_rollout")
+    return Adapter(
+        card=Card.model_validate_json(fields["card"]),
+        versions=dict(sorted(versions.items())),
+        aliases=aliases,
+        revision=int(fields["revision"]),
+        previous=tuple(json.loads(fields.get("previous", "[]"))),
+        rollout=Rollout.model_validate_json(rollout) if rollout else None,
+        last_rollout=RolloutEnd.model_validate_json(last) if last else None,
+    )
