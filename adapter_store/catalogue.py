@@ -56,7 +56,7 @@ class Catalogue:
         """Read the snapshot (raises :class:`StoreUnavailable`), then follow in the background."""
         await self._catch_up()
         if len(self.adapters) >= _MANY:
-            # They live long; every full collection would look through all of them (0.3 s of 10,000).
+            # They live long, and every full collection would look through all: 0.3 s of 10,000.
             gc.collect()
             gc.freeze()
         self._task = asyncio.create_task(self._follow(), name="catalogue")
