@@ -60,8 +60,11 @@ async def back_up(
     Others may go on changing adapters: each is saved as it was at one moment.
 
     Raises:
+        InvalidRequest: the file cannot be written.
         Unavailable: the files of an adapter are gone or damaged; its name is told.
     """
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise InvalidRequest(f"{target} must be a file in a folder that is there")
     draft = target.with_name(target.name + ".new")
     adapters = [a async for a in store.all()]
     header = Header(schema_number=SCHEMA, made_at=time.time(), issued=await store.issued())
@@ -77,6 +80,8 @@ async def back_up(
             _add(tar, REGISTRY, "\n".join(lines).encode())
         sync(draft)
         draft.replace(target)
+    except OSError as e:
+        raise InvalidRequest(f"{target} cannot be written: {e}") from e
     finally:
         draft.unlink(missing_ok=True)
     progress(len(adapters), len(adapters))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
 from adapter_store.blobs import BlobStore, open_blobs
 from adapter_store.door import (
@@ -57,8 +57,8 @@ class Registration(Value):
     tags: tuple[str, ...] | None = None
     owner: str | None = None
     visibility: str | None = None
-    pinned: bool | None = None
-    replicas: int | str | None = None
+    pinned: StrictBool | None = None
+    replicas: StrictInt | str | None = None
     metadata: dict[str, Any] | None = None
     # Of this version.
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$")] | None = Field(
@@ -66,8 +66,12 @@ class Registration(Value):
     )
     base_fingerprint: str | None = Field(None, description="that the base model must have")
     lineage: Lineage | None = None
-    promote: bool = Field(True, description="false: the plain name stays with the version it has")
-    revision: int | None = Field(None, description="of the adapter as the client last read it")
+    promote: StrictBool = Field(
+        True, description="false: the plain name stays with the version it has"
+    )
+    revision: StrictInt | None = Field(
+        None, ge=0, description="of the adapter as the client last read it"
+    )
 
 
 _OF_VERSION = {"source", "sha256", "base_fingerprint", "lineage", "promote", "revision"}

@@ -262,7 +262,8 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
                     for m in packed
                 )
     except _BROKEN_ARCHIVE as e:
-        raise AdapterRefused(f"not an archive that can be read: {e}", param="source") from e
+        why = " ".join(str(e).split())[:300]
+        raise AdapterRefused(f"not an archive that can be read: {why}", param="source") from e
 
 
 class _TarInfo(tarfile.TarInfo):

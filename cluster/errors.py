@@ -3,12 +3,14 @@
 The wire shape is OpenAI's: ``{"error": {"message", "type", "param", "code"}}``.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+_LONGEST_MESSAGE = 2000
 _LONGEST_COMPARED = 130
 _MOST_COMPARED = 1000
 
@@ -29,6 +31,8 @@ class RoundhouseError(Exception):
     retry_after_s: float | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}..."
         super().__init__(message)
         self.message = message
         self.param = param
@@ -37,8 +41,9 @@ class RoundhouseError(Exception):
         return _rebuild, (type(self), self.message, self.param, self.retry_after_s)
 
     def body(self) -> dict:
-        """The OpenAI error object."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        """The OpenAI error object. Half characters, which a client may send, have no UTF-8."""
+        message = self.message.encode(errors="replace").decode()
+        error = {"message": message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
     def headers(self) -> dict[str, str]:
@@ -66,9 +71,39 @@ class InvalidRequest(RoundhouseError):
     @classmethod
     def of(cls, error: ValidationError, *within: str) -> "InvalidRequest":
         """The first problem of a validation, named by its field (inside the fields `within`)."""
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in (*within, *first["loc"]))
-        return cls(f"{field}: {first['msg']}", param=field)
+        problems = error.errors()
+        place = _place(problems[0])
+        # A value that may be one thing or another has a problem with each.
+        said = dict.fromkeys(_in_words(p) for p in problems if _place(p) == place)
+        message = " or ".join(said)
+        if not place and (named := _NAMED.match(message)):
+            place, message = (named[1],), named[2]
+        field = ".".join((*within, *place))
+        return cls(f"{field}: {message}", param=field)
+
+
+# What pydantic puts into a path beside fields and indices: the alternatives of a union.
+_ALTERNATIVE = re.compile(r"^(literal\[.*|int|str|bool|float|constrained-.*|function-.*|[A-Z]\w*)$")
+# A check of several fields begins its message with the one to mend.
+_NAMED = re.compile(r"^(\w+): (.*)", re.DOTALL)
+_PATTERNS = {
+    "sha256": "64 hexadecimal digits are needed",
+    "alias": "begin with a lower-case letter; then lower-case letters, digits, '.', '_' and '-'",
+}
+_NAME_PATTERN = (
+    "up to 64 lower-case letters, digits, '.', '_' and '-' are allowed, with a letter or digit at "
+    "both ends"
+)
+
+
+def _place(problem: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(p) for p in problem["loc"] if not _ALTERNATIVE.match(str(p)))
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "string_pattern_mismatch":
+        return _PATTERNS.get(str(problem["loc"][-1]), _NAME_PATTERN)
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def parse(model: type[Model], fields: dict[str, Any]) -> Model:

@@ -51,7 +51,9 @@ def begin(
             "back first"
         )
     if running is None and version == adapter.stable:
-        raise Conflict(f"{adapter.name}@{version.number} is the stable version already")
+        raise Conflict(
+            f"{adapter.name}@{version.number} is the stable version already", param="version"
+        )
     rollout = Rollout(
         version=version.number, percents=percents, step_s=step_s, next_at=now, gate=gate
     )
@@ -185,7 +187,10 @@ def remove_version(adapter: Adapter, version: Version) -> Adapter:
 def edit_card(adapter: Adapter, card: Card) -> Adapter:
     """With another card; the name and the base model stay."""
     if (card.name, card.base_model) != (adapter.name, adapter.card.base_model):
-        raise InvalidRequest("name and base_model of an adapter cannot change; register another")
+        field = "name" if card.name != adapter.name else "base_model"
+        raise InvalidRequest(
+            "name and base_model of an adapter cannot change; register another", param=field
+        )
     return adapter.model_copy(update={"card": card})
 
 

@@ -9,6 +9,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
+    StrictInt,
     StringConstraints,
     model_validator,
 )
@@ -92,8 +94,10 @@ class Card(Value):
     visibility: Literal["public", "private"] = Field(
         "public", description="private: only for keys of its owner, and admins"
     )
-    pinned: bool = Field(False, description="a replica that has loaded it keeps it in host memory")
-    replicas: Literal["auto"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
+    pinned: StrictBool = Field(
+        False, description="a replica that has loaded it keeps it in host memory"
+    )
+    replicas: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=10_000)] = Field(
         "auto", description="how many replicas are to hold it; auto: those with room"
     )
     metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
@@ -101,7 +105,7 @@ class Card(Value):
     @model_validator(mode="after")
     def _private_to_someone(self):
         if self.visibility == "private" and not self.owner:
-            raise ValueError("visibility 'private' needs an owner")
+            raise ValueError("owner: visibility 'private' needs one")
         return self
 
 

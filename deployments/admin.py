@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.registration import Registrar, Registration
@@ -42,17 +42,17 @@ Tell = Callable[[dict[str, Any]], None]
 class RolloutRequest(Value):
     """What `POST /v1/adapters/{name}/rollout` takes."""
 
-    version: int | str = Field(LATEST, description="a number or an alias")
-    percent: tuple[int, ...] = Field(
+    version: StrictInt | str = Field(LATEST, description="a number or an alias")
+    percent: tuple[StrictInt, ...] = Field(
         (100,),
         min_length=1,
         max_length=20,
         description="share of the requests, or growing shares that are gone through; 100 ends it",
     )
-    step_s: float = Field(
+    step_s: StrictFloat = Field(
         _STEP_S, gt=0, le=7 * 86400, description="between two steps, and between two checks"
     )
-    gate: Gate | bool = Field(
+    gate: Gate | StrictBool = Field(
         True, description="limits, or false for none; asks the adapter's evaluation prompts"
     )
     revision: int | None = Field(None, description="of the adapter as the client last read it")
@@ -60,7 +60,7 @@ class RolloutRequest(Value):
     @field_validator("percent", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int) else value
+        return value if isinstance(value, list | tuple) else [value]
 
     @field_validator("percent")
     @classmethod
@@ -73,14 +73,16 @@ class RolloutRequest(Value):
 class RollbackRequest(Value):
     """What `POST /v1/adapters/{name}/rollback` takes."""
 
-    version: int | str | None = Field(None, description="default: the one that was stable before")
+    version: StrictInt | str | None = Field(
+        None, description="default: the one that was stable before"
+    )
     revision: int | None = None
 
 
 class AliasRequest(Value):
     """What `PUT /v1/adapters/{name}/aliases/{alias}` takes."""
 
-    version: int | str
+    version: StrictInt | str
     revision: int | None = None
 
 
@@ -140,7 +142,8 @@ class AdapterAdmin:
                 param="lora_name",
             )
         # As vLLM does: what is not a place on the disk is a name on the model hub.
-        is_hub_id = path.count("/") == 1 and not await asyncio.to_thread(Path(path).exists)
+        is_name = path.count("/") == 1 and path[0] not in "/.~"
+        is_hub_id = is_name and not await asyncio.to_thread(Path(path).exists)
         source = f"hf://{path}" if is_hub_id else path
         registration = parse(Registration, {"source": source, "name": name})
         # vLLM has one base model, and its clients never name it.
@@ -286,7 +289,8 @@ class AdapterAdmin:
 def take_revision(fields: dict[str, Any]) -> int | None:
     """Take the expected revision out of a body."""
     revision = fields.pop("revision", None)
-    if revision is not None and (isinstance(revision, bool) or not isinstance(revision, int)):
+    is_number = isinstance(revision, int) and not isinstance(revision, bool) and revision >= 0
+    if revision is not None and not is_number:
         raise InvalidRequest("revision must be a number, as GET shows it", param="revision")
     return revision
 

@@ -57,6 +57,9 @@ def up(
     from deployments.lifecycle import cluster_up, wait_for_signal
 
     settings = load_settings(config)
+    if settings.auth.keys and not settings.auth.enabled:
+        errors.print("[yellow]warning:[/] auth.keys are listed, but auth.enabled is false: anybody")
+        errors.print("may do anything")
     with (
         _Progress() as progress,
         cluster_up(settings, address=address, progress=progress.say) as endpoint,

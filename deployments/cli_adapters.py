@@ -88,6 +88,8 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Register an adapter, or a new version of one; nothing is restarted."""
+    if not source:
+        raise InvalidRequest("source is empty: name a folder, an archive or a URL", param="source")
     is_local = "://" not in source
     path = Path(source).expanduser().resolve()
     client = client_of(url, api_key)
@@ -334,7 +336,9 @@ def _card_fields(
 def _read_lines(path: Path) -> list[Any]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as e:
+    except OSError as e:
+        raise InvalidRequest(f"{path} cannot be read: {e.strerror}") from e
+    except ValueError as e:
         raise InvalidRequest(f"{path}: a JSON object a line is needed: {e}") from e
 
 

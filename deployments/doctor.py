@@ -35,7 +35,7 @@ def examine(config: Path) -> list[Finding]:
         settings = load_settings(config)
     except RoundhouseError as e:
         return [*findings, Finding("settings", False, e.message)]
-    checks: list[Callable[[Settings], Finding]] = [_cpus, _port, _disk, _encoder]
+    checks: list[Callable[[Settings], Finding]] = [_cpus, _port, _keys, _disk, _encoder]
     findings += [Finding("settings", True, f"{config} is complete")]
     findings += [check(settings) for check in checks]
     findings += [_base_model(settings, m.id) for m in settings.models if m.engine == "vllm"]
@@ -106,6 +106,14 @@ def _port(settings: Settings) -> Finding:
     problem = port_problem(settings.http.host, settings.http.port)
     free = f"{settings.http.host}:{settings.http.port} is free"
     return Finding("port", problem is None, problem or free)
+
+
+def _keys(settings: Settings) -> Finding:
+    auth = settings.auth
+    if auth.keys and not auth.enabled:
+        detail = "auth.keys are listed, but auth.enabled is false: anybody may do anything"
+        return Finding("API keys", False, detail)
+    return Finding("API keys", True, "asked for" if auth.enabled else "nobody is asked for one")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -22,7 +22,7 @@ from deployments.admin import (
     Tell,
 )
 from deployments.gateway import describe
-from deployments.requests import check_content_type, read_json
+from deployments.requests import check_characters, check_content_type, read_json
 
 # Does something, tells of its progress, returns the answer's status and body.
 Operation = Callable[[Tell], Awaitable[tuple[int, dict[str, Any]]]]
@@ -50,7 +50,9 @@ def add_changes(router: APIRouter, admin: AdapterAdmin, max_body_bytes: int) -> 
         # What a page elsewhere can send without being asked is not taken, be it empty.
         if not may_be_empty or request.headers.get("origin"):
             check_content_type(request)
-        return await read_json(request, max_body_bytes, may_be_empty=may_be_empty)
+        body = await read_json(request, max_body_bytes, may_be_empty=may_be_empty)
+        check_characters(body)
+        return body
 
     _add_registration(router, admin, body_of)
     _add_versions(router, admin, body_of)
@@ -129,15 +131,23 @@ def _add_vllm(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
     async def load(request: Request) -> Response:
         wanted = parse(_Load, await body_of(request))
         if not wanted.lora_name or not wanted.lora_path:
-            raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.")
-        await admin.load(wanted.lora_name, wanted.lora_path, replace=wanted.load_inplace)
+            param = "lora_path" if wanted.lora_name else "lora_name"
+            raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.", param=param)
+        try:
+            await admin.load(wanted.lora_name, wanted.lora_path, replace=wanted.load_inplace)
+        except InvalidRequest as e:
+            # Its clients know these fields.
+            e.param = {"name": "lora_name", "source": "lora_path"}.get(e.param, e.param)
+            raise
         return PlainTextResponse(f"Success: LoRA adapter '{wanted.lora_name}' added successfully.")
 
     @router.post("/v1/unload_lora_adapter")
     async def unload(request: Request) -> Response:
         wanted = parse(_Unload, await body_of(request))
         if not wanted.lora_name:
-            raise InvalidRequest("'lora_name' needs to be provided to unload a LoRA adapter.")
+            raise InvalidRequest(
+                "'lora_name' needs to be provided to unload a LoRA adapter.", param="lora_name"
+            )
         try:
             await admin.delete(wanted.lora_name)
         except ModelNotFound as e:

@@ -29,6 +29,15 @@ def check_content_type(request: Request) -> None:
         raise InvalidRequest("send the header 'content-type: application/json'")
 
 
+def check_characters(body: dict[str, Any]) -> None:
+    """Refuse half characters (lone surrogates), which no store and no file name can hold."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        found = e.object[e.start : e.start + 1].encode("unicode_escape").decode()
+        raise InvalidRequest(f"the body holds half a character ({found}); send whole ones") from e
+
+
 async def read_json(
     request: Request, max_bytes: int, *, may_be_empty: bool = False
 ) -> dict[str, Any]:

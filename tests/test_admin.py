@@ -87,20 +87,44 @@ async def test_a_stale_writer_gets_409_and_changes_nothing(rh, make_adapter):
         ({"description": 3}, "description"),
         ({"replicas": 0}, "replicas"),
         ({"replicas": "many"}, "replicas"),
-        ({"visibility": "private"}, ""),
-        ({"tags": [""]}, "tags.0"),
-        ({"evaluation": [{"prompt": "x"}]}, "evaluation.0.expected"),
-        ({"name": "other"}, None),
+        ({"replicas": True}, "replicas"),
+        ({"pinned": 0}, "pinned"),
+        ({"visibility": "private"}, "owner"),
+        ({"owner": "Not A Name"}, "owner"),
+        ({"revision": -3}, "revision"),
+        ({"description": "\ud800"}, None),
+        ({"tags": [""]}, "tags"),
+        ({"evaluation": [{"prompt": "x"}]}, "evaluation"),
+        ({"name": "other"}, "name"),
         ({"revision": "x"}, "revision"),
     ],
 )
 async def test_a_wrong_change_is_named(rh, make_adapter, changes, param):
     await add(rh, make_adapter("cron"))
     before = await call(rh, "GET", "cron")
-    refused = await rh.client.patch("/v1/adapters/cron", json=changes)
+    refused = await rh.client.patch(
+        "/v1/adapters/cron",
+        content=json.dumps(changes),
+        headers={"content-type": "application/json"},
+    )
     found = error(refused, 400)["param"]
-    assert (found or "").startswith(param or "")
+    assert found == param or found.startswith(f"{param}.")
     assert await call(rh, "GET", "cron") == before
+
+
+async def test_a_value_that_may_be_this_or_that_is_refused_in_words(rh, make_adapter):
+    await add(rh, make_adapter("cron"))
+    refused = await rh.client.patch("/v1/adapters/cron", json={"replicas": 0})
+    message = error(refused, 400)["message"]
+    assert message.startswith("replicas: Input should be 'auto' or ")
+    assert "greater than or equal to 1" in message
+    refused = await add(rh, make_adapter("x"), name="Über")
+    assert "lower-case letters" in error(refused, 400)["message"]
+    half = {"source": str(make_adapter("x")), "base_fingerprint": "\ud800"}
+    refused = await rh.client.post(
+        "/v1/adapters", content=json.dumps(half), headers={"content-type": "application/json"}
+    )
+    assert "half a character" in error(refused, 400)["message"]
 
 
 async def test_numbers_that_json_has_not_are_refused(rh, make_adapter):
@@ -354,6 +378,8 @@ async def test_a_registration_does_not_cut_into_a_rollout(rh, make_adapter):
         ({"percent": 0}, "percent"),
         ({"percent": [50, 10]}, "percent"),
         ({"percent": "x"}, "percent"),
+        ({"percent": True}, "percent"),
+        ({"step_s": "9"}, "step_s"),
         ({"step_s": 0}, "step_s"),
         ({"gate": {"max_accuracy_drop": 2}}, "gate"),
         ({"version": 9}, "version"),
@@ -472,9 +498,19 @@ async def test_a_client_of_vllm_loads_and_unloads(rh, make_adapter):
     assert error(missing, 404)["message"] == "The lora adapter 'my-lora' cannot be found."
 
 
-@pytest.mark.parametrize("body", [{}, {"lora_name": "x"}, {"lora_name": "", "lora_path": "/x"}])
-async def test_a_wrong_load_is_refused(rh, body):
-    error(await rh.client.post("/v1/load_lora_adapter", json=body), 400)
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "lora_name"),
+        ({"lora_name": "x"}, "lora_path"),
+        ({"lora_name": "", "lora_path": "/x"}, "lora_name"),
+        ({"lora_name": "x", "lora_path": "/nowhere"}, "lora_path"),
+        ({"lora_name": "X", "lora_path": "/nowhere"}, "lora_path"),
+    ],
+)
+async def test_a_wrong_load_is_refused(rh, body, param):
+    refused = await rh.client.post("/v1/load_lora_adapter", json=body)
+    assert error(refused, 400)["param"] == param
 
 
 # -- size ---------------------------------------------------------------------------------------

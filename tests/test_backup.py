@@ -123,6 +123,13 @@ async def test_a_backup_that_cannot_be_whole_is_not_written(
     assert [p.name for p in tmp_path.glob("b.tar*")] == []
 
 
+async def test_a_backup_goes_into_a_file_in_a_folder(store, registrar, make_adapter, tmp_path):
+    await add(registrar, make_adapter("cron"))
+    for target in (tmp_path / "nowhere" / "b.tar", tmp_path):
+        with pytest.raises(InvalidRequest, match="a file in a folder that is there"):
+            await back_up(store, registrar.blobs, target, silent)
+
+
 # -- garbage ------------------------------------------------------------------------------------
 
 
