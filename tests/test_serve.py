@@ -1,5 +1,6 @@
 """The whole application on Ray Serve with echo engines, started and driven by the real command."""
 
+import itertools
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ ECHO = {
     "replicas": 2,
     "cpus_per_replica": 0.1,
     "max_ongoing": 2,
-    "max_queued": 2,
+    "max_queued": 16,
     "lora": {"slots": 2, "host_entries": 8},
     "engine_args": {"token_s": 0.01},
 }
@@ -119,16 +120,19 @@ def test_not_one_request_fails_while_versions_change_under_load(cluster, http, m
     questions = [{"prompt": "hi there", "expected": "hi there"}]
     folders = [str(make_adapter("busy", seed=seed, evaluation=questions)) for seed in range(4)]
     cluster.command("adapters", "add", folders[0])
-    statuses: list[int] = []
+    answered, failures = itertools.count(), []
     versions: set[str] = set()
-    ended = threading.Event()
+    ended, enough = threading.Event(), threading.Event()
 
     def ask() -> None:
         with cluster.http() as client:
-            while not ended.is_set() or len(statuses) < 2000:
+            while not (ended.is_set() and enough.is_set()):
                 answer = client.post("/v1/chat/completions", json=chat("a", "busy"))
-                statuses.append(answer.status_code)
-                versions.add(answer.headers["x-roundhouse-version"])
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+                versions.add(answer.headers.get("x-roundhouse-version"))
+                if next(answered) >= 2000:
+                    enough.set()
 
     with ThreadPoolExecutor(3) as pool:
         clients = [pool.submit(ask) for _ in range(3)]
@@ -145,8 +149,7 @@ def test_not_one_request_fails_while_versions_change_under_load(cluster, http, m
             ended.set()
         for client in clients:
             client.result()
-    assert len(statuses) >= 2000
-    assert set(statuses) == {200}
+    assert failures == []
     assert len(versions) >= 3
 
 
@@ -194,13 +197,13 @@ def test_backup_and_tidying_work_beside_a_running_cluster(cluster, make_adapter,
 
 
 def test_requests_are_spread_and_more_than_fits_gets_429(http):
-    """2 replicas take 2 each and 2 may wait: of 12 slow ones at once, some must be turned away."""
-    with ThreadPoolExecutor(12) as pool:
+    """2 replicas take 2 each and 16 may wait: of 40 slow ones at once, some must be turned away."""
+    with ThreadPoolExecutor(40) as pool:
         slow = chat("word " * 100)
-        answers = list(pool.map(lambda _: http.post("/v1/chat/completions", json=slow), range(12)))
+        answers = list(pool.map(lambda _: http.post("/v1/chat/completions", json=slow), range(40)))
     accepted = [a for a in answers if a.status_code == 200]
     refused = [a for a in answers if a.status_code == 429]
-    assert len(accepted) + len(refused) == 12, [(a.status_code, a.text) for a in answers]
+    assert len(accepted) + len(refused) == 40, [(a.status_code, a.text) for a in answers]
     assert len({a.headers["x-roundhouse-replica"] for a in accepted}) == 2
     assert refused
     for answer in refused:
