@@ -172,7 +172,7 @@ def _restore_blob(tar: tarfile.TarFile, blobs: BlobStore, name: str, digest: str
                 shutil.copyfileobj(packed, out)
         if digest_of(folder) != digest:
             raise InvalidRequest(f"the files of {name} are damaged in the backup")
-        blobs.commit(folder)
+        blobs.commit(folder, digest)
 
 
 def _read_registry(tar: tarfile.TarFile) -> tuple[Header, list[Adapter]]:

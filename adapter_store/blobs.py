@@ -26,8 +26,11 @@ class BlobGone(Exception):
 class BlobStore(Protocol):
     """Where adapter files are kept. Writers may race: the content decides."""
 
-    def commit(self, staged: Path) -> tuple[str, int]:
+    def commit(self, staged: Path, digest: str | None = None) -> tuple[str, int]:
         """Keep the files of a private folder under their hash; a damaged blob is replaced.
+
+        Args:
+            digest: of the files, where the caller has worked it out.
 
         Returns:
             The digest, and the size in bytes.
@@ -53,8 +56,8 @@ class LocalBlobs:
         self._root = root
         self._unfinished = root / ".unfinished"
 
-    def commit(self, staged: Path) -> tuple[str, int]:
-        digest, size_bytes = digest_of(staged), size_of(staged)
+    def commit(self, staged: Path, digest: str | None = None) -> tuple[str, int]:
+        digest, size_bytes = digest or digest_of(staged), size_of(staged)
         target = self._path(digest)
         if self._is_whole(digest):
             return digest, size_bytes

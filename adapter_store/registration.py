@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints
 
-from adapter_store.blobs import BlobStore, open_blobs
+from adapter_store.blobs import BlobStore, open_blobs, remove_abandoned
 from adapter_store.door import (
     Checked,
     check_adapter,
@@ -22,7 +22,7 @@ from adapter_store.door import (
 from adapter_store.filesystems import storage
 from adapter_store.records import new_version
 from adapter_store.signatures import signer_of
-from adapter_store.sources import CARD_FILE, Progress, Sources
+from adapter_store.sources import CARD_FILE, Progress, Sources, staging_of
 from adapter_store.store import AdapterStore, BlobUnreserved, Stored, name_taken
 from adapter_store.uploads import UPLOAD, Uploads
 from cluster.errors import (
@@ -121,11 +121,6 @@ class Registrar:
                 await self._in_thread(self.uploads.remove, registration.source.removeprefix(UPLOAD))
         return stored
 
-    def sweep(self) -> None:
-        """Remove what a crash left; call it when nobody registers."""
-        self._sources.sweep()
-        self.blobs.sweep()
-
     async def _register(
         self, registration: Registration, mode: str, progress: Progress, default_base: str | None
     ) -> Stored:
@@ -213,7 +208,7 @@ class Registrar:
             if reservation is None:
                 await asyncio.sleep(_RESERVE_AGAIN_S)  # the collector is removing it
                 continue
-            await self._in_thread(self._commit, folder)
+            await self._in_thread(self._commit, folder, version.digest)
             # Read now: others may have changed the card while the files were on their way.
             card, _, revision = await self._card(sent, mode)
             try:
@@ -233,9 +228,9 @@ class Registrar:
                     raise
         raise Unavailable("the blob store is too slow, or its collector hangs; try again")
 
-    def _commit(self, folder: Path) -> None:
+    def _commit(self, folder: Path, digest: str) -> None:
         with storage("the blob store"):
-            self.blobs.commit(folder)
+            self.blobs.commit(folder, digest)
 
 
 @dataclass(frozen=True)
@@ -256,6 +251,12 @@ class _SentCard:
                 param="base_model",
             )
         return parse(Card, self.fields | {"base_model": base_model})
+
+
+def sweep(settings: StoreSettings) -> None:
+    """Remove what registrations that were cut off have left."""
+    remove_abandoned(staging_of(settings))
+    open_blobs(settings).sweep()
 
 
 def _silence(what: str, done: int, total: int | None) -> None:

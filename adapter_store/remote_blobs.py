@@ -4,6 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from adapter_store.blobs import FILES, WEIGHTS, BlobGone, digest_of, size_of
 from adapter_store.filesystems import open_filesystem
@@ -19,29 +20,29 @@ class RemoteBlobs:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def commit(self, staged: Path) -> tuple[str, int]:
-        digest, size_bytes = digest_of(staged), size_of(staged)
-        files, root = open_filesystem(self._url)
+    def commit(self, staged: Path, digest: str | None = None) -> tuple[str, int]:
+        digest, size_bytes = digest or digest_of(staged), size_of(staged)
         if self._is_whole(digest):
             return digest, size_bytes
-        files.makedirs(f"{root}/{digest[:2]}/{digest}", exist_ok=True)
+        files, folder = self._folder(digest)
+        files.makedirs(folder, exist_ok=True)
         for name in FILES:
-            files.put_file(str(staged / name), f"{root}/{digest[:2]}/{digest}/{name}")
+            files.put_file(str(staged / name), f"{folder}/{name}")
         return digest, size_bytes
 
     @contextlib.contextmanager
     def opened(self, digest: str) -> Iterator[Path]:
-        files, root = open_filesystem(self._url)
+        files, folder = self._folder(digest)
         with tempfile.TemporaryDirectory(prefix="rh-blob-") as temporary:
-            folder = Path(temporary)
+            copy = Path(temporary)
             try:
                 for name in FILES:
-                    files.get_file(f"{root}/{digest[:2]}/{digest}/{name}", str(folder / name))
+                    files.get_file(f"{folder}/{name}", str(copy / name))
             except FileNotFoundError as e:
                 raise BlobGone("are gone from the blob store") from e
-            if digest_of(folder) != digest:
+            if digest_of(copy) != digest:
                 raise BlobGone("were damaged in the blob store")
-            yield folder
+            yield copy
 
     def digests(self) -> Iterator[tuple[str, int]]:
         files, root = open_filesystem(self._url)
@@ -52,18 +53,22 @@ class RemoteBlobs:
         yield from sorted(sizes.items())
 
     def remove(self, digest: str) -> None:
-        files, root = open_filesystem(self._url)
+        files, folder = self._folder(digest)
         # The other way round than it came: never weights without their config.
         for name in reversed(FILES):
             with contextlib.suppress(FileNotFoundError):
-                files.rm_file(f"{root}/{digest[:2]}/{digest}/{name}")
+                files.rm_file(f"{folder}/{name}")
 
     def sweep(self) -> None:
         """Object storage shows no half-written objects."""
 
-    def _is_whole(self, digest: str) -> bool:
+    def _folder(self, digest: str) -> tuple[Any, str]:
         files, root = open_filesystem(self._url)
-        if not files.exists(f"{root}/{digest[:2]}/{digest}/{WEIGHTS}"):
+        return files, f"{root}/{digest[:2]}/{digest}"
+
+    def _is_whole(self, digest: str) -> bool:
+        files, folder = self._folder(digest)
+        if not files.exists(f"{folder}/{WEIGHTS}"):
             return False
         try:
             with self.opened(digest):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from adapter_store.blobs import CONFIG, FILES, WEIGHTS, remove_abandoned
+from adapter_store.blobs import CONFIG, FILES, WEIGHTS
 from adapter_store.filesystems import open_filesystem
 from adapter_store.signatures import SIGNATURE
 from adapter_store.uploads import UPLOAD, Uploads
@@ -40,7 +40,7 @@ _LONG_HEADERS = (
     tarfile.SOLARIS_XHDTYPE,
 )
 _MAX_MEMBERS = 10_000
-# RuntimeError and NotImplementedError: encrypted, or packed in a way that Python does not know.
+# RuntimeError: encrypted, or packed in a way that Python does not know (NotImplementedError).
 _BROKEN_ARCHIVE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -49,7 +49,6 @@ _BROKEN_ARCHIVE = (
     EOFError,
     ValueError,
     RuntimeError,
-    NotImplementedError,
 )
 
 
@@ -59,7 +58,7 @@ class Sources:
     def __init__(self, settings: StoreSettings, uploads: Uploads) -> None:
         self._allowed = settings.sources
         self._max_bytes = settings.max_adapter_bytes
-        self._staging = settings.root / "staging"
+        self._staging = staging_of(settings)
         self._uploads = uploads
 
     def fetch(self, source: str, progress: Progress) -> Path:
@@ -95,10 +94,6 @@ class Sources:
         for ending in ARCHIVES:
             name = name.removesuffix(ending)
         return name
-
-    def sweep(self) -> None:
-        """Remove what a crash left."""
-        remove_abandoned(self._staging)
 
     def _scheme(self, source: str) -> str:
         if not source or not source.isprintable():
@@ -190,6 +185,11 @@ class Sources:
                 progress(f"fetching {target.name}", done, size)
 
 
+def staging_of(settings: StoreSettings) -> Path:
+    """Where adapters are on their way in."""
+    return settings.root / "staging"
+
+
 def _refuse(message: str) -> None:
     raise AdapterRefused(message, param="source")
 
@@ -220,7 +220,11 @@ def _size(files: Any, path: str) -> int | None:
 
 
 def _listing(files: Any, path: str) -> list[str]:
-    """Names in a remote folder, where it can be listed: to say what is there instead."""
+    """Names in a remote folder, where it can be listed: to say what is there instead.
+
+    Not every back end can (NotImplementedError), and not every web server's page is text
+    (ValueError).
+    """
     try:
         return [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
     except (OSError, ValueError, NotImplementedError):

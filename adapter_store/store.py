@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from redis.exceptions import ResponseError
 
@@ -39,6 +40,8 @@ _PAGE = 500
 _RETRY_S = 0.5
 # Below the client's socket timeout, which would take a long wait for a dead server.
 BLOCK_S = 2.0
+
+Result = TypeVar("Result")
 
 
 class Stored(Value):
@@ -91,6 +94,8 @@ class AdapterStore:
             ConfigError: a newer release wrote it.
         """
         with answering():
+            if await self._server.redis.get(self._keys.schema) == str(SCHEMA):
+                return
             names = await self._server.redis.zrange(self._keys.names, 0, -1)
         keys = [self._keys.schema, self._keys.names, *(self._keys.adapter(n) for n in names)]
         found = await self._server.run("migrate", keys, [SCHEMA])
@@ -179,24 +184,30 @@ class AdapterStore:
             Stale: it has another revision.
             Conflict: an alias would point to no version.
         """
-        for _ in range(_MAX_TRIES):
-            before = await self.get(name)
-            if before is None:
-                raise ModelNotFound(name, param="name")
-            if revision is not None and before.revision != revision:
-                raise _stale(name)
+
+        async def write(before: Adapter) -> Changed:
             after = edit(before)
+            position, now = await self._replace(before, after)
+            return Changed(adapter=after.model_copy(update={"revision": now}), position=position)
+
+        return await self._write(name, revision, write)
+
+    async def _write(
+        self, name: str, revision: int | None, write: Callable[[Adapter], Awaitable[Result]]
+    ) -> Result:
+        """Read an adapter and write on what was read; anew when another writer was faster, unless
+        the caller wants one revision."""
+        for _ in range(_MAX_TRIES):
+            adapter = await self.get(name)
+            if adapter is None:
+                raise ModelNotFound(name, param="name")
+            if revision is not None and adapter.revision != revision:
+                raise _stale(name)
             try:
-                position, now = await self._replace(before, after)
+                return await write(adapter)
             except ResponseError as e:
-                refusal = _refusal(e, name)
                 if revision is not None or not str(e).endswith("STALE"):
-                    raise refusal from e
-            else:
-                return Changed(
-                    adapter=after.model_copy(update={"revision": now}),
-                    position=position,
-                )
+                    raise _refusal(e, name) from e
         raise _stale(name)
 
     async def _replace(self, before: Adapter, after: Adapter) -> tuple[str, int]:
@@ -259,30 +270,23 @@ class AdapterStore:
 
     async def delete(self, name: str, *, revision: int | None = None) -> str:
         """Remove an adapter with all its versions; returns the event's position."""
-        for _ in range(_MAX_TRIES):
-            adapter = await self.get(name)
-            if adapter is None:
-                raise ModelNotFound(name, param="name")
-            if revision is not None and adapter.revision != revision:
-                raise _stale(name)
-            keys, versions = self._keys, list(adapter.versions.values())
-            try:
-                return await self._server.run(
-                    "delete_adapter",
-                    [
-                        keys.adapter(name),
-                        keys.names,
-                        keys.events,
-                        keys.sequence,
-                        keys.once(uuid.uuid4().hex),
-                        *(keys.blob(v.digest) for v in versions),
-                    ],
-                    [name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
-                )
-            except ResponseError as e:
-                if revision is not None or not str(e).endswith("STALE"):
-                    raise _refusal(e, name) from e
-        raise _stale(name)
+
+        async def write(adapter: Adapter) -> str:
+            keys, versions = self._keys, adapter.versions.values()
+            return await self._server.run(
+                "delete_adapter",
+                [
+                    keys.adapter(name),
+                    keys.names,
+                    keys.events,
+                    keys.sequence,
+                    keys.once(uuid.uuid4().hex),
+                    *(keys.blob(v.digest) for v in versions),
+                ],
+                [name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
+            )
+
+        return await self._write(name, revision, write)
 
     # -- backup -----------------------------------------------------------------------------
 
@@ -419,9 +423,11 @@ class AdapterStore:
                     raise
                 await asyncio.sleep(_RETRY_S)
                 continue
-            behind = [m for m in members if is_before(m.position, position) or loaded in m.loading]
+            behind = []
             for member in members:
-                if member not in behind and member.id not in confirmed:
+                if is_before(member.position, position) or loaded in member.loading:
+                    behind.append(member)
+                elif member.id not in confirmed:
                     confirmed.add(member.id)
                     yield member
             if not behind and len(members) >= at_least:

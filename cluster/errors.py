@@ -106,12 +106,13 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     return problem["msg"].removeprefix("Value error, ")
 
 
-def parse(model: type[Model], fields: dict[str, Any]) -> Model:
-    """A value from what a client sent; raises InvalidRequest, which names the field."""
+def parse(model: type[Model], fields: Any, *within: str) -> Model:
+    """A value from what a client sent (inside the fields `within`); raises InvalidRequest, which
+    names the field."""
     try:
         return model.model_validate(fields)
     except ValidationError as e:
-        raise InvalidRequest.of(e) from e
+        raise InvalidRequest.of(e, *within) from e
 
 
 class AdapterRefused(InvalidRequest):

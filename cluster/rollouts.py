@@ -78,14 +78,15 @@ def advance(adapter: Adapter, evaluation: Evaluation | None, now: float) -> Adap
     rollout = adapter.rollout
     step = min(rollout.step + 1, len(rollout.percents) - 1)
     if rollout.percents[step] == 100:
-        return _end(_promote(adapter, rollout.version), "done", "", evaluation, now)
+        done = _promote(adapter, rollout.version)
+        return _end(done, rollout.version, "done", "", evaluation, now)
     moved = {"step": step, "next_at": now + rollout.step_s, "evaluation": evaluation}
     return adapter.model_copy(update={"rollout": rollout.model_copy(update=moved)})
 
 
 def stop(adapter: Adapter, reason: str, evaluation: Evaluation | None, now: float) -> Adapter:
     """End the rollout; the stable version has all requests again."""
-    return _end(adapter, "rolled_back", reason, evaluation, now)
+    return _end(adapter, adapter.rollout.version, "rolled_back", reason, evaluation, now)
 
 
 def roll_back(adapter: Adapter, to: Version | None, now: float) -> Adapter:
@@ -105,16 +106,11 @@ def roll_back(adapter: Adapter, to: Version | None, now: float) -> Adapter:
         to = adapter.versions[earlier[-1]]
     if to == adapter.stable:
         raise Conflict(f"{adapter.name}@{to.number} is the stable version already")
-    end = RolloutEnd(
-        version=adapter.rollout.version if adapter.rollout else adapter.stable.number,
-        outcome="rolled_back",
-        reason=f"rolled back by hand to version {to.number}",
-        evaluation=None,
-        at=now,
-    )
+    left = adapter.rollout.version if adapter.rollout else adapter.stable.number
     earlier = tuple(n for n in adapter.previous if n != to.number)
-    changed = {"aliases": adapter.aliases | {STABLE: to.number}, "previous": earlier}
-    return adapter.model_copy(update=changed | {"rollout": None, "last_rollout": end})
+    back = {"aliases": adapter.aliases | {STABLE: to.number}, "previous": earlier}
+    reason = f"rolled back by hand to version {to.number}"
+    return _end(adapter.model_copy(update=back), left, "rolled_back", reason, None, now)
 
 
 def why_not(evaluation: Evaluation, gate: Gate) -> str | None:
@@ -207,13 +203,12 @@ def _promote(adapter: Adapter, number: int) -> Adapter:
 
 
 def _end(
-    adapter: Adapter, outcome: str, reason: str, evaluation: Evaluation | None, now: float
+    adapter: Adapter,
+    version: int,
+    outcome: str,
+    reason: str,
+    evaluation: Evaluation | None,
+    now: float,
 ) -> Adapter:
-    end = RolloutEnd(
-        version=adapter.rollout.version,
-        outcome=outcome,
-        reason=reason,
-        evaluation=evaluation,
-        at=now,
-    )
+    end = RolloutEnd(version=version, outcome=outcome, reason=reason, evaluation=evaluation, at=now)
     return adapter.model_copy(update={"rollout": None, "last_rollout": end})

@@ -1,6 +1,6 @@
 """What the cluster is, as small frozen values. They cross process and wire boundaries as JSON."""
 
-import math
+import json
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -32,16 +32,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: what cannot be read back must not be stored."""
-
-    def check(part: Any) -> None:
-        if isinstance(part, float) and not math.isfinite(part):
-            raise ValueError("numbers must be finite")
-        for inner in (
-            part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-        ):
-            check(inner)
-
-    check(value)
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as e:
+        raise ValueError("numbers must be finite") from e
     return value
 
 

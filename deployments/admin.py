@@ -168,15 +168,16 @@ class AdapterAdmin:
             fields = adapter.card.model_dump(mode="json") | changes
             return rollouts.edit_card(adapter, parse(Card, fields))
 
-        return await self._change(name, edit, revision)
+        return (await self._change(name, edit, revision)).adapter
 
     async def delete(self, name: str, *, revision: int | None = None) -> None:
         await self._settle(await self._store.delete(name, revision=revision))
 
     async def delete_version(self, name: str, selector: str) -> Adapter:
-        return await self._change(
-            name, lambda a: rollouts.remove_version(a, _version(a, selector)), None
-        )
+        def edit(adapter: Adapter) -> Adapter:
+            return rollouts.remove_version(adapter, _version(adapter, selector))
+
+        return (await self._change(name, edit)).adapter
 
     async def set_alias(self, name: str, alias: str, request: AliasRequest) -> Adapter:
         parse(_Alias, {"alias": alias})
@@ -184,10 +185,11 @@ class AdapterAdmin:
         def edit(adapter: Adapter) -> Adapter:
             return rollouts.set_alias(adapter, alias, _version(adapter, request.version))
 
-        return await self._change(name, edit, request.revision)
+        return (await self._change(name, edit, request.revision)).adapter
 
     async def delete_alias(self, name: str, alias: str) -> Adapter:
-        return await self._change(name, lambda a: rollouts.remove_alias(a, alias), None)
+        changed = await self._change(name, lambda a: rollouts.remove_alias(a, alias))
+        return changed.adapter
 
     # -- versions in motion -----------------------------------------------------------------
 
@@ -208,8 +210,7 @@ class AdapterAdmin:
                 now=time.time(),
             )
 
-        changed = await self._store.change(name, begin, revision=request.revision)
-        await self._settle(changed.position)
+        changed = await self._change(name, begin, request.revision)
         if not wait:
             return changed.adapter
         version = changed.adapter.versions[changed.adapter.rollout.version]
@@ -225,8 +226,7 @@ class AdapterAdmin:
             to = None if request.version is None else _version(adapter, request.version)
             return rollouts.roll_back(adapter, to, time.time())
 
-        changed = await self._store.change(name, edit, revision=request.revision)
-        await self._settle(changed.position)
+        changed = await self._change(name, edit, request.revision)
         if wait:
             adapter = changed.adapter
             await self._confirmed(adapter, adapter.stable, changed.position, _nobody)
@@ -251,11 +251,11 @@ class AdapterAdmin:
     # -- waiting ----------------------------------------------------------------------------
 
     async def _change(
-        self, name: str, edit: Callable[[Adapter], Adapter], revision: int | None
-    ) -> Adapter:
-        changed: Changed = await self._store.change(name, edit, revision=revision)
+        self, name: str, edit: Callable[[Adapter], Adapter], revision: int | None = None
+    ) -> Changed:
+        changed = await self._store.change(name, edit, revision=revision)
         await self._settle(changed.position)
-        return changed.adapter
+        return changed
 
     async def _settle(self, position: str) -> None:
         """Wait until this process answers by the change."""

@@ -5,11 +5,10 @@ import sys
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.errors import InvalidRequest, RoundhouseError
+from cluster.errors import RoundhouseError, parse
 from cluster.settings import load_settings
 from deployments import cli_adapters, cli_store
 from deployments.cli_common import (
@@ -187,10 +186,7 @@ def keys_new(
     from deployments.auth import new_key
 
     key, sha256 = new_key()
-    try:
-        entry = ApiKey(name=name, sha256=sha256, scope=scope, owner=owner)
-    except ValidationError as e:
-        raise InvalidRequest.of(e) from e
+    entry = parse(ApiKey, {"name": name, "sha256": sha256, "scope": scope, "owner": owner})
     console.out(f"key: {key}", highlight=False)
     console.out(f"for auth.keys: {json.dumps(entry.model_dump())}", highlight=False)
 

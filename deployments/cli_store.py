@@ -1,7 +1,8 @@
 """The commands `roundhouse store ...`: they work on the store itself, with or without a cluster."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -64,12 +65,7 @@ def backup(
     from adapter_store.backup import back_up
     from adapter_store.blobs import open_blobs
 
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("saving", total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with _progress("saving") as show:
         made = _with_store(config, lambda store, s: back_up(store, open_blobs(s), file, show))
     console.print(
         f"{file}: {made.adapters} adapters, {made.blobs} blobs, {made.size_bytes / 1e6:.1f} MB",
@@ -86,15 +82,18 @@ def restore(
     from adapter_store.backup import restore
     from adapter_store.blobs import open_blobs
 
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("restoring", total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with _progress("restoring") as show:
         done = _with_store(config, lambda store, s: restore(store, open_blobs(s), file, show))
     kept = f"; {len(done.kept)} were there and stayed as they are" if done.kept else ""
     console.print(f"{len(done.restored)} adapters restored{kept}", highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar; yields what moves it on."""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _with_store(config: Path, work: Callable[..., Awaitable[Result]]) -> Result:

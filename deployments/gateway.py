@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-
 from adapter_store.catalogue import Catalogue
 from adapter_store.search import Search
 from adapter_store.store import AdapterStore
@@ -25,6 +23,7 @@ from cluster.errors import (
     ReplicaLost,
     StoreUnavailable,
     Unavailable,
+    parse,
 )
 from cluster.settings import Settings
 from cluster.state import (
@@ -247,16 +246,20 @@ class Gateway:
         return [summarise(a) for a in page[:limit]], following
 
     def show_adapter(self, name: str, viewer: Viewer) -> Adapter:
-        adapter = self._catalogue.adapters.get(name)
-        if adapter is None or not viewer.may_see(adapter.card):
+        adapter = self._seen(name, viewer)
+        if adapter is None:
             raise ModelNotFound(name, self._visible(viewer), param="name")
         return adapter
+
+    def _seen(self, name: str, viewer: Viewer) -> Adapter | None:
+        """An adapter, for those who may know of it."""
+        adapter = self._catalogue.adapters.get(name)
+        return adapter if adapter is not None and viewer.may_see(adapter.card) else None
 
     def _names_like(self, model: str, viewer: Viewer) -> list[str]:
         """Names that the client may have meant; versions, when the adapter is there."""
         name = model.partition("@")[0]
-        adapter = self._catalogue.adapters.get(name)
-        if adapter is not None and viewer.may_see(adapter.card):
+        if adapter := self._seen(name, viewer):
             return [f"{name}@{number}" for number in adapter.versions]
         return [AUTO, *self._pools, *self._visible(viewer)]
 
@@ -265,8 +268,7 @@ class Gateway:
             return member
 
         def may_see(key: str) -> bool:
-            adapter = self._catalogue.adapters.get(key.partition("@")[0])
-            return adapter is not None and viewer.may_see(adapter.card)
+            return self._seen(key.partition("@")[0], viewer) is not None
 
         held = member.residency
         seen = {
@@ -348,10 +350,8 @@ def encode_json(value: Any) -> bytes:
 def parse_constraints(value: Any, viewer: Viewer) -> Constraints:
     if isinstance(value, dict) and "viewer" in value:
         raise InvalidRequest("constraints.viewer: no such constraint", param="constraints.viewer")
-    try:
-        return Constraints.model_validate(value or {}).model_copy(update={"viewer": viewer})
-    except ValidationError as e:
-        raise InvalidRequest.of(e, "constraints") from e
+    sent = parse(Constraints, value or {}, "constraints")
+    return sent.model_copy(update={"viewer": viewer})
 
 
 def _check_messages(messages: Any) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapter_store.embedded import EmbeddedServer, embedded_server
-from adapter_store.registration import Registrar, Registration
+from adapter_store.registration import Registrar, Registration, sweep
 from adapter_store.store import AdapterStore
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
@@ -72,7 +72,7 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
             stack.enter_context(_kept_alive(server))
         progress("starting Ray")
         stack.enter_context(_ray(settings, address, temp_dir))
-        Registrar(AdapterStore(settings.store), settings.store).sweep()
+        sweep(settings.store)
         stack.enter_context(_serving(settings, progress))
         asyncio.run(_preload(settings, progress))
         try:

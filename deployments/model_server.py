@@ -42,7 +42,9 @@ class ModelServer:
         # What was loaded on behalf of the registry or of a request, by name and version.
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
         self._peers: frozenset[str] = frozenset()
-        # The peers among whom the adapters that want a number of replicas were last shared out.
+        # The adapters of this base model that want a number of replicas, by name.
+        self._counted: set[str] = set()
+        # The peers among whom they were last shared out.
         self._shared_among: frozenset[str] = frozenset()
         self._participant = Participant(settings.store, self._report, self._follow, self._refresh)
 
@@ -108,28 +110,28 @@ class ModelServer:
             for number, ref in list(self._loaded.get(name, {}).items()):
                 if number not in kept:
                     self._forget(ref)
-        if any(adapter.card.replicas != "auto" for adapter in mine.values()):
-            with contextlib.suppress(StoreUnavailable):
-                await self._meet_peers()
+        self._counted -= changes.keys()
+        self._counted |= {n for n, adapter in mine.items() if adapter.card.replicas != "auto"}
+        if self._counted & changes.keys():
+            await self._meet_peers()
         await self._load_wanted(mine.values())
 
     async def _refresh(self) -> None:
         """Before each report; takes over from replicas that have died."""
         await self._adapters.refresh()
-        counted = [
-            adapter
-            for adapter in self._participant.catalogue.adapters.values()
-            if adapter.card.replicas != "auto" and adapter.card.base_model == self._model.id
-        ]
-        if counted:
-            with contextlib.suppress(StoreUnavailable):
-                await self._meet_peers()
+        if self._counted:
+            await self._meet_peers()
         if self._peers != self._shared_among:
             self._shared_among = self._peers
-            await self._load_wanted(counted)
+            adapters = self._participant.catalogue.adapters
+            await self._load_wanted([adapters[name] for name in self._counted])
 
     async def _meet_peers(self) -> None:
-        members = await self._participant.store.members()
+        """Look who is there; without the store, it stays at who was."""
+        try:
+            members = await self._participant.store.members()
+        except StoreUnavailable:
+            return
         alive = {m.id for m in members if m.kind == "replica" and m.model == self._model.id}
         self._peers = frozenset(alive | {self._id})
 
@@ -159,25 +161,21 @@ class ModelServer:
         ref = AdapterRef.of(adapter, version)
         self._remember(ref)
         try:
-            self._check_base(adapter, version)
             # Every version may be in use for minutes; the load goes on, the events must as well.
             async with asyncio.timeout(_CATCH_UP_S):
-                await self._adapters.ensure(ref)
+                await self._load(adapter, version, ref)
         except TimeoutError:
             # The report says that it is on its way; those who wait for it wait on.
-            self._in_background(self._await_load(ref), f"await {ref.key}")
-        except AdapterLoadFailed as e:
-            self._note_failure(ref, e)
+            self._in_background(self._load(adapter, version, ref), f"await {ref.key}")
 
-    async def _await_load(self, ref: AdapterRef) -> None:
+    async def _load(self, adapter: Adapter, version: Version, ref: AdapterRef) -> None:
+        """Load a version, or keep why it could not be for the next report."""
         try:
+            self._check_base(adapter, version)
             await self._adapters.ensure(ref)
         except AdapterLoadFailed as e:
-            self._note_failure(ref, e)
-
-    def _note_failure(self, ref: AdapterRef, error: AdapterLoadFailed) -> None:
-        self._adapters.problems[ref.key] = error.message
-        self._loaded.get(ref.name, {}).pop(ref.version, None)
+            self._adapters.problems[ref.key] = e.message
+            self._loaded.get(ref.name, {}).pop(ref.version, None)
 
     def _is_pinned(self, name: str) -> bool:
         adapter = self._participant.catalogue.adapters.get(name)

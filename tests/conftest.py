@@ -149,6 +149,14 @@ async def until(condition: Callable[[], Any], timeout_s: float = 5) -> None:
             await asyncio.sleep(0.01)
 
 
+def wait_until(condition: Callable[[], Any], timeout_s: float = 20) -> None:
+    """`until` for tests that are no coroutines."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
 class Running:
     """A cluster started by the real command, in a process of its own."""
 

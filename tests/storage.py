@@ -1,22 +1,9 @@
 """Object stores on loopback, for tests: moto's S3 server, and an emulator of Google's."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 
-
-@contextlib.contextmanager
-def environment(**changes: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+import pytest
 
 
 @contextlib.contextmanager
@@ -28,12 +15,11 @@ def s3_server() -> Iterator[None]:
     server.start()
     host, port = server.get_host_and_port()
     try:
-        with environment(
-            AWS_ENDPOINT_URL=f"http://{host}:{port}",
-            AWS_ACCESS_KEY_ID="test",
-            AWS_SECRET_ACCESS_KEY="test",
-            AWS_DEFAULT_REGION="us-east-1",
-        ):
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+            environment.setenv("AWS_ACCESS_KEY_ID", "test")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+            environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
             yield
     finally:
         server.stop()
@@ -47,7 +33,9 @@ def gcs_server(port: int, bucket: str) -> Iterator[None]:
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket=bucket)
     server.start()
     try:
-        with environment(STORAGE_EMULATOR_HOST=f"http://127.0.0.1:{port}", FSSPEC_GS_TOKEN="anon"):
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+            environment.setenv("FSSPEC_GS_TOKEN", "anon")
             yield
     finally:
         server.stop()

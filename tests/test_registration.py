@@ -261,10 +261,10 @@ async def test_a_change_of_the_card_during_a_registration_is_kept(store, registr
         def __init__(self, blobs) -> None:
             self.blobs, self.reached, self.go = blobs, threading.Event(), threading.Event()
 
-        def commit(self, staged):
+        def commit(self, staged, digest=None):
             self.reached.set()
             assert self.go.wait(10)
-            return self.blobs.commit(staged)
+            return self.blobs.commit(staged, digest)
 
     slow = registrar.blobs = Slow(registrar.blobs)
     adding = asyncio.create_task(add(registrar, make_adapter("cron", seed=1), mode="update"))

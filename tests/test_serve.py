@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import Running, running_cluster, start_cluster
+from tests.conftest import Running, running_cluster, start_cluster, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -52,13 +52,6 @@ def chat(text: str, model: str = "echo", **fields) -> dict:
 def replicas(http) -> list[dict]:
     members = http.get("/v1/cluster").json()["members"]
     return [m for m in members if m["kind"] == "replica"]
-
-
-def until(condition, timeout_s: float = 20):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
 
 
 def test_it_is_ready_with_all_its_parts(http):
@@ -101,7 +94,7 @@ def test_the_commands_show_what_is_there(cluster, http, make_adapter):
     gone = cluster.command("adapters", "show", "shown", check=False)
     assert gone.returncode == 1
     assert "does not exist" in gone.stderr
-    until(lambda: all("shown@1" not in r["residency"]["slots"] for r in replicas(http)))
+    wait_until(lambda: all("shown@1" not in r["residency"]["slots"] for r in replicas(http)))
 
 
 def test_a_new_version_takes_over_and_the_old_one_still_answers_by_number(
@@ -212,7 +205,7 @@ def test_requests_are_spread_and_more_than_fits_gets_429(http):
 
 
 def test_a_client_that_hangs_up_frees_the_engine(http):
-    until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)  # of the tests before
+    wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)  # of the tests before
     with http.stream("POST", "/v1/chat/completions", json=chat("w " * 2000, stream=True)) as answer:
         next(answer.iter_lines())
         assert sum(r["ongoing"] for r in replicas(http)) <= 1
@@ -224,7 +217,7 @@ def test_a_client_that_hangs_up_frees_the_engine(http):
         )
     assert codes == [200] * 4
     assert time.monotonic() - started < 15
-    until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
+    wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
 
 
 def test_a_second_up_says_that_one_is_running(cluster: Running):
@@ -247,7 +240,7 @@ def test_a_dead_replica_is_replaced_and_nobody_else_notices(cluster, http):
     victim.kill()
     outcomes = [http.post("/v1/chat/completions", json=chat("hi")).status_code for _ in range(10)]
     assert outcomes == [200] * 10
-    until(lambda: len(replicas(http)) == 2 and {r["id"] for r in replicas(http)} != before, 60)
+    wait_until(lambda: len(replicas(http)) == 2 and {r["id"] for r in replicas(http)} != before, 60)
 
 
 def test_the_store_server_comes_back_and_requests_go_on_meanwhile(cluster, http, make_adapter):
@@ -257,7 +250,7 @@ def test_the_store_server_comes_back_and_requests_go_on_meanwhile(cluster, http,
     for _ in range(5):
         answer = http.post("/v1/chat/completions", json=chat("x", "steady"))
         assert answer.status_code == 200
-    until(lambda: http.get("/v1/cluster").json()["store"] == "ok")
+    wait_until(lambda: http.get("/v1/cluster").json()["store"] == "ok")
     cluster.command("adapters", "add", str(make_adapter("after")))
     assert http.post("/v1/chat/completions", json=chat("x", "after")).status_code == 200
 
@@ -317,8 +310,8 @@ def test_nothing_is_left_behind(tmp_path, make_adapter, way):
     else:
         running.process.kill()
         running.process.wait()
-    until(lambda: not alive(processes), timeout_s=30)
-    until(lambda: leftovers() <= before)
+    wait_until(lambda: not alive(processes), timeout_s=30)
+    wait_until(lambda: leftovers() <= before)
     nothing = running.command("down", str(running.config))
     assert "nothing was running" in nothing.stdout
 

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.adapters import write_adapter
 from deployments.adapter_files import CHECKSUM, checksum
-from tests.conftest import Running, running_cluster
-from tests.test_serve import replicas, until
+from tests.conftest import Running, running_cluster, wait_until
+from tests.test_serve import replicas
 from tests.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -103,7 +103,7 @@ def test_residency_says_where_a_request_found_its_adapter(http):
         (replica,) = replicas(http)
         return names[-1] + "@1" in replica["residency"]["slots"]
 
-    until(settled)
+    wait_until(settled)
     assert ask(http, names[-1]).headers["x-roundhouse-residency"] == "slot"
     (replica,) = replicas(http)
     (host,) = (key.partition("@")[0] for key in replica["residency"]["host"])
@@ -157,7 +157,7 @@ def test_a_deleted_adapter_leaves_the_engine(cluster, http):
         held = replica["residency"]
         return "a0@1" not in held["slots"] + held["host"]
 
-    until(gone)
+    wait_until(gone)
     assert len(mapped(cluster)) == HOST - 1, "its memory is given back"
 
 
@@ -172,9 +172,9 @@ def test_status_says_why_a_deployment_does_not_run(cluster, http, folder):
             said = cluster.command("status").stdout.replace("\n", " ")
             return "Model-tiny" in said and str(folder / "model") in said
 
-        until(told, timeout_s=150)
+        wait_until(told, timeout_s=150)
     finally:
         (folder / "elsewhere").rename(folder / "model")
     # Serve waits longer after each attempt that failed.
-    until(lambda: http.get("/readyz").status_code == 200, timeout_s=200)
+    wait_until(lambda: http.get("/readyz").status_code == 200, timeout_s=200)
     assert ask(http, "a1").status_code == 200

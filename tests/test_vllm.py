@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from docs import console
-from tests.conftest import COMMAND, Running, running_cluster
-from tests.test_serve import replicas, until
+from tests.conftest import COMMAND, Running, running_cluster, wait_until
+from tests.test_serve import replicas
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
@@ -228,7 +228,7 @@ def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
         "ignore_eos": True,
         "stream": stream,
     }
-    until(lambda: ongoing(http) == 0)
+    wait_until(lambda: ongoing(http) == 0)
     with pytest.raises(httpx.ReadTimeout):
         # A stream yields at once, so it is the total time that ends it.
         deadline = time.monotonic() + 3
@@ -237,7 +237,7 @@ def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
                 if time.monotonic() > deadline:
                     assert ongoing(http) == 1
                     raise httpx.ReadTimeout("hung up")
-    until(lambda: ongoing(http) == 0, timeout_s=8)
+    wait_until(lambda: ongoing(http) == 0, timeout_s=8)
 
 
 def ongoing(http: httpx.Client) -> int:
