@@ -87,3 +87,17 @@ class Keys:
     def driver(self, name: str) -> str:
         """Who moves the adapter's rollout on; expires, so that another takes over."""
         return self._key("driver", name)
+
+    def decision(self, request_id: str) -> str:
+        """What was decided about a request, as JSON; expires."""
+        return self._key("decision", request_id)
+
+    @property
+    def decisions(self) -> str:
+        """Stream of the newest decisions: ``record``, JSON."""
+        return self._key("decisions")
+
+    @property
+    def outcomes(self) -> str:
+        """Stream of how well requests were answered: ``record``, JSON."""
+        return self._key("outcomes")

@@ -175,7 +175,9 @@ def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
 
         async def __aexit__(self, *_: object) -> None: ...
 
-    gateway = Gateway(settings, store, known, None, {"echo": None}, deployments)
+    gateway = Gateway(
+        settings, store, known, None, {"echo": None}, deployments, lambda request: None
+    )
     return build_http(
         gateway,
         AdapterAdmin(settings, store, known),

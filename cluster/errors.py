@@ -121,6 +121,13 @@ class AdapterRefused(InvalidRequest):
     code = "adapter_refused"
 
 
+class OutOfScope(InvalidRequest):
+    """No adapter fits the prompt, and the settings say to refuse such ones."""
+
+    status = 422
+    code = "out_of_scope"
+
+
 class Unauthenticated(RoundhouseError):
     status = 401
     type = "authentication_error"

@@ -171,12 +171,22 @@ class BaseModelSettings(Section):
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment of the replica's processes."
     )
+    price: float = Field(0, ge=0, description="What it costs, in a unit of your own.")
 
     @model_validator(mode="after")
     def _id_is_free(self):
         if self.id in RESERVED_NAMES:
             raise ValueError(f"id {self.id!r} is reserved")
         return self
+
+
+class CostWeightSettings(Section):
+    """What a unit of each cost is worth in predicted quality, unless a request says otherwise."""
+
+    latency: float = Field(0, ge=0, description="Per second until the first token.")
+    price: float = Field(0, ge=0, description="Per unit of the base model's price.")
+    size: float = Field(0, ge=0, description="Per GB of adapter.")
+    load: float = Field(0, ge=0, description="For replicas all of whose places are taken.")
 
 
 class RouterSettings(Section):
@@ -187,15 +197,55 @@ class RouterSettings(Section):
         description="sentence-transformers hub id or folder, or package:NAME/FOLDER inside an "
         "installed Python package.",
     )
+    encoder_prefix: str = Field(
+        "", description="Instruction put before every text, for encoders that were trained so."
+    )
+    window_tokens: int = Field(
+        64,
+        ge=8,
+        description="Of longer prompts the encoder reads the head and the tail, so many tokens in "
+        "all; time grows with it.",
+    )
     replicas: int = Field(1, ge=1, description="Processes that choose.")
     cpus_per_replica: float = Field(0.1, ge=0, description="CPUs that Ray reserves for each.")
     timeout_s: float = Field(2, gt=0, description="After this wait the fallback answers.")
     max_batch: int = Field(32, ge=1, description="Prompts embedded in one forward pass.")
     accept_rate: float = Field(
-        0.98,
+        0.99,
         gt=0,
         lt=1,
-        description="Share of in-scope prompts that must not abstain; sets the threshold.",
+        description="Share of the cards' own examples that must count as in scope; bounds the "
+        "threshold.",
+    )
+    in_scope_share: float = Field(
+        0.8, gt=0, lt=1, description="Share of `auto` prompts expected to be in scope."
+    )
+    out_of_scope: Literal["base", "refuse"] = Field(
+        "base", description="Out-of-scope prompts go to the base model, or get 422."
+    )
+    near_tie: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Difference in predicted quality that an adapter's being there sooner "
+        "outweighs.",
+    )
+    cost_weights: CostWeightSettings = Field(
+        default_factory=CostWeightSettings, description="What costs are worth in quality."
+    )
+    prompt_flags: bool = Field(
+        False, description="Obey [Flag: fastest|cheapest|smallest|best] in prompts."
+    )
+    max_landmarks: int = Field(
+        2048,
+        ge=16,
+        description="Examples that prompts are compared with; learning takes its square in memory.",
+    )
+    keep_decisions_s: float = Field(
+        3600, gt=0, description="How long a decision can be looked up and given feedback on."
+    )
+    keep_prompts: bool = Field(
+        True, description="Keep the prompt with its decision; feedback cannot teach without it."
     )
 
 

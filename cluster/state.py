@@ -268,6 +268,31 @@ class Residency(Value):
         return Tier.HOST if key in self.host else None
 
 
+class Twins(Value):
+    """Two adapters that prompts cannot tell apart, by their cards."""
+
+    a: str
+    b: str
+    confused: float = Field(description="share of their examples that went to the other")
+
+
+class RouterReport(Value):
+    """What a prompt router knows of its own quality, from examples scored without themselves."""
+
+    versions: dict[str, str]
+    cards: int
+    examples: int = 0
+    landmarks: int = 0
+    is_whole: bool = Field(True, description="false: changes are worked in, learning is due")
+    temperature: float | None = None
+    threshold: float | None = None
+    left_out_top1: float | None = None
+    left_out_ece: float | None = Field(None, description="expected calibration error")
+    scope_auroc: float | None = Field(None, description="examples against everyday prompts")
+    twins: tuple[Twins, ...] = ()
+    experts: tuple[str, ...] = Field((), description="candidates whose outcomes are known")
+
+
 class Member(Value):
     """A process that follows the store: its lease carries this report."""
 
@@ -279,17 +304,40 @@ class Member(Value):
     residency: Residency = Residency()
     loading: tuple[str, ...] = Field((), description="versions on their way in")
     ongoing: int = 0
+    max_ongoing: int = 0
+    service_s: float = Field(0.0, description="mean time of the last requests")
     problems: dict[str, str] = Field(
         default_factory=dict, description="adapter version -> why it could not be loaded"
     )
+    router: RouterReport | None = None
+
+
+class Prompt(Value):
+    """What the choice is made by."""
+
+    text: str = Field(description="the last turn of the user")
+    context: str = Field("", description="the conversation that it ends, when there is one")
 
 
 class Candidate(Value):
-    """One adapter as the prompt router sees it for a prompt."""
+    """An adapter or a base model as the prompt router sees it for a prompt."""
 
     adapter: str | None = Field(description="None is the base model")
-    score: float
-    cost: float = 0.0
+    model: str = Field("", description="the base model")
+    score: float = Field(description="predicted quality, between 0 and 1")
+    cost: float = Field(0.0, description="sum of the weighed costs, in the unit of the score")
+    costs: dict[str, float] = Field(
+        default_factory=dict, description="latency_s, price, size_gb and load, not weighed"
+    )
+    residency: Tier | None = Field(None, description="the nearest place where it is now")
+
+
+class Evidence(Value):
+    """An example that made the score of the chosen adapter."""
+
+    example: str
+    share: float = Field(description="of the score")
+    wording: float = Field(description="how much of the likeness is shared wording, 0 to 1")
 
 
 class Decision(Value):
@@ -297,10 +345,39 @@ class Decision(Value):
 
     adapter: str | None
     version: int | None = None
-    confidence: float = Field(ge=0, le=1)
+    model: str | None = Field(None, description="the base model; None: the default one")
+    confidence: float = Field(ge=0, le=1, description="that the adapter is the right one")
+    in_scope: float = Field(0.0, ge=0, le=1, description="that any adapter is")
+    threshold: float = Field(0.0, ge=0, le=1, description="of in_scope; below, it abstains")
     route: Route
     reason: str
     candidates: tuple[Candidate, ...] = ()
+    excluded: dict[str, str] = Field(
+        default_factory=dict, description="better adapters, and the constraint that excluded each"
+    )
+    evidence: tuple[Evidence, ...] = ()
+    versions: dict[str, str] = Field(
+        default_factory=dict, description="of the features and of the cards that it was made with"
+    )
+
+
+class RoutedRequest(Value):
+    """A request and where it went, as it is kept for a while."""
+
+    request_id: str
+    at: float = Field(description="Unix time in seconds")
+    owner: str = Field("", description="of the key that asked")
+    input: str | None = Field(None, description="the deciding text, when prompts are kept")
+    answered_by: str = Field(description="adapter or base model")
+    decision: Decision
+
+
+class Outcome(Value):
+    """How well a candidate answered a prompt."""
+
+    input: str
+    candidate: str = Field(description="name of an adapter or of a base model")
+    score: Share
 
 
 class DeploymentState(Value):

@@ -6,9 +6,10 @@ on Ray.
 
 import json
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from cluster.errors import (
     AdapterLoadFailed,
     InvalidRequest,
     ModelNotFound,
+    OutOfScope,
     ReplicaLost,
     StoreUnavailable,
     Unavailable,
@@ -33,14 +35,16 @@ from cluster.state import (
     Decision,
     DeploymentState,
     Member,
+    Prompt,
     Route,
+    RoutedRequest,
     Version,
     Viewer,
 )
 from deployments.call import Call
 from deployments.engine import ResponseStart
-from router.prompt_router import Constraints
-from router.prompts import text_of
+from router.constraints import Constraints, constraints_in_headers, take_flags
+from router.prompts import prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +65,8 @@ class ReplicaPool(Protocol):
 class Chooser(Protocol):
     """The prompt router, wherever it runs."""
 
-    async def choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
-        """One decision per text; raises :class:`Unavailable` when it does not answer in time."""
+    async def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
+        """One decision per prompt; raises :class:`Unavailable` when it does not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Chosen:
     base_model: str
     adapter: AdapterRef | None
     route: Route
+    decision: Decision | None = None
+    prompt: Prompt | None = None
 
 
 @dataclass
@@ -94,6 +100,7 @@ class Gateway:
         chooser: Chooser,
         pools: Mapping[str, ReplicaPool],
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
+        record: Callable[[RoutedRequest], None],
     ) -> None:
         self._settings = settings
         self._deployments = deployments
@@ -101,15 +108,22 @@ class Gateway:
         self._catalogue = catalogue
         self._chooser = chooser
         self._pools = pools
+        self._record = record
 
     # -- one request ------------------------------------------------------------------------
 
     async def complete(
-        self, path: str, body: dict[str, Any], request_id: str, viewer: Viewer
+        self,
+        path: str,
+        body: dict[str, Any],
+        request_id: str,
+        viewer: Viewer,
+        headers: Mapping[str, str],
     ) -> Answer:
-        """Serve a chat or text completion."""
-        constraints = take_request_fields(path, body, viewer)
+        """Serve a chat or text completion; `headers` may carry constraints."""
+        constraints = take_request_fields(path, body, viewer, headers)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
+        self._keep(chosen, request_id, viewer)
         model = chosen.adapter.key if chosen.adapter else chosen.base_model
         content = encode_json({**body, "model": model})
         call = Call(path, request_id, content, chosen.adapter, self._catalogue.position)
@@ -121,18 +135,51 @@ class Gateway:
         model, viewer = body["model"], constraints.viewer
         if model != AUTO:
             return self.resolve(model, viewer, key)
-        prompt = text_of(body["messages"] if path == CHAT_PATH else body["prompt"])
+        if self._settings.router.prompt_flags:
+            constraints = obey_flags(path, body, constraints)
+        prompt = prompt_of(body["messages"] if path == CHAT_PATH else body["prompt"])
         (decision,) = await self._decide([prompt], constraints)
+        chosen = self._follow(decision, constraints, key)
+        if chosen.adapter is None and chosen.route is Route.AUTO:
+            self._refuse_when_out_of_scope(decision)
+        return replace(chosen, decision=decision, prompt=prompt)
+
+    def _follow(self, decision: Decision, constraints: Constraints, key: str) -> Chosen:
+        """What a decision means now."""
+        base_model = decision.model or constraints.base_model or self._settings.fallback_model
         if decision.adapter is None:
-            base_model = constraints.base_model or self._settings.fallback_model
             return Chosen(base_model, None, decision.route)
         try:
-            found = self.resolve(decision.adapter, viewer, key)
+            found = self.resolve(decision.adapter, constraints.viewer, key)
         except ModelNotFound:
             # Deleted since the router looked: as good as never chosen.
-            base_model = constraints.base_model or self._settings.fallback_model
             return Chosen(base_model, None, Route.FALLBACK)
-        return Chosen(found.base_model, found.adapter, Route.AUTO)
+        return replace(found, route=Route.AUTO)
+
+    def _refuse_when_out_of_scope(self, decision: Decision) -> None:
+        is_expert = decision.in_scope >= decision.threshold > 0
+        if self._settings.router.out_of_scope == "refuse" and not is_expert:
+            raise OutOfScope(
+                f"no adapter fits this prompt ({decision.reason}); name one as model, or a base "
+                "model",
+                param="messages",
+            )
+
+    def _keep(self, chosen: Chosen, request_id: str, viewer: Viewer) -> None:
+        """Remember where an `auto` request went."""
+        if chosen.decision is None:
+            return
+        kept = self._settings.router.keep_prompts
+        self._record(
+            RoutedRequest(
+                request_id=request_id,
+                at=time.time(),
+                owner=viewer.owner,
+                input=chosen.prompt.text if kept else None,
+                answered_by=chosen.adapter.name if chosen.adapter else chosen.base_model,
+                decision=chosen.decision,
+            )
+        )
 
     def resolve(self, model: str, viewer: Viewer, key: str) -> Chosen:
         """What a client means by a model name; raises :class:`ModelNotFound`.
@@ -152,16 +199,16 @@ class Gateway:
             version = rollouts.pick(adapter, key)
         return Chosen(adapter.card.base_model, AdapterRef.of(adapter, version), Route.EXPLICIT)
 
-    async def _decide(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+    async def _decide(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         if constraints.base_model is not None and constraints.base_model not in self._pools:
             raise ModelNotFound(constraints.base_model, self._pools, param="constraints.base_model")
         try:
-            return await self._chooser.choose(texts, constraints)
+            return await self._chooser.choose(prompts, constraints)
         except Unavailable as e:
             logger.warning("the prompt router does not answer, the base model does: %s", e)
             reason = f"fallback to the base model: {e.message}"
             fallback = Decision(adapter=None, confidence=0, route=Route.FALLBACK, reason=reason)
-            return [fallback for _ in texts]
+            return [fallback for _ in prompts]
 
     async def _dispatch(self, chosen: Chosen, call: Call) -> Answer:
         pool = self._pools[chosen.base_model]
@@ -181,9 +228,9 @@ class Gateway:
 
     # -- what there is ----------------------------------------------------------------------
 
-    async def route(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+    async def route(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         """The decisions alone."""
-        return await self._decide(texts, constraints)
+        return await self._decide(prompts, constraints)
 
     def models(self, viewer: Viewer) -> list[dict[str, Any]]:
         """OpenAI model cards: ``auto``, base models, adapters."""
@@ -315,7 +362,9 @@ class Gateway:
         return text, answer.start.headers.get("x-roundhouse-replica", "")
 
 
-def take_request_fields(path: str, body: dict[str, Any], viewer: Viewer) -> Constraints:
+def take_request_fields(
+    path: str, body: dict[str, Any], viewer: Viewer, headers: Mapping[str, str]
+) -> Constraints:
     """Check the fields that routing needs, and take out those that the engine does not know.
 
     The engine checks all the others.
@@ -329,7 +378,7 @@ def take_request_fields(path: str, body: dict[str, Any], viewer: Viewer) -> Cons
         _check_messages(body.get("messages"))
     elif not isinstance(body.get("prompt"), str | list) or not body["prompt"]:
         raise InvalidRequest("prompt must be a string, or a list of them", param="prompt")
-    return parse_constraints(body.pop("constraints", None), viewer)
+    return parse_constraints(body.pop("constraints", None), viewer, headers)
 
 
 def sticky_key(body: dict[str, Any]) -> str | None:
@@ -347,11 +396,27 @@ def encode_json(value: Any) -> bytes:
         raise InvalidRequest("the body is nested too deeply") from e
 
 
-def parse_constraints(value: Any, viewer: Viewer) -> Constraints:
+def parse_constraints(value: Any, viewer: Viewer, headers: Mapping[str, str]) -> Constraints:
+    """Constraints of the body, and of headers where the body has none."""
     if isinstance(value, dict) and "viewer" in value:
         raise InvalidRequest("constraints.viewer: no such constraint", param="constraints.viewer")
-    sent = parse(Constraints, value or {}, "constraints")
+    if value is None or isinstance(value, dict):
+        value = constraints_in_headers(headers) | (value or {})
+    sent = parse(Constraints, value, "constraints")
     return sent.model_copy(update={"viewer": viewer})
+
+
+def obey_flags(path: str, body: dict[str, Any], constraints: Constraints) -> Constraints:
+    """Take the flags out of the prompt, and their weights into the constraints."""
+    holder, field = body, "prompt"
+    if path == CHAT_PATH:
+        users = [m for m in body["messages"] if m.get("role") == "user"]
+        holder, field = (users or body["messages"])[-1], "content"
+    if not isinstance(holder.get(field), str):
+        return constraints
+    holder[field], weights = take_flags(holder[field])
+    asked = constraints.weights.model_copy(update=weights)
+    return constraints.model_copy(update={"weights": asked})
 
 
 def _check_messages(messages: Any) -> None:

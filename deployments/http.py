@@ -13,8 +13,10 @@ from starlette.exceptions import HTTPException
 
 from adapter_store.search import Search
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
+from cluster.state import Prompt
 from deployments.admin import AdapterAdmin
 from deployments.auth import ADMIN, CLIENT, Authoriser
+from deployments.feedback import Feedback
 from deployments.gateway import (
     CHAT_PATH,
     COMPLETIONS_PATH,
@@ -25,7 +27,7 @@ from deployments.gateway import (
 )
 from deployments.http_admin import add_changes, add_uploads
 from deployments.requests import read_json, request_id_of
-from router.prompts import text_of
+from router.prompts import prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def build_http(
     gateway: Gateway,
     admin: AdapterAdmin,
+    feedback: Feedback,
     authoriser: Authoriser,
     *,
     max_body_bytes: int,
@@ -60,6 +63,7 @@ def build_http(
     changes = APIRouter(dependencies=asks_for(ADMIN))
     _add_inference(client, gateway, max_body_bytes)
     _add_reading(client, gateway)
+    _add_feedback(client, changes, feedback, max_body_bytes)
     add_changes(changes, admin, max_body_bytes)
     add_uploads(changes, admin.uploads)
     _add_probes(app, gateway)
@@ -73,7 +77,11 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
         body = await read_json(request, max_body_bytes)
         return await _to_response(
             await gateway.complete(
-                request.url.path, body, request_id_of(request), request.state.viewer
+                request.url.path,
+                body,
+                request_id_of(request),
+                request.state.viewer,
+                request.headers,
             )
         )
 
@@ -83,7 +91,9 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
     @router.post("/v1/route")
     async def route(request: Request) -> dict[str, Any]:
         body = await read_json(request, max_body_bytes)
-        constraints = parse_constraints(body.get("constraints"), request.state.viewer)
+        constraints = parse_constraints(
+            body.get("constraints"), request.state.viewer, request.headers
+        )
         decisions = await gateway.route(route_inputs(body.get("input")), constraints)
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 
@@ -130,6 +140,24 @@ def _add_reading(router: APIRouter, gateway: Gateway) -> None:
         return (await gateway.snapshot(request.state.viewer)).model_dump(mode="json")
 
 
+def _add_feedback(
+    client: APIRouter, admins: APIRouter, feedback: Feedback, max_body_bytes: int
+) -> None:
+    @client.post("/v1/feedback")
+    async def take(request: Request) -> dict[str, Any]:
+        body = await read_json(request, max_body_bytes)
+        return await feedback.take(body, request.state.viewer)
+
+    @client.get("/v1/decisions/{request_id}")
+    async def show(request_id: str, request: Request) -> dict[str, Any]:
+        return (await feedback.show(request_id, request.state.viewer)).model_dump(mode="json")
+
+    @admins.get("/v1/decisions")
+    async def newest(limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
+        found = await feedback.newest(limit)
+        return {"object": "list", "data": [request.model_dump(mode="json") for request in found]}
+
+
 def _add_probes(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -166,19 +194,19 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def route_inputs(value: Any) -> list[str]:
-    """Texts to decide on: one string, one conversation, or a list of either."""
+def route_inputs(value: Any) -> list[Prompt]:
+    """Prompts to decide on: one string, one conversation, or a list of either."""
     if isinstance(value, str):
-        return [text_of(value)]
+        return [prompt_of(value)]
     if not isinstance(value, list) or not value:
         raise InvalidRequest("input must be a string, messages, or a list of these", param="input")
     if isinstance(value[0], dict):
-        return [text_of(value)]
+        return [prompt_of(value)]
     if len(value) > _MAX_ROUTE_INPUTS:
         raise InvalidRequest(f"input: at most {_MAX_ROUTE_INPUTS} prompts at once", param="input")
     if not all(isinstance(v, str | list) for v in value):
         raise InvalidRequest("input: every item must be a string or messages", param="input")
-    return [text_of(v) for v in value]
+    return [prompt_of(v) for v in value]
 
 
 async def _to_response(answer: Answer) -> Response:

@@ -13,19 +13,21 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from adapter_store.catalogue import Changes
+from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import RouterSettings, Settings
-from cluster.state import Decision, DeploymentState, Member
+from cluster.state import Decision, DeploymentState, Member, Prompt
 from deployments.admin import AdapterAdmin
 from deployments.auth import Authoriser
 from deployments.call import Call
 from deployments.engine import ResponseStart
+from deployments.feedback import Feedback
 from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.membership import Participant
 from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
-from router.prompt_router import Constraints
+from router.constraints import Constraints
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +65,18 @@ class ServeChooser:
         self._handle = handle.options(method_name="choose")
         self._settings = settings
 
-    async def choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+    async def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         decisions = []
         # A long list in one piece would keep single prompts waiting behind it.
-        for start in range(0, len(texts), self._settings.max_batch):
-            part = texts[start : start + self._settings.max_batch]
+        for start in range(0, len(prompts), self._settings.max_batch):
+            part = prompts[start : start + self._settings.max_batch]
             decisions += await self._choose(part, constraints)
         return decisions
 
-    async def _choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
+    async def _choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return await self._handle.remote((texts, constraints))
+                return await self._handle.remote((prompts, constraints))
         except TimeoutError as e:
             raise Unavailable(f"no decision within {self._settings.timeout_s} s") from e
         except (RayError, RayServeException) as e:
@@ -93,13 +95,18 @@ class Ingress:
         store, catalogue = self._participant.store, self._participant.catalogue
         pools = {model_id: ServePool(model_id, handle) for model_id, handle in models.items()}
         chooser = ServeChooser(router, settings.router)
-        self._gateway = Gateway(settings, store, catalogue, chooser, pools, self._deployments)
+        self._log = RoutingLog(settings.store, keep_s=settings.router.keep_decisions_s)
+        self._recorder = RoutingRecorder(self._log)
+        self._gateway = Gateway(
+            settings, store, catalogue, chooser, pools, self._deployments, self._recorder.record
+        )
         self._admin = AdapterAdmin(settings, store, catalogue)
         self._driver = RolloutDriver(store, catalogue, self._id, self._gateway.ask)
 
     async def check_health(self) -> None:
         self._participant.check()
         self._driver.check()
+        self._recorder.check()
 
     async def _heed(self, changes: Changes) -> None:
         await self._driver.heed(changes)
@@ -120,6 +127,7 @@ class Ingress:
         return build_http(
             self._gateway,
             self._admin,
+            Feedback(self._log),
             Authoriser(self._settings.auth),
             max_body_bytes=self._settings.http.max_body_bytes,
             lifespan=self._lifespan,
@@ -129,9 +137,12 @@ class Ingress:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         await self._participant.start()
         await self._driver.start()
+        self._recorder.start()
         yield
+        await self._recorder.stop()
         await self._driver.stop()
         await self._participant.stop()
+        await self._log.close()
 
 
 def ingress_app(settings: Settings, router: Any, models: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any
 
@@ -22,6 +23,8 @@ from deployments.membership import Participant
 logger = logging.getLogger(__name__)
 
 _CATCH_UP_S = 5.0
+# Weight of the newest request in the mean time that one takes.
+_NEWEST = 0.1
 
 
 class ModelServer:
@@ -33,6 +36,7 @@ class ModelServer:
         self._node = node
         self.engine = make_engine(self._model)
         self._facts: BaseModelFacts | None = None
+        self._service_s = 0.0
         self._background: set[asyncio.Task] = set()
         self._cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
         files = AdapterFiles(open_blobs(settings.store), self._cache, self.engine)
@@ -66,9 +70,12 @@ class ModelServer:
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
         answer = serve_call(self.engine, self._adapters, self._admit, call, self._id)
+        started = time.monotonic()
         async with contextlib.aclosing(answer):
             async for item in answer:
                 yield item
+        taken_s = time.monotonic() - started
+        self._service_s += _NEWEST * (taken_s - self._service_s) if self._service_s else taken_s
 
     async def _admit(self, call: Call) -> None:
         """Refuse a version that was deleted while the request waited in a queue.
@@ -206,6 +213,8 @@ class ModelServer:
             residency=self._adapters.residency,
             loading=self._adapters.loading,
             ongoing=self.engine.unfinished(),
+            max_ongoing=self._model.max_ongoing,
+            service_s=self._service_s,
             problems=self._adapters.problems,
         )
 

@@ -7,46 +7,67 @@ from typing import Any
 from ray import serve
 
 from adapter_store.catalogue import Changes
+from adapter_store.routing_log import OutcomeReader, RoutingLog
+from adapter_store.tasks import cancel
+from cluster.errors import StoreUnavailable
 from cluster.settings import Settings
-from cluster.state import Decision, Member
+from cluster.state import Decision, Member, Prompt
 from deployments.membership import Participant
+from router.constraints import Constraints
 from router.encoder import SentenceEncoder
-from router.prompt_router import Constraints, PromptRouter
+from router.prompt_router import PromptRouter
 
 logger = logging.getLogger(__name__)
+
+
+# How often the costs, new outcomes, and what is to be learnt anew are looked after.
+_LOOK_S = 1.0
 
 
 class PromptRouterDeployment:
     """One process that chooses."""
 
     async def __init__(self, settings: Settings) -> None:
-        encoder = await asyncio.to_thread(SentenceEncoder, settings.router.encoder)
-        self._router = PromptRouter(encoder, settings.router)
+        chosen = settings.router
+        encoder = await asyncio.to_thread(
+            SentenceEncoder,
+            chosen.encoder,
+            prefix=chosen.encoder_prefix,
+            window_tokens=chosen.window_tokens,
+        )
+        models = sorted(settings.models, key=lambda m: m.id != settings.fallback_model)
+        self._router = await asyncio.to_thread(PromptRouter, encoder, chosen, models)
         self._base_models = {model.id for model in settings.models}
         self._id = serve.get_replica_context().replica_id.unique_id
+        self._log = RoutingLog(settings.store, keep_s=chosen.keep_decisions_s)
         self._participant = Participant(settings.store, self._report, self._learn)
-        self.choose.set_max_batch_size(settings.router.max_batch)
+        self.choose.set_max_batch_size(chosen.max_batch)
         await self._participant.start()
+        self._looking = asyncio.create_task(self._look_for_ever(), name="router upkeep")
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)
-    async def choose(self, asked: list[tuple[list[str], Constraints]]) -> list[list[Decision]]:
-        """Decisions for each caller's texts; callers with equal constraints share a pass."""
+    async def choose(self, asked: list[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
+        """Decisions for each caller's prompts; callers with equal constraints share a pass."""
         return await asyncio.to_thread(self._choose_all, asked)
 
     async def check_health(self) -> None:
         self._participant.check()
+        if self._looking.done():
+            self._looking.result()
 
     async def __del__(self) -> None:
+        await cancel(self._looking)
         await self._participant.stop()
+        await self._log.close()
 
-    def _choose_all(self, asked: list[tuple[list[str], Constraints]]) -> list[list[Decision]]:
+    def _choose_all(self, asked: list[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
         answers: list[list[Decision]] = [[] for _ in asked]
-        groups: dict[str, list[int]] = {}
+        groups: dict[Constraints, list[int]] = {}
         for i, (_, constraints) in enumerate(asked):
-            groups.setdefault(constraints.model_dump_json(), []).append(i)
-        for members in groups.values():
-            texts = [text for i in members for text in asked[i][0]]
-            decisions = iter(self._router.choose(texts, asked[members[0]][1]))
+            groups.setdefault(constraints, []).append(i)
+        for constraints, members in groups.items():
+            prompts = [prompt for i in members for prompt in asked[i][0]]
+            decisions = iter(self._router.choose(prompts, constraints))
             for i in members:
                 answers[i] = [next(decisions) for _ in asked[i][0]]
         return answers
@@ -57,10 +78,30 @@ class PromptRouterDeployment:
             for name, adapter in self._participant.catalogue.adapters.items()
             if adapter.card.base_model in self._base_models
         }
-        await asyncio.to_thread(self._router.update, served)
+        position = self._participant.catalogue.position
+        await asyncio.to_thread(self._router.update, served, position)
+
+    async def _look_for_ever(self) -> None:
+        outcomes = OutcomeReader(self._log)
+        while True:
+            try:
+                self._router.observe(await self._participant.store.members())
+                if await outcomes.read():
+                    await asyncio.to_thread(self._router.learn_outcomes, outcomes.known)
+            except StoreUnavailable as e:
+                logger.warning("costs and outcomes stay as they were: %s", e)
+            if not self._router.is_whole:
+                await asyncio.to_thread(self._router.refresh)
+                self._participant.announce()
+            await asyncio.sleep(_LOOK_S)
 
     def _report(self) -> Member:
-        return Member(id=self._id, kind="router", position=self._participant.catalogue.position)
+        return Member(
+            id=self._id,
+            kind="router",
+            position=self._participant.catalogue.position,
+            router=self._router.report(),
+        )
 
 
 def prompt_router_app(settings: Settings) -> Any:

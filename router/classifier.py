@@ -1,135 +1,557 @@
-"""Adapter scores for a prompt: kernel ridge regression over meaning and wording, calibrated.
+"""How well each adapter fits a prompt, and whether any does.
 
-Two linear kernels are added: the inner product of sentence embeddings (meaning) and that of tf-idf
-character and word n-grams (wording). Ridge has its leave-one-out predictions in closed form
-(Rifkin & Lippert 2007: ``f_i - a_i / Q_ii`` with ``Q = (K + l I)^-1``), so confidence is calibrated
-on scores that no example helped to make, without held-out data.
+The choice: kernel ridge regression on the cards' texts (`router.features`, `router.ridge`), one
+target per adapter, then a softmax with a fitted temperature (Guo et al., ICML 2017). The scope: a
+logistic regression on three signals of how well the prompt is known - the best score, the likeness
+of the nearest example, and the variance of the Gaussian process that has this regression for its
+mean (Rasmussen & Williams 2006, eq. 2.26) - between the examples, each scored without itself, and
+a shipped list of everyday prompts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from router.encoder import Encoder
+from router.features import Features, Kernel, KernelWeights
+from router.ridge import Examples, Ridge, without_own
 
-BACKGROUND = 0
-
-_RIDGE = 0.3
-_WORDING_WEIGHT = 0.5
-# The confidence is fitted on balanced classes and on the hardest outsiders (neighbours whose own
-# adapter is missing), so it understates what an ordinary prompt deserves.
-_MAX_THRESHOLD = 0.3
-# Counts only: signed hashes could cancel out to 0, which tf-idf has no logarithm for.
-_HASHING = {"n_features": 2**18, "norm": None, "alternate_sign": False}
-_CHARS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **_HASHING)
-_WORDS = HashingVectorizer(analyzer="word", ngram_range=(1, 2), **_HASHING)
+_NOISE = 0.05
+# An adapter with few examples has low scores even where it is right: k / n is what it lacks.
+_FEW_EXAMPLES = 3.0
+# Of the posterior variance, which costs the square of them at each prompt.
+_VARIANCE_LANDMARKS = 512
+_BLOCK = 4096
+# Mistakes are counted on this many examples at most.
+_SAMPLE = 2000
+# Up to this many adapters all are scored; of more, a shortlist.
+_EXACT_CLASSES = 1024
+_SHORTLIST = 256
+_SHORTLIST_RANK = 64
+# Fewer examples that can be left out say nothing.
+_MIN_LEFT_OUT = 3
+_TUNING_CLASSES, _TUNING_EXAMPLES = 40, 15
+_TUNING_GRID = {
+    "meaning": (0.5, 1.0, 2.0, 4.0),
+    "form": (0.4, 0.8, 1.6, 3.2),
+    "wording": (0.1, 0.25, 0.5, 1.0),
+}
+# Adapters that take each other's prompts this often (a coin would: half) cannot be told apart.
+_TWINS = 0.35
 
 
 @dataclass(frozen=True)
-class Features:
-    """Of n texts: `meaning` (n, dimensions) dense, `wording` (n, hashes) sparse counts."""
+class Scope:
+    """Probability that a prompt is one that some adapter was made for: logistic in the signals."""
 
-    meaning: np.ndarray
-    wording: scipy.sparse.csr_matrix
+    weights: np.ndarray
+    intercept: float
+    threshold: float
+    auroc: float | None = None
 
-    @classmethod
-    def of(cls, texts: list[str], encoder: Encoder) -> "Features":
-        wording = scipy.sparse.hstack([_CHARS.transform(texts), _WORDS.transform(texts)])
-        return cls(encoder.encode(texts), wording.tocsr())
-
-    @classmethod
-    def stack(cls, parts: list["Features"]) -> "Features":
-        return cls(
-            np.concatenate([p.meaning for p in parts]),
-            scipy.sparse.vstack([p.wording for p in parts], format="csr"),
-        )
+    def __call__(self, signals: np.ndarray) -> np.ndarray:
+        """(n,) of signals (n, 3)."""
+        return expit(signals @ self.weights + self.intercept)
 
 
-class Classifier:
-    """Fitted once and never changed: a new card makes a new classifier.
+# Of a catalogue that has nothing to learn them from, such as descriptions alone: fitted to twelve
+# catalogues of 3 to 100 descriptions of CLINC150's intents and its validation prompts.
+_DEFAULT_TEMPERATURE = 15.0
+_DEFAULT_SCOPE = Scope(np.array([1.5, 33.0, 0.0]), -2.1, 0.5)
 
-    Args:
-        features: of the n examples.
-        labels: (n,) class of each example; class 0 is the background (no adapter).
-        classes: number of classes, the background included.
-        accept_rate: share of in-scope prompts whose confidence shall reach `threshold`.
+
+@dataclass(frozen=True)
+class Report:
+    """What leaving out one example at a time says of a catalogue.
+
+    Attributes:
+        top1: share of the examples whose own adapter comes first; None with nothing to leave out.
+        ece: expected calibration error of the probabilities, 15 bins.
+        scope_auroc: how well the scope tells examples from everyday prompts.
+        twins: pairs of classes that cannot be told apart, and how often they are confused.
     """
 
-    def __init__(
-        self, features: Features, labels: np.ndarray, classes: int, *, accept_rate: float
-    ) -> None:
-        self._tfidf = TfidfTransformer(sublinear_tf=True).fit(features.wording)
-        self._meaning = features.meaning
-        self._wording = self._tfidf.transform(features.wording)
-        self._labels = labels
-        self._classes = classes
-        targets = np.eye(classes)[labels]
-        kernel = self._kernel(features)
-        # A class speaks with the same total weight, however many examples it has.
+    examples: int
+    landmarks: int
+    temperature: float
+    threshold: float
+    kernel: KernelWeights
+    top1: float | None = None
+    ece: float | None = None
+    scope_auroc: float | None = None
+    twins: tuple[tuple[int, int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one prompt; its classes are a shortlist where there are many.
+
+    Attributes:
+        classes: (s,) that are allowed, best first.
+        before: classes with a better score than the first that are not allowed, best first.
+        scores: (s,) about 1 for the right class, 0 for the others.
+        probabilities: (s,) that the class is the right one, given that one is.
+        scope: probability that one is.
+        likeness: (m,) to the landmarks.
+        wording: (m,) the part of the likeness that shared wording is.
+    """
+
+    classes: np.ndarray
+    before: np.ndarray
+    scores: np.ndarray
+    probabilities: np.ndarray
+    scope: float
+    likeness: np.ndarray
+    wording: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Shortlist:
+    """A low-rank copy of the coefficients: the best classes of it hold the best of all."""
+
+    basis: np.ndarray
+    classes: np.ndarray
+
+    @classmethod
+    def of(cls, coefficients: np.ndarray) -> "_Shortlist":
+        """Args: coefficients: (c, m)."""
+        # One pass of randomised range finding (Halko et al. 2011, algorithm 4.1).
+        probe = np.random.default_rng(0).standard_normal((len(coefficients), _SHORTLIST_RANK))
+        basis, _ = np.linalg.qr(coefficients.T @ probe.astype(np.float32))
+        return cls(basis, coefficients @ basis)
+
+    def __call__(self, likeness: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """At most `_SHORTLIST` allowed classes for one prompt (m,)."""
+        scores = self.classes @ (likeness @ self.basis)
+        scores[~allowed] = -np.inf
+        found = np.argpartition(-scores, _SHORTLIST)[:_SHORTLIST]
+        return found[allowed[found]]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Never changed once made: `fit` makes one, `with_classes` and `without_class` make others.
+
+    Attributes:
+        landmarks: (m,) class of each landmark; -1 when its class is gone.
+        counts: (c,) examples of each class.
+        rows: (m,) which example of its class each landmark is.
+        typical: mean of the counts when it was fitted; the noise of an example is told by it.
+    """
+
+    kernel: Kernel
+    ridge: Ridge
+    landmarks: np.ndarray
+    rows: np.ndarray
+    counts: np.ndarray
+    typical: float
+    coefficients: np.ndarray
+    variance: np.ndarray
+    temperature: float
+    scope: Scope
+    report: Report
+    shortlist: _Shortlist | None = None
+    late: tuple[Kernel, np.ndarray] | None = None
+
+    @classmethod
+    def fit(
+        cls,
+        features: Features,
+        labels: np.ndarray,
+        background: Features,
+        *,
+        accept_rate: float,
+        in_scope_share: float,
+        max_landmarks: int,
+        seed: int = 0,
+    ) -> "Classifier":
+        """Learn a catalogue.
+
+        Args:
+            features: of n examples of c classes; every class has one at least.
+            labels: (n,) class of each.
+            background: of prompts that no adapter was made for.
+            accept_rate: share of the examples that shall count as in scope.
+            in_scope_share: share of the traffic that is expected to be.
+            max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
+        """
+        rng = np.random.default_rng(seed)
+        classes = int(labels.max()) + 1
+        order = rng.permutation(len(labels))
+        landmarks = order[:max_landmarks]
+        weights = _tune(features, labels, rng)
+        chosen = features[landmarks]
+        kernel = Kernel(weights, chosen, chosen)
         counts = np.bincount(labels, minlength=classes)
-        noise = _RIDGE * counts[labels] / counts[labels].mean()
-        inverse = scipy.linalg.inv(kernel + np.diag(noise))
-        self._dual = inverse @ targets
-        left_out = targets - self._dual / np.diag(inverse)[:, None]
-        self._calibrate(left_out, kernel, accept_rate)
+        # A class speaks with the same total weight, however many examples it has.
+        noise = _NOISE * counts[labels] / counts.mean()
+        between = kernel(chosen)
+        ridge = Ridge.fit(between, _blocks(kernel, features, labels, noise, classes))
+        variance = _inverse(between[:_VARIANCE_LANDMARKS, :_VARIANCE_LANDMARKS])
+        blank = Report(len(labels), len(landmarks), _DEFAULT_TEMPERATURE, 0.5, weights)
+        made = cls(
+            kernel,
+            ridge,
+            labels[landmarks],
+            _place_in_class(labels)[landmarks],
+            counts,
+            float(counts.mean()),
+            _coefficients(ridge, counts),
+            variance,
+            _DEFAULT_TEMPERATURE,
+            _DEFAULT_SCOPE,
+            blank,
+        )._shortlisted()
+        # From the end: what is no landmark comes nearest to a prompt never seen.
+        held = np.flatnonzero(counts[labels[order]] > 1)[-_SAMPLE:]
+        if len(held) < _MIN_LEFT_OUT:
+            return made
+        return made._calibrated(
+            _LeftOut.of(made, features, labels, noise, order, held),
+            made._signals_of(background),
+            accept_rate,
+            in_scope_share,
+        )
 
-    def scores(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (n, classes), about 1 for the right class and 0 for the others, and the
-        confidence (n,) that the best adapter is right, between 0 and 1."""
-        kernel = self._kernel(features)
-        scores = kernel @ self._dual
-        return scores, self._confidence(_signals(scores, self._nearest(kernel)))
+    @property
+    def classes(self) -> int:
+        return len(self.counts)
 
-    def _kernel(self, features: Features) -> np.ndarray:
-        wording = self._tfidf.transform(features.wording) @ self._wording.T
-        return features.meaning @ self._meaning.T + _WORDING_WEIGHT * wording.toarray()
+    def judge(self, features: Features, seen: np.ndarray, allowed: np.ndarray) -> list[Verdict]:
+        """Of each of n prompts.
 
-    def _nearest(self, kernel: np.ndarray) -> np.ndarray:
-        """Kernel value of the nearest example of each class: (n, classes)."""
-        nearest = np.full((len(kernel), self._classes), -1.0)
-        for label in range(self._classes):
-            members = kernel[:, self._labels == label]
-            if members.shape[1]:
-                nearest[:, label] = members.max(axis=1)
-        return nearest
+        Args:
+            seen: (c,) classes that exist for whoever asks.
+            allowed: (c,) which of them may be chosen; one at least.
+        """
+        parts = self.kernel.parts(features)
+        likeness = self.kernel.combine(parts, self.kernel.weights)
+        wording = self.kernel.wording_share(parts, likeness)
+        known = self._familiarity(features, likeness, allowed)
+        rows = zip(likeness, wording, known, strict=True)
+        return [self._verdict(*row, seen, allowed) for row in rows]
 
-    def _calibrate(self, left_out: np.ndarray, kernel: np.ndarray, accept_rate: float) -> None:
-        """Learn when to believe a score: from examples scored without themselves (in scope), and
-        scored as if their own class did not exist (out of scope), background always out."""
-        nearest = self._nearest(kernel - 10 * np.eye(len(kernel)))
-        rows = np.arange(len(left_out))
-        is_background = self._labels == BACKGROUND
-        inside = _signals(left_out[~is_background], nearest[~is_background])
-        without_own, near_without = left_out.copy(), nearest.copy()
-        own = rows[~is_background], self._labels[~is_background]
-        without_own[own] = near_without[own] = -1.0
-        outside = _signals(without_own, near_without)
-        right = left_out[~is_background, 1:].argmax(axis=1) + 1 == self._labels[~is_background]
-        signals = np.concatenate([inside, outside])
-        truth = np.concatenate([right, np.zeros(len(outside), dtype=bool)])
-        if truth.all() or not truth.any():
-            self._trust, self.threshold = None, _MAX_THRESHOLD
-            return
-        self._trust = LogisticRegression(class_weight="balanced").fit(signals, truth)
-        accepted = self._confidence(inside[right])
-        self.threshold = float(min(_MAX_THRESHOLD, np.quantile(accepted, 1 - accept_rate)))
+    def _verdict(
+        self,
+        likeness: np.ndarray,
+        wording: np.ndarray,
+        known: np.ndarray,
+        seen: np.ndarray,
+        allowed: np.ndarray,
+    ) -> Verdict:
+        classes, scores = self._ranked(likeness, seen, allowed)
+        usable = allowed[classes]
+        chosen = scores[usable]
+        scope = float(self.scope(np.concatenate([chosen[:1], known])))
+        # Better known to a class that may not be chosen: so much less likely to be this one's.
+        scope *= float(np.clip(chosen[0] / max(scores[0], 1e-6), 0, 1))
+        return Verdict(
+            classes[usable],
+            classes[: int(usable.argmax())],
+            chosen,
+            softmax(self.temperature * chosen),
+            scope,
+            likeness,
+            wording,
+        )
 
-    def _confidence(self, signals: np.ndarray) -> np.ndarray:
-        if self._trust is None:
-            return np.clip(signals[:, 0], 0, 1)
-        return self._trust.predict_proba(signals)[:, 1]
+    def _ranked(
+        self, likeness: np.ndarray, seen: np.ndarray, allowed: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Classes worth a thought, best first, and their scores."""
+        if self.shortlist is None:
+            classes = np.flatnonzero(seen)
+            scores = self._score(likeness[None])[0][classes]
+        else:
+            near = [self.shortlist(likeness, mask) for mask in (seen, allowed)]
+            classes = np.unique(np.concatenate(near))
+            scores = self._score(likeness[None], classes)[0]
+        order = np.argsort(-scores, kind="stable")
+        return classes[order], scores[order]
+
+    def contributions(self, likeness: np.ndarray, label: int) -> np.ndarray:
+        """(m,) what each landmark adds to the score of a class for one prompt (m,)."""
+        return likeness * self.coefficients[label]
+
+    # -- changes ----------------------------------------------------------------------------
+
+    def with_classes(self, features: Features, labels: np.ndarray) -> "Classifier":
+        """With more classes, numbered on from the last. What the others had learnt follows
+        exactly; the landmarks, the temperature and the scope stay as they are."""
+        added = np.bincount(labels - self.classes)
+        targets = np.zeros((len(labels), self.classes + len(added)))
+        targets[np.arange(len(labels)), labels] = 1
+        noise = _NOISE * added[labels - self.classes] / self.typical
+        ridge = self.ridge.with_examples(Examples(self.kernel(features), targets, noise))
+        counts = np.concatenate([self.counts, added])
+        return replace(
+            self,
+            ridge=ridge,
+            counts=counts,
+            coefficients=_coefficients(ridge, counts),
+            late=self._later(features, labels),
+        )._shortlisted()
+
+    def without_class(self, label: int, features: Features) -> "Classifier":
+        """Without a class whose examples these are; the classes after it move up by one."""
+        targets = np.zeros((len(features), self.classes))
+        targets[:, label] = 1
+        noise = np.full(len(features), -_NOISE * len(features) / self.typical)
+        examples = Examples(self.kernel(features), targets, noise)
+        ridge = self.ridge.with_examples(examples).without_target(label)
+        counts = np.delete(self.counts, label)
+        late = self.late and (self.late[0], _moved_up(self.late[1], label))
+        return replace(
+            self,
+            ridge=ridge,
+            counts=counts,
+            coefficients=_coefficients(ridge, counts),
+            landmarks=_moved_up(self.landmarks, label),
+            late=late,
+        )._shortlisted()
+
+    def _later(self, features: Features, labels: np.ndarray) -> tuple[Kernel, np.ndarray]:
+        if self.late is None:
+            return self.kernel.of(features), labels
+        kernel, known = self.late
+        both = Features.stack([kernel.landmarks, features])
+        return self.kernel.of(both), np.concatenate([known, labels])
+
+    def _shortlisted(self) -> "Classifier":
+        if self.classes <= _EXACT_CLASSES:
+            return replace(self, shortlist=None)
+        return replace(self, shortlist=_Shortlist.of(self.coefficients))
+
+    # -- scores and signals -----------------------------------------------------------------
+
+    def _score(self, likeness: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
+        """(n, c), of all classes or of some."""
+        coefficients = self.coefficients if classes is None else self.coefficients[classes]
+        counts = self.counts if classes is None else self.counts[classes]
+        return likeness @ coefficients.T + _gain(counts) / self.classes
+
+    def _signals_of(self, features: Features) -> np.ndarray:
+        """(n, 3) best score, likeness of the nearest example, posterior variance."""
+        likeness = self.kernel(features)
+        allowed = np.ones(self.classes, dtype=bool)
+        best = self._score(likeness).max(axis=1)
+        return np.column_stack([best, self._familiarity(features, likeness, allowed)])
+
+    def _familiarity(
+        self, features: Features, likeness: np.ndarray, allowed: np.ndarray
+    ) -> np.ndarray:
+        """(n, 2) likeness of the nearest example of an allowed class, posterior variance."""
+        nearest = _nearest(likeness, self.landmarks, allowed)
+        if self.late is not None:
+            kernel, labels = self.late
+            nearest = np.maximum(nearest, _nearest(kernel(features), labels, allowed))
+        part = likeness[:, : len(self.variance)]
+        variance = 1 - np.einsum("ij,ij->i", part @ self.variance, part)
+        return np.column_stack([nearest, variance])
+
+    def _calibrated(
+        self,
+        left_out: "_LeftOut",
+        outside: np.ndarray,
+        accept_rate: float,
+        in_scope_share: float,
+    ) -> "Classifier":
+        temperature = _fit_temperature(left_out.scores, left_out.labels)
+        scope = _fit_scope(left_out.signals, outside, accept_rate, in_scope_share)
+        probabilities = softmax(temperature * left_out.scores, axis=1)
+        right = left_out.scores.argmax(axis=1) == left_out.labels
+        report = replace(
+            self.report,
+            temperature=temperature,
+            threshold=scope.threshold,
+            top1=float(right.mean()),
+            ece=calibration_error(probabilities.max(axis=1), right),
+            scope_auroc=scope.auroc,
+            twins=_twins(left_out.scores, left_out.labels),
+        )
+        return replace(self, temperature=temperature, scope=scope, report=report)
 
 
-def _signals(scores: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """What tells in scope from out: (n, 3) best score, its lead, nearness of its best example."""
-    adapters = scores[:, 1:]
-    best = adapters.argmax(axis=1)
-    rows = np.arange(len(scores))
-    top = adapters[rows, best]
-    others = scores.copy()
-    others[rows, best + 1] = -np.inf
-    return np.stack([top, top - others.max(axis=1), nearest[rows, best + 1]], axis=1)
+@dataclass(frozen=True)
+class _LeftOut:
+    """Examples as they would be seen had they not been learnt from."""
+
+    scores: np.ndarray
+    signals: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        made: Classifier,
+        features: Features,
+        labels: np.ndarray,
+        noise: np.ndarray,
+        order: np.ndarray,
+        held: np.ndarray,
+    ) -> "_LeftOut":
+        """Args: held: positions in `order`, of which the first are the landmarks."""
+        rows = order[held]
+        own, likeness = labels[rows], made.kernel(features[rows])
+        gain = _gain(made.counts)
+        targets = np.eye(made.classes, dtype=np.float32)[own] - 1 / made.classes
+        predicted = likeness @ (made.coefficients / gain[:, None]).T
+        leverage = made.ridge.leverage(likeness, noise[rows])
+        scores = (without_own(predicted, targets, leverage) + 1 / made.classes) * gain
+
+        blind = likeness.copy()
+        is_landmark = held < len(made.landmarks)
+        blind[is_landmark, held[is_landmark]] = 0
+        everything = np.ones(made.classes, dtype=bool)
+        known = made._familiarity(features[rows], blind, everything)
+        # Of an example that the variance is made from: 1 / Q_ii is what it has without itself.
+        inside = held < len(made.variance)
+        known[inside, 1] = 1 / np.diag(made.variance)[held[inside]] - _NOISE
+        return cls(scores, np.column_stack([scores.max(axis=1), known]), own)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al., AAAI 2015): mean gap between the two, by bins."""
+    edges = np.linspace(0, 1, bins + 1)
+    inside = [(confidence > low) & (confidence <= high) for low, high in pairwise(edges)]
+    gaps = [m.mean() * abs(confidence[m].mean() - right[m].mean()) for m in inside if m.any()]
+    return float(sum(gaps))
+
+
+def _gain(counts: np.ndarray) -> np.ndarray:
+    return (1 + _FEW_EXAMPLES / counts).astype(np.float32)
+
+
+def _coefficients(ridge: Ridge, counts: np.ndarray) -> np.ndarray:
+    """(c, m) float32, a class in one piece of memory."""
+    solved = ridge.coefficients(1 / len(counts)).T
+    return np.ascontiguousarray(solved * _gain(counts)[:, None], dtype=np.float32)
+
+
+def _blocks(
+    kernel: Kernel, features: Features, labels: np.ndarray, noise: np.ndarray, classes: int
+):
+    for start in range(0, len(labels), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        here = labels[rows]
+        ones = np.ones(len(here))
+        targets = scipy.sparse.csr_matrix(
+            (ones, (np.arange(len(here)), here)), shape=(len(here), classes)
+        )
+        yield Examples(kernel(features[rows]), targets, noise[rows])
+
+
+def _place_in_class(labels: np.ndarray) -> np.ndarray:
+    """(n,) how many examples of the same class come before each."""
+    places = np.empty(len(labels), dtype=int)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        places[members] = np.arange(len(members))
+    return places
+
+
+def _nearest(likeness: np.ndarray, labels: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """(n,) likeness of the nearest landmark of an allowed class; 0 when there is none."""
+    usable = (labels >= 0) & allowed[labels]
+    return likeness[:, usable].max(axis=1, initial=0.0)
+
+
+def _moved_up(labels: np.ndarray, gone: int) -> np.ndarray:
+    moved = labels - (labels > gone)
+    moved[labels == gone] = -1
+    return moved
+
+
+def _inverse(between: np.ndarray) -> np.ndarray:
+    system = between.astype(np.float64)
+    system[np.diag_indices_from(system)] += _NOISE
+    return scipy.linalg.inv(system, assume_a="pos").astype(np.float32)
+
+
+def _fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The sharpness at which the probabilities of the right classes are largest."""
+
+    def loss(log_temperature: float) -> float:
+        return _log_loss(np.exp(log_temperature) * scores, labels)
+
+    return float(np.exp(minimize_scalar(loss, bounds=(0.0, 5.0), method="bounded").x))
+
+
+def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Of n examples, with Platt's targets (1999): n right ones do not prove that none is wrong."""
+    logs = log_softmax(logits, axis=1)
+    own = logs[np.arange(len(labels)), labels].mean()
+    return -float(own + (logs.mean() - own) / (len(labels) + 2))
+
+
+def _fit_scope(
+    inside: np.ndarray, outside: np.ndarray, accept_rate: float, in_scope_share: float
+) -> Scope:
+    signals = np.concatenate([inside, outside])
+    truth = np.repeat([True, False], [len(inside), len(outside)])
+    mean, spread = signals.mean(axis=0), signals.std(axis=0) + 1e-6
+    fitted = LogisticRegression(class_weight="balanced").fit((signals - mean) / spread, truth)
+    weights = fitted.coef_[0] / spread
+    # Balanced classes were a half each; the traffic is not.
+    odds = np.log(in_scope_share / (1 - in_scope_share))
+    scope = Scope(weights, float(fitted.intercept_[0] - mean @ weights + odds), 0.5)
+    known, unknown = scope(inside), scope(outside)
+    above = (known[:, None] > unknown).mean() + (known[:, None] == unknown).mean() / 2
+    threshold = min(0.5, float(np.quantile(known, 1 - accept_rate)))
+    return replace(scope, threshold=threshold, auroc=float(above))
+
+
+def _twins(scores: np.ndarray, labels: np.ndarray) -> tuple[tuple[int, int, float], ...]:
+    """Pairs whose examples, left out, go to the other as often as to their own."""
+    wrong = scores.argmax(axis=1)
+    seen = np.bincount(labels, minlength=scores.shape[1])
+    pairs: dict[tuple[int, int], int] = {}
+    for own, taken in zip(labels.tolist(), wrong.tolist(), strict=True):
+        if own != taken:
+            pair = (min(own, taken), max(own, taken))
+            pairs[pair] = pairs.get(pair, 0) + 1
+    shares = ((a, b, n / (seen[a] + seen[b])) for (a, b), n in sorted(pairs.items()) if n > 3)
+    return tuple((a, b, round(float(s), 3)) for a, b, s in shares if s >= _TWINS)
+
+
+def _tune(features: Features, labels: np.ndarray, rng: np.random.Generator) -> KernelWeights:
+    """The kernel weights under which left-out examples of some classes are best foretold."""
+    default = KernelWeights()
+    rows = _few_of_some(labels, rng)
+    _, own = np.unique(labels[rows], return_inverse=True)
+    counts = np.bincount(own)
+    scored = counts[own] > 1
+    if len(counts) < 2 or scored.sum() < 8 * _MIN_LEFT_OUT:
+        return default
+    chosen = features[rows]
+    parts = Kernel(default, chosen, chosen).parts(chosen)
+    targets = np.eye(len(counts))[own] - 1 / len(counts)
+    noise = np.diag(_NOISE * counts[own] / counts.mean())
+
+    def loss(weights: KernelWeights) -> float:
+        inverse = scipy.linalg.inv(Kernel.combine(parts, weights) + noise, assume_a="pos")
+        left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
+        scores = (left_out + 1 / len(counts)) * _gain(counts)
+        temperature = _fit_temperature(scores[scored], own[scored])
+        return _log_loss(temperature * scores[scored], own[scored])
+
+    best, lowest = default, loss(default)
+    for name, values in _TUNING_GRID.items():
+        for weights in [replace(best, **{name: v}) for v in values if v != getattr(best, name)]:
+            found = loss(weights)
+            # A hair's breadth is luck: a few hundred examples say no more.
+            if found < 0.99 * lowest:
+                best, lowest = weights, found
+    return best
+
+
+def _few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows of at most so many classes, and at most so many of each."""
+    some = rng.permutation(np.unique(labels))[:_TUNING_CLASSES]
+    rows = [rng.permutation(np.flatnonzero(labels == c))[:_TUNING_EXAMPLES] for c in some]
+    return np.concatenate(rows)

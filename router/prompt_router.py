@@ -1,146 +1,395 @@
-"""Which adapter a prompt needs, learnt from the cards in the store."""
+"""Which adapter a prompt needs, learnt from the cards in the store, and why."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 
-from cluster.settings import RouterSettings
-from cluster.state import OPERATOR, Adapter, Candidate, Card, Decision, Route, Value, Viewer
-from router.classifier import Classifier, Features
+from cluster.settings import BaseModelSettings, RouterSettings
+from cluster.state import (
+    Adapter,
+    AdapterRef,
+    Card,
+    Decision,
+    Evidence,
+    Member,
+    Outcome,
+    Prompt,
+    Route,
+    RouterReport,
+    Twins,
+)
+from router.classifier import Classifier, Verdict
+from router.constraints import Constraints
+from router.costs import LiveCosts
 from router.encoder import Encoder
+from router.features import FeatureExtractor, Features
+from router.policy import SHOWN_CANDIDATES, Choice, Option, choose
+from router.quality import QualityPredictor, table_of
 
-SHOWN_CANDIDATES = 5
 _EVERYDAY = Path(__file__).parent / "data" / "everyday_prompts.txt"
-
-
-class Constraints(Value):
-    """What the caller demands of the choice; every one is hard."""
-
-    adapters: tuple[str, ...] | None = Field(None, description="choose among these only")
-    exclude: tuple[str, ...] = Field((), description="never choose these")
-    base_model: str | None = Field(None, description="only adapters of this base model")
-    tags: tuple[str, ...] = Field((), description="only adapters that carry all of these tags")
-    min_confidence: float | None = Field(None, ge=0, le=1, description="abstain below this")
-    viewer: Viewer = Field(OPERATOR, description="who asks; set by the endpoint, not by callers")
-
-    def allow(self, card: Card) -> bool:
-        return (
-            (self.adapters is None or card.name in self.adapters)
-            and card.name not in self.exclude
-            and self.base_model in (None, card.base_model)
-            and set(self.tags) <= set(card.tags)
-            and self.viewer.may_see(card)
-        )
+# Candidates that are weighed for a prompt; the rest of the ranking has no chance.
+_WEIGHED = 16
+# Up to this many texts learning anew takes well under a second; of more, changes are worked in.
+_LEARN_ANEW = 500
+_EXCERPT_CHARS = 160
+_EVIDENCE = 3
 
 
 @dataclass(frozen=True)
 class _Index:
-    """One state of the catalogue, ready to answer."""
+    """One state of the catalogue, ready to answer.
 
-    adapters: tuple[Adapter, ...]
-    classifier: Classifier | None
+    Attributes:
+        adapters: by class of the classifier.
+        position: of the store, when it was made.
+        is_whole: the classifier was fitted to just these cards; else changes were worked in.
+    """
+
+    adapters: tuple[Adapter, ...] = ()
+    classifier: Classifier | None = None
+    position: str = ""
+    is_whole: bool = True
+    masks: dict[Constraints, np.ndarray] = field(default_factory=dict)
+
+    def allowed(self, constraints: Constraints) -> np.ndarray:
+        """(c,) whether a class may be chosen; kept, for ten thousand cards take milliseconds."""
+        key = constraints.on_cards
+        if key not in self.masks:
+            if len(self.masks) > 64:
+                self.masks.clear()
+            self.masks[key] = np.array(
+                [
+                    key.viewer.may_see(a.card) and key.objection(a.card) is None
+                    for a in self.adapters
+                ],
+                dtype=bool,
+            )
+        return self.masks[key]
 
 
 class PromptRouter:
     """Chooses an adapter per prompt, or none.
 
     `update` builds a new index beside the one in use; `choose` always sees a whole one.
+
+    Args:
+        base_models: that may answer when no adapter fits; the first is the default.
     """
 
-    def __init__(self, encoder: Encoder, settings: RouterSettings) -> None:
-        self._encoder = encoder
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: RouterSettings,
+        base_models: Sequence[BaseModelSettings] = (),
+    ) -> None:
+        self._extract = FeatureExtractor(encoder)
         self._settings = settings
+        self._base_models = tuple(base_models)
+        self._costs = LiveCosts.of(base_models, ())
+        self._quality: QualityPredictor | None = None
         self._features: dict[tuple[str, ...], Features] = {}
-        self._background = self._embed(tuple(_EVERYDAY.read_text().splitlines()))
-        self._index = _Index((), None)
+        self._background = self._extract(_EVERYDAY.read_text().splitlines())
+        self._index = _Index()
+        self._changing = threading.Lock()
 
-    def update(self, adapters: Mapping[str, Adapter]) -> None:
-        """Learn the cards anew; only texts not seen before are embedded."""
-        known = tuple(a for _, a in sorted(adapters.items()) if _texts(a.card))
-        if _lessons(known) == _lessons(self._index.adapters):
-            # Versions and aliases moved, or tags: nothing of it is learnt from.
-            self._index = _Index(known, self._index.classifier)
+    # -- learning ---------------------------------------------------------------------------
+
+    def update(self, adapters: Mapping[str, Adapter], position: str = "") -> None:
+        """Learn the cards; only texts not seen before are embedded."""
+        known = {name: a for name, a in sorted(adapters.items()) if _texts(a.card)}
+        with self._changing:
+            self._index = self._updated(self._index, known, position)
+            self._forget_all_but(known.values())
+
+    def refresh(self) -> None:
+        """Learn everything anew when changes were worked in: takes seconds, changes nothing that
+        was learnt meanwhile."""
+        with self._changing:
+            before = self._index
+            learnt = {a.name: self._embed(_texts(a.card)) for a in before.adapters}
+        if before.is_whole:
             return
-        self._forget_all_but(_texts(a.card) for a in known)
-        self._index = _Index(known, self._fit(known) if known else None)
+        fresh = replace(
+            before, classifier=self._fit(list(learnt.values())), is_whole=True, masks={}
+        )
+        with self._changing:
+            now = {a.name: a for a in self._index.adapters}
+            self._index = self._updated(fresh, now, self._index.position)
 
-    def choose(self, texts: list[str], constraints: Constraints) -> list[Decision]:
-        """One decision per text."""
-        index = self._index
-        if index.classifier is None:
-            return [_nothing("no adapter has a card to learn from") for _ in texts]
-        allowed = np.array([constraints.allow(a.card) for a in index.adapters])
-        if not allowed.any():
-            return [_nothing("the constraints leave no adapter") for _ in texts]
-        scores, confidences = index.classifier.scores(Features.of(texts, self._encoder))
-        threshold = constraints.min_confidence
-        if threshold is None:
-            threshold = index.classifier.threshold
-        return [
-            _decide(index.adapters, row, float(confidence), allowed, threshold)
-            for row, confidence in zip(scores, confidences, strict=True)
-        ]
+    @property
+    def is_whole(self) -> bool:
+        """Whether `refresh` has nothing to do."""
+        return self._index.is_whole
 
-    def _fit(self, adapters: tuple[Adapter, ...]) -> Classifier:
-        parts = [self._background, *(self._embed(_texts(a.card)) for a in adapters)]
-        labels = np.repeat(np.arange(len(parts)), [len(p.meaning) for p in parts])
-        return Classifier(
-            Features.stack(parts), labels, len(parts), accept_rate=self._settings.accept_rate
+    def learn_outcomes(self, outcomes: Iterable[Outcome]) -> None:
+        """Learn anew how well each candidate answers."""
+        texts, scores = table_of(outcomes)
+        self._quality = QualityPredictor.fit(self._extract(texts), scores) if texts else None
+
+    def observe(self, members: Iterable[Member]) -> None:
+        """Take the newest reports of the replicas into the costs."""
+        self._costs = LiveCosts.of(self._base_models, members)
+
+    def _updated(self, index: _Index, known: dict[str, Adapter], position: str) -> _Index:
+        """The index for other cards, by the way that is quicker."""
+        before = {a.name: _texts(a.card) for a in index.adapters}
+        wanted = {name: _texts(a.card) for name, a in known.items()}
+        if before == wanted:
+            # Versions and aliases moved, or tags: nothing of it is learnt from.
+            adapters = tuple(known[a.name] for a in index.adapters)
+            return replace(index, adapters=adapters, position=position, masks={})
+        gone = [n for n, texts in before.items() if wanted.get(n) != texts]
+        new = [n for n, texts in wanted.items() if before.get(n) != texts]
+        size = sum(len(texts) for texts in wanted.values())
+        changed = sum(len(wanted[n]) for n in new) + sum(len(before[n]) for n in gone)
+        if index.classifier is None or size <= _LEARN_ANEW or changed > size / 4:
+            adapters = tuple(known.values())
+            learnt = [self._embed(_texts(a.card)) for a in adapters]
+            return _Index(adapters, self._fit(learnt) if learnt else None, position)
+        return self._worked_in(index, known, gone, new, position)
+
+    def _worked_in(
+        self,
+        index: _Index,
+        known: dict[str, Adapter],
+        gone: list[str],
+        new: list[str],
+        position: str,
+    ) -> _Index:
+        classifier, names = index.classifier, [a.name for a in index.adapters]
+        texts = {a.name: _texts(a.card) for a in index.adapters}
+        for name in gone:
+            label = names.index(name)
+            classifier = classifier.without_class(label, self._embed(texts[name]))
+            names.pop(label)
+        if new:
+            parts = [self._embed(_texts(known[name].card)) for name in new]
+            labels = np.repeat(np.arange(len(parts)) + len(names), [len(p) for p in parts])
+            classifier = classifier.with_classes(Features.stack(parts), labels)
+            names += new
+        return _Index(tuple(known[n] for n in names), classifier, position, is_whole=False)
+
+    def _fit(self, parts: list[Features]) -> Classifier:
+        settings = self._settings
+        return Classifier.fit(
+            Features.stack(parts),
+            np.repeat(np.arange(len(parts)), [len(p) for p in parts]),
+            self._background,
+            accept_rate=settings.accept_rate,
+            in_scope_share=settings.in_scope_share,
+            max_landmarks=settings.max_landmarks,
         )
 
     def _embed(self, texts: tuple[str, ...]) -> Features:
         if texts not in self._features:
-            self._features[texts] = Features.of(list(texts), self._encoder)
+            self._features[texts] = self._extract(list(texts)).compact()
         return self._features[texts]
 
-    def _forget_all_but(self, kept: Iterable[tuple[str, ...]]) -> None:
-        kept = set(kept)
+    def _forget_all_but(self, adapters: Iterable[Adapter]) -> None:
+        kept = {_texts(a.card) for a in adapters}
         self._features = {t: f for t, f in self._features.items() if t in kept}
 
+    # -- choosing ---------------------------------------------------------------------------
 
-def _lessons(adapters: tuple[Adapter, ...]) -> list[tuple[str, tuple[str, ...]]]:
-    return [(a.name, _texts(a.card)) for a in adapters]
+    def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
+        """One decision per prompt."""
+        index = self._index
+        if index.classifier is None:
+            reason = "no adapter has a card to learn from"
+            return [self._nothing(index, constraints, reason) for _ in prompts]
+        allowed = index.allowed(constraints)
+        if not allowed.any():
+            reason = "the constraints leave no adapter"
+            return [self._nothing(index, constraints, reason) for _ in prompts]
+        decisions = self._decide(index, [p.text for p in prompts], constraints, allowed)
+        # A last turn that says little by itself ("and in Python?") is read with those before.
+        unsure = [i for i, p in enumerate(prompts) if p.context and decisions[i].adapter is None]
+        if unsure:
+            contexts = [prompts[i].context for i in unsure]
+            again = self._decide(index, contexts, constraints, allowed)
+            for i, decision in zip(unsure, again, strict=True):
+                if decision.adapter is not None:
+                    reason = f"by the conversation: {decision.reason}"
+                    decisions[i] = decision.model_copy(update={"reason": reason})
+        return decisions
+
+    def report(self) -> RouterReport:
+        """What the router knows of its own quality."""
+        index = self._index
+        if index.classifier is None:
+            return RouterReport(versions=self._versions(index), cards=0)
+        told = index.classifier.report
+        names = [a.name for a in index.adapters]
+        return RouterReport(
+            versions=self._versions(index),
+            cards=len(names),
+            examples=told.examples,
+            landmarks=told.landmarks,
+            is_whole=index.is_whole,
+            temperature=told.temperature,
+            threshold=told.threshold,
+            left_out_top1=told.top1,
+            left_out_ece=told.ece,
+            scope_auroc=told.scope_auroc,
+            twins=tuple(Twins(a=names[a], b=names[b], confused=share) for a, b, share in told.twins)
+            if index.is_whole
+            else (),
+            experts=self._quality.candidates if self._quality else (),
+        )
+
+    def _decide(
+        self, index: _Index, texts: list[str], constraints: Constraints, allowed: np.ndarray
+    ) -> list[Decision]:
+        features = self._extract(texts)
+        seen = index.allowed(Constraints(viewer=constraints.viewer))
+        verdicts = index.classifier.judge(features, seen, allowed)
+        rows = zip(verdicts, self._foretell(features), strict=True)
+        return [self._decide_one(index, *row, constraints) for row in rows]
+
+    def _foretell(self, features: Features) -> list[dict[str, float]]:
+        """Predicted quality by candidate, of those that outcomes are known of."""
+        if self._quality is None:
+            return [{} for _ in range(len(features))]
+        names = self._quality.candidates
+        rows = self._quality.predict(features).tolist()
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def _decide_one(
+        self,
+        index: _Index,
+        verdict: Verdict,
+        foretold: dict[str, float],
+        constraints: Constraints,
+    ) -> Decision:
+        better = [index.adapters[label].card for label in verdict.before[:SHOWN_CANDIDATES]]
+        excluded = {card.name: constraints.objection(card) or "" for card in better}
+        threshold = index.classifier.scope.threshold
+        confidence = verdict.scope * verdict.probabilities[0]
+        best = index.adapters[verdict.classes[0]].name
+        is_out = verdict.scope < threshold
+        if is_out:
+            reason = f"out of scope: {verdict.scope:.2f} is below the threshold {threshold:.2f}"
+        elif constraints.min_confidence is not None and confidence < constraints.min_confidence:
+            is_out = True
+            reason = f"{best}: confidence {confidence:.2f} is below min_confidence"
+        ranked = self._adapters_of(index, verdict)
+        bases = self._bases(constraints, foretold)
+        if is_out:
+            choice = self._choose(bases, constraints)
+            shown = self._choose(ranked, constraints).candidates
+            choice = replace(choice, excluded=excluded | choice.excluded)
+            return self._decision(index, verdict, None, choice, reason, shown=shown)
+        if best in foretold and any(o.model in foretold for o in bases):
+            # Outcomes say how well each answers: adapters and base models compete.
+            options = [
+                replace(o, quality=foretold[o.name]) for o in ranked + bases if o.name in foretold
+            ]
+            why = "predicted quality"
+        else:
+            options, why = ranked, "probability"
+        choice = self._choose(options, constraints)
+        choice = replace(choice, excluded=excluded | choice.excluded)
+        if choice.best is None:
+            reason = "the constraints on cost leave no adapter"
+            left = self._choose(bases, constraints)
+            return self._decision(index, verdict, None, replace(choice, best=left.best), reason)
+        reason = f"{choice.best.name}: {why} {choice.best.quality:.2f}"
+        if choice.passed_over is not None:
+            reason += (
+                f", nearly as good as {choice.passed_over.name} "
+                f"({choice.passed_over.quality:.2f}) and sooner there"
+            )
+        return self._decision(index, verdict, choice.best.adapter, choice, reason)
+
+    def _decision(
+        self,
+        index: _Index,
+        verdict: Verdict,
+        adapter: str | None,
+        choice: Choice,
+        reason: str,
+        *,
+        shown: tuple = (),
+    ) -> Decision:
+        labels = {index.adapters[c].name: (c, p) for c, p in _ranking(verdict)}
+        label, probability = labels.get(adapter, (verdict.classes[0], verdict.probabilities[0]))
+        return Decision(
+            adapter=adapter,
+            version=index.adapters[label].stable.number if adapter else None,
+            model=choice.best.model if choice.best else None,
+            confidence=round(float(verdict.scope * probability), 4),
+            in_scope=round(float(verdict.scope), 4),
+            threshold=round(index.classifier.scope.threshold, 4),
+            route=Route.AUTO,
+            reason=reason,
+            candidates=shown + choice.candidates,
+            excluded=choice.excluded,
+            evidence=self._evidence(index, verdict, label) if adapter else (),
+            versions=self._versions(index),
+        )
+
+    def _choose(self, options: list[Option], constraints: Constraints) -> Choice:
+        return choose(options, constraints, self._settings.cost_weights, self._settings.near_tie)
+
+    def _adapters_of(self, index: _Index, verdict: Verdict) -> list[Option]:
+        options = []
+        for label, probability in _ranking(verdict)[:_WEIGHED]:
+            adapter = index.adapters[label]
+            key = AdapterRef.of(adapter, adapter.stable).key
+            model = adapter.card.base_model
+            cost = self._costs.adapter(model, key, adapter.stable)
+            options.append(Option(adapter.name, model, float(probability), cost))
+        return options
+
+    def _bases(self, constraints: Constraints, foretold: dict[str, float]) -> list[Option]:
+        """The base models that may answer; the default one, unless outcomes tell them apart."""
+        wanted = constraints.base_model
+        models = [m.id for m in self._base_models if wanted in (None, m.id)]
+        known = [m for m in models if m in foretold]
+        if not known:
+            return [Option(None, m, 1.0, self._costs.base_model(m)) for m in models[:1]]
+        return [Option(None, m, foretold[m], self._costs.base_model(m)) for m in known]
+
+    def _evidence(self, index: _Index, verdict: Verdict, label: int) -> tuple[Evidence, ...]:
+        """The examples of the adapter that made most of its score."""
+        classifier = index.classifier
+        made = classifier.contributions(verdict.likeness, label)
+        own = np.flatnonzero(classifier.landmarks == label)
+        top = own[np.argsort(-made[own])][:_EVIDENCE]
+        texts = _texts(index.adapters[label].card)
+        total = max(float(verdict.scores[0]), 1e-6)
+        return tuple(
+            Evidence(
+                example=texts[classifier.rows[i]][:_EXCERPT_CHARS],
+                share=round(float(made[i]) / total, 3),
+                wording=round(float(verdict.wording[i]), 3),
+            )
+            for i in top
+            if made[i] > 0
+        )
+
+    def _nothing(self, index: _Index, constraints: Constraints, reason: str) -> Decision:
+        choice = self._choose(self._bases(constraints, {}), constraints)
+        return Decision(
+            adapter=None,
+            model=choice.best.model if choice.best else None,
+            confidence=0,
+            route=Route.AUTO,
+            reason=reason,
+            candidates=choice.candidates,
+            versions=self._versions(index),
+        )
+
+    def _versions(self, index: _Index) -> dict[str, str]:
+        return {"features": self._extract.version, "cards": index.position}
+
+
+def _ranking(verdict: Verdict) -> list[tuple[int, float]]:
+    return list(zip(verdict.classes.tolist(), verdict.probabilities.tolist(), strict=True))
 
 
 def _texts(card: Card) -> tuple[str, ...]:
-    return card.examples or ((card.description,) if card.description else ())
-
-
-def _nothing(reason: str) -> Decision:
-    return Decision(adapter=None, confidence=0, route=Route.AUTO, reason=reason)
-
-
-def _decide(
-    adapters: tuple[Adapter, ...],
-    scores: np.ndarray,
-    confidence: float,
-    allowed: np.ndarray,
-    threshold: float,
-) -> Decision:
-    """The best allowed adapter, or the base model when it is not convincing enough."""
-    of_adapters = scores[1:]
-    order = [i for i in np.argsort(-of_adapters) if allowed[i]]
-    best, unconstrained = order[0], int(of_adapters.argmax())
-    if best != unconstrained:
-        # The confidence speaks of the best of all; what the constraints left is less sure.
-        confidence *= max(0.0, min(1.0, of_adapters[best] / max(of_adapters[unconstrained], 1e-6)))
-    candidates = [
-        Candidate(adapter=adapters[i].name, score=round(float(of_adapters[i]), 4))
-        for i in order[:SHOWN_CANDIDATES]
-    ]
-    candidates.append(Candidate(adapter=None, score=round(float(scores[0]), 4)))
-    candidates.sort(key=lambda c: -c.score)
-    abstains = confidence < threshold
-    verb = "below" if abstains else "reaches"
-    chosen = adapters[best]
-    return Decision(
-        adapter=None if abstains else chosen.name,
-        version=None if abstains else chosen.stable.number,
-        confidence=round(confidence, 4),
-        route=Route.AUTO,
-        reason=f"{chosen.name}: confidence {confidence:.2f} {verb} the threshold {threshold:.2f}",
-        candidates=tuple(candidates),
-    )
+    return (*((card.description,) if card.description else ()), *card.examples)

@@ -2,23 +2,30 @@
 
 from typing import Any
 
+from cluster.state import Prompt
+
 # What decides sits at the ends of a long prompt: the instruction first, the question last.
 HEAD_CHARS = 2000
 TAIL_CHARS = 1000
 
 
-def text_of(value: Any) -> str:
+def prompt_of(value: Any) -> Prompt:
     """The deciding text of a prompt: a string, token-free list of strings, or chat messages.
 
-    Of a conversation that is the last user turn; without one, the last message.
+    Of a conversation that is the last user turn; without one, the last message. The system's
+    message and all the user's turns are its context, for when the last turn says little by itself.
     """
     if isinstance(value, str):
-        return clip(value)
+        return Prompt(text=clip(value))
     if isinstance(value, list) and value and all(isinstance(v, str) for v in value):
-        return clip(value[0])
+        return Prompt(text=clip(value[0]))
     messages = [m for m in value if isinstance(m, dict)] if isinstance(value, list) else []
-    turns = [m for m in messages if m.get("role") == "user"] or messages
-    return clip(_content(turns[-1].get("content"))) if turns else ""
+    turns = [m for m in messages if m.get("role") == "user"] or messages[-1:]
+    if not turns:
+        return Prompt(text="")
+    told = [m for m in messages if m.get("role") in ("system", "developer")] + turns
+    context = "\n".join(_content(m.get("content")) for m in told) if len(told) > 1 else ""
+    return Prompt(text=clip(_content(turns[-1].get("content"))), context=clip(context))
 
 
 def clip(text: str) -> str:

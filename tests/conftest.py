@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,15 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def connect(redis_url: str) -> Iterator[Callable[[], AdapterStore]]:
+def store_settings(redis_url: str) -> StoreSettings:
+    """Of a fresh namespace."""
+    return StoreSettings(url=redis_url, namespace=f"test-{next(_namespaces)}", lease_s=LEASE_S)
+
+
+@pytest.fixture
+def connect(store_settings: StoreSettings) -> Callable[[], AdapterStore]:
     """Opens stores on one fresh namespace."""
-    settings = StoreSettings(url=redis_url, namespace=f"test-{next(_namespaces)}", lease_s=LEASE_S)
-    yield lambda: AdapterStore(settings)
+    return lambda: AdapterStore(store_settings)
 
 
 @pytest.fixture
@@ -93,6 +99,14 @@ def prompt_router(trained_once: PromptRouter) -> PromptRouter:
     """The real router, knowing no adapters. What it embedded before stays embedded."""
     trained_once.update({})
     return trained_once
+
+
+@pytest.fixture
+def make_world(store, store_settings, prompt_router, tmp_path) -> Callable[..., Any]:
+    """Opens what is behind an HTTP client, on one store; keyword arguments are settings."""
+    from tests.test_http import world
+
+    return partial(world, store, store_settings, prompt_router, tmp_path)
 
 
 MakeAdapter = Callable[..., Path]

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.state import Member, Residency
 from tests.conftest import until
-from tests.test_http import ADMIN_KEY, CLIENT_HASH, CLIENT_KEY, add, ask, error, world
+from tests.test_http import ADMIN_KEY, CLIENT_HASH, CLIENT_KEY, add, ask, error
 
 pytestmark = pytest.mark.redis
 
@@ -23,8 +23,8 @@ def answers(right: range) -> dict:
 
 
 @pytest.fixture
-async def rh(store, prompt_router, tmp_path):
-    async with world(store, prompt_router, tmp_path) as it:
+async def rh(make_world):
+    async with make_world() as it:
         yield it
 
 
@@ -182,16 +182,14 @@ async def test_a_listing_is_narrowed_and_paged(rh, make_adapter):
 # -- whose it is --------------------------------------------------------------------------------
 
 
-async def test_a_private_adapter_is_there_for_its_owner_only(
-    store, prompt_router, tmp_path, make_adapter
-):
+async def test_a_private_adapter_is_there_for_its_owner_only(make_world, store, make_adapter):
     keys = [
         {"name": "a", "sha256": CLIENT_HASH, "owner": "team-a"},
         {"name": "ops", "sha256": _hash(ADMIN_KEY), "scope": "admin"},
         {"name": "b", "sha256": _hash("rh-b"), "owner": "team-b"},
     ]
     auth = {"enabled": True, "keys": keys}
-    async with world(store, prompt_router, tmp_path, auth=auth) as it:
+    async with make_world(auth=auth) as it:
         ops, a, b = ({"authorization": f"Bearer {k}"} for k in (ADMIN_KEY, CLIENT_KEY, "rh-b"))
         examples = ["every weekday at half past nine", "each hour", "sundays at midnight"]
         folder = make_adapter("cron", examples=examples, owner="team-a", visibility="private")

@@ -1,7 +1,8 @@
 import pytest
 
-from cluster.state import Adapter, Card, Route
-from router.prompt_router import Constraints, PromptRouter
+from cluster.state import Adapter, Card, Prompt, Route
+from router.constraints import Constraints
+from router.prompt_router import PromptRouter
 from router.prompts import clip
 from tests.test_store import version
 
@@ -50,7 +51,7 @@ def trained(prompt_router) -> PromptRouter:
 
 
 def choose(router: PromptRouter, *texts: str, **constraints):
-    return router.choose(list(texts), Constraints(**constraints))
+    return router.choose([Prompt(text=t) for t in texts], Constraints(**constraints))
 
 
 @pytest.mark.parametrize(

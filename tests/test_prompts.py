@@ -1,6 +1,6 @@
 import pytest
 
-from router.prompts import HEAD_CHARS, TAIL_CHARS, clip, text_of
+from router.prompts import HEAD_CHARS, TAIL_CHARS, clip, prompt_of
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from router.prompts import HEAD_CHARS, TAIL_CHARS, clip, text_of
     ],
 )
 def test_the_deciding_text(value, text):
-    assert text_of(value) == text
+    assert prompt_of(value).text == text
 
 
 def test_a_long_prompt_keeps_its_ends():

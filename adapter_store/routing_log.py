@@ -1,0 +1,148 @@
+"""What was decided about requests, and how well they were answered."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+
+from adapter_store.keys import Keys
+from adapter_store.server import Server, answering
+from adapter_store.tasks import cancel
+from cluster.errors import NotFound, StoreUnavailable
+from cluster.settings import StoreSettings
+from cluster.state import Outcome, RoutedRequest, Viewer
+
+logger = logging.getLogger(__name__)
+
+# The newest are kept for the eye; each can be looked up by its request until it expires.
+_SHOWN_DECISIONS = 1000
+# As many as a predictor can learn from in seconds.
+MAX_OUTCOMES = 20_000
+_MAX_WAITING = 10_000
+_BATCH = 256
+_RETRY_S = 1.0
+
+
+class RoutingLog:
+    """Decisions and outcomes in the store. Opens with the first command.
+
+    Every method raises :class:`StoreUnavailable` when the server does not answer.
+    """
+
+    def __init__(self, settings: StoreSettings, *, keep_s: float) -> None:
+        self._server = Server(settings)
+        self._keys = Keys(settings.namespace)
+        self._keep_s = keep_s
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def put(self, requests: list[RoutedRequest]) -> None:
+        keys = self._keys
+        with answering():
+            pipe = self._server.redis.pipeline(transaction=False)
+            for request in requests:
+                record = request.model_dump_json()
+                pipe.set(keys.decision(request.request_id), record, px=round(self._keep_s * 1000))
+                pipe.xadd(keys.decisions, {"record": record}, maxlen=_SHOWN_DECISIONS)
+            await pipe.execute()
+
+    async def get(self, request_id: str, viewer: Viewer) -> RoutedRequest:
+        """Raises NotFound when it expired, never was, or is somebody else's."""
+        with answering():
+            record = await self._server.redis.get(self._keys.decision(request_id))
+        found = RoutedRequest.model_validate_json(record) if record else None
+        if found is None or not (viewer.sees_all or found.owner == viewer.owner):
+            raise NotFound(
+                f"no decision about request {request_id!r} is kept; give the x-request-id of an "
+                f"answer of the last {self._keep_s:g} s (router.keep_decisions_s)",
+                param="request_id",
+            )
+        return found
+
+    async def newest(self, limit: int) -> list[RoutedRequest]:
+        """Everybody's, newest first."""
+        with answering():
+            entries = await self._server.redis.xrevrange(self._keys.decisions, count=limit)
+        return [RoutedRequest.model_validate_json(fields["record"]) for _, fields in entries]
+
+    async def add_outcome(self, outcome: Outcome) -> None:
+        with answering():
+            await self._server.redis.xadd(
+                self._keys.outcomes,
+                {"record": outcome.model_dump_json()},
+                maxlen=MAX_OUTCOMES,
+                approximate=True,
+            )
+
+    async def outcomes(self, after: str) -> list[tuple[str, Outcome]]:
+        """Those behind a position, with theirs."""
+        with answering():
+            entries = await self._server.redis.xrange(self._keys.outcomes, min=f"({after}")
+        return [(at, Outcome.model_validate_json(fields["record"])) for at, fields in entries]
+
+
+class OutcomeReader:
+    """Follows the outcomes."""
+
+    def __init__(self, log: RoutingLog) -> None:
+        self._log = log
+        self._position = "0-0"
+        self.known: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+
+    async def read(self) -> bool:
+        """Take in what is new; whether there was any."""
+        found = await self._log.outcomes(self._position)
+        for self._position, outcome in found:
+            self.known.append(outcome)
+        return bool(found)
+
+
+class RoutingRecorder:
+    """Writes decisions in the background: no request waits for it, and none fails for it."""
+
+    def __init__(self, log: RoutingLog) -> None:
+        self._log = log
+        self._waiting: deque[RoutedRequest] = deque(maxlen=_MAX_WAITING)
+        self._some = asyncio.Event()
+        self._task: asyncio.Task | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._write_for_ever(), name="routing recorder")
+
+    def record(self, request: RoutedRequest) -> None:
+        """Beyond ten thousand that could not be written yet, the oldest are forgotten."""
+        self._waiting.append(request)
+        self._some.set()
+
+    def check(self) -> None:
+        """Raise what ended the writing, so that a health check sees it."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def stop(self) -> None:
+        """Write what is left, if the store takes it."""
+        if self._task is not None:
+            await cancel(self._task)
+        with contextlib.suppress(StoreUnavailable):
+            await self._write()
+
+    async def _write_for_ever(self) -> None:
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            try:
+                await self._write()
+            except StoreUnavailable as e:
+                logger.warning("%d decisions wait to be kept: %s", len(self._waiting), e)
+                await asyncio.sleep(_RETRY_S)
+                self._some.set()
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            try:
+                await self._log.put(batch)
+            except StoreUnavailable:
+                self._waiting.extendleft(reversed(batch))
+                raise

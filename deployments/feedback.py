@@ -1,0 +1,47 @@
+"""Decisions that are kept, and what users say of the answers."""
+
+from typing import Any
+
+from pydantic import Field
+
+from adapter_store.routing_log import RoutingLog
+from cluster.errors import Conflict, parse
+from cluster.state import Outcome, RoutedRequest, Share, Value, Viewer
+
+
+class _Feedback(Value):
+    request_id: str = Field(min_length=1, max_length=128)
+    score: Share
+
+
+class Feedback:
+    """What the endpoint tells and takes of past requests."""
+
+    def __init__(self, log: RoutingLog) -> None:
+        self._log = log
+
+    async def take(self, body: dict[str, Any], viewer: Viewer) -> dict[str, Any]:
+        """Keep how good an answer was, for the router to learn from.
+
+        Raises:
+            InvalidRequest: names the field.
+            NotFound: the request is not known, or no longer.
+            Conflict: its prompt was not kept.
+        """
+        sent = parse(_Feedback, body)
+        request = await self._log.get(sent.request_id, viewer)
+        if request.input is None:
+            raise Conflict(
+                "prompts are not kept here (router.keep_prompts), so nothing can be learnt of one",
+                param="request_id",
+            )
+        outcome = Outcome(input=request.input, candidate=request.answered_by, score=sent.score)
+        await self._log.add_outcome(outcome)
+        return {"request_id": sent.request_id, **outcome.model_dump(include={"candidate", "score"})}
+
+    async def show(self, request_id: str, viewer: Viewer) -> RoutedRequest:
+        """Raises NotFound."""
+        return await self._log.get(request_id, viewer)
+
+    async def newest(self, limit: int) -> list[RoutedRequest]:
+        return await self._log.newest(limit)

@@ -1,0 +1,144 @@
+"""What the chooser sees of a text, and how alike two texts are.
+
+    k(x, y) = (exp(-a (1 - <m_x, m_y>) - b (1 - <f_x, f_y>) / s) + c <w_x, w_y>) / (1 + c)
+
+`m` is the meaning and `f` the form of a text (two depths of one encoder pass, `router.encoder`),
+`w` its wording (tf-idf of character and word n-grams), `s` how far apart the forms of unrelated
+texts are. A product of Gaussian kernels on the sphere: examples count when they are near in
+meaning *and* form; a shared rare word counts by itself.
+"""
+
+from copy import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.sparse
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+from router.encoder import Encoder
+
+# Part of the features' version: raise it when the n-grams or their window change.
+_WORDING_VERSION = 2
+# The ends of a longer text give its n-grams, as they give its embeddings.
+_WORDING_HEAD_CHARS, _WORDING_TAIL_CHARS = 1200, 600
+# Counts only: signed hashes could cancel out to 0, which tf-idf has no logarithm for.
+_HASHING = {"n_features": 2**18, "norm": None, "alternate_sign": False, "dtype": np.float32}
+_CHARS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **_HASHING)
+_WORDS = HashingVectorizer(analyzer="word", ngram_range=(1, 2), **_HASHING)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of n texts: `meaning` (n, d) and `form` (n, h) of unit rows, `wording` (n, hashes) counts."""
+
+    meaning: np.ndarray
+    form: np.ndarray
+    wording: scipy.sparse.csr_matrix
+
+    def __len__(self) -> int:
+        return len(self.meaning)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Features":
+        return Features(self.meaning[rows], self.form[rows], self.wording[rows])
+
+    def compact(self) -> "Features":
+        """Half the memory, for keeping: two hundred thousand examples fit in a gigabyte."""
+        return replace(
+            self, meaning=self.meaning.astype(np.float16), form=self.form.astype(np.float16)
+        )
+
+    @classmethod
+    def stack(cls, parts: list["Features"]) -> "Features":
+        return cls(
+            np.concatenate([p.meaning for p in parts]).astype(np.float32),
+            np.concatenate([p.form for p in parts]).astype(np.float32),
+            scipy.sparse.vstack([p.wording for p in parts], format="csr"),
+        )
+
+
+class FeatureExtractor:
+    """Texts to features. `version` names everything that they depend on."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.version = f"{encoder.version}/ngrams-{_WORDING_VERSION}"
+
+    def __call__(self, texts: list[str]) -> Features:
+        embeddings = self._encoder.encode(texts)
+        ends = [_ends_of(text) for text in texts]
+        wording = scipy.sparse.hstack([_CHARS.transform(ends), _WORDS.transform(ends)])
+        return Features(embeddings.meaning, embeddings.form, wording.tocsr())
+
+
+@dataclass(frozen=True)
+class KernelWeights:
+    """How much each kind of likeness counts: a, b and c of the module's formula."""
+
+    meaning: float = 1.0
+    form: float = 0.8
+    wording: float = 0.25
+
+
+class Kernel:
+    """Likeness of texts, between 0 and 1; a text is 1 to itself.
+
+    Args:
+        reference: features of texts that stand for all others: the weight of an n-gram is how
+            rare it is here, and the scale of `form` is how far apart these texts are.
+        landmarks: (m) the texts that others will be compared with.
+    """
+
+    def __init__(self, weights: KernelWeights, reference: Features, landmarks: Features) -> None:
+        self.weights = weights
+        self._tfidf = TfidfTransformer(sublinear_tf=True).fit(reference.wording)
+        apart = 1 - (reference.form[:200] @ reference.form[:200].T)
+        # Encoders without layers have no form to tell texts apart by.
+        has_form = reference.form.shape[1] > 0 and apart.mean() > 1e-6
+        self._per_form = np.float32(1 / apart.mean() if has_form else 0)
+        self._set_landmarks(landmarks)
+
+    def of(self, landmarks: Features) -> "Kernel":
+        """The same kernel, to other landmarks."""
+        other = copy(self)
+        other._set_landmarks(landmarks)
+        return other
+
+    def _set_landmarks(self, landmarks: Features) -> None:
+        self.landmarks = landmarks
+        self._wording = self._weigh(landmarks).T.tocsr()
+
+    def __call__(self, features: Features) -> np.ndarray:
+        """Likeness of n texts to the landmarks: (n, m), float32."""
+        return self.combine(self.parts(features), self.weights)
+
+    def parts(self, features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is alike, by kind, each (n, m): meaning - 1, (form - 1) / s, wording."""
+        meaning = features.meaning @ self.landmarks.meaning.T - 1
+        form = self._per_form * (features.form @ self.landmarks.form.T - 1)
+        wording = (self._weigh(features) @ self._wording).toarray()
+        return meaning, form, wording
+
+    @staticmethod
+    def combine(
+        parts: tuple[np.ndarray, np.ndarray, np.ndarray], weights: KernelWeights
+    ) -> np.ndarray:
+        """The module's formula."""
+        meaning, form, wording = parts
+        alike = np.exp(weights.meaning * meaning + weights.form * form)
+        return (alike + weights.wording * wording) / np.float32(1 + weights.wording)
+
+    def wording_share(
+        self, parts: tuple[np.ndarray, np.ndarray, np.ndarray], likeness: np.ndarray
+    ) -> np.ndarray:
+        """(n, m) how much of each likeness is shared wording, 0 to 1."""
+        wording = self.weights.wording * parts[2] / (1 + self.weights.wording)
+        return wording / np.maximum(likeness, 1e-6)
+
+    def _weigh(self, features: Features) -> scipy.sparse.csr_matrix:
+        return self._tfidf.transform(features.wording).astype(np.float32)
+
+
+def _ends_of(text: str) -> str:
+    if len(text) <= _WORDING_HEAD_CHARS + _WORDING_TAIL_CHARS:
+        return text
+    return f"{text[:_WORDING_HEAD_CHARS]}\n{text[-_WORDING_TAIL_CHARS:]}"
