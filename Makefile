@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest
 COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast bench-engine bench-store lint format docs lock clean
+.PHONY: help setup model demo test test-fast bench-engine bench-router bench-store lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ test-fast: $(DEV_STAMP) ## Run the tests that need neither Ray nor an engine.
 
 bench-engine: $(DEV_STAMP) model ## Measure what adapters cost an engine, beside stock vLLM and peft (30 min).
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m benchmarks.engine
+
+bench-router: $(DEV_STAMP) ## Measure the choice of the adapter: quality beside baselines, speed (20 min; DATA=folder).
+	@$(BIN)/python -m benchmarks.router $(if $(DATA),--data $(DATA))
 
 bench-store: $(DEV_STAMP) ## Measure the adapter store: 10,000 adapters, 64 replicas, updates under load (10 min).
 	@$(BIN)/python -m benchmarks.store

@@ -28,6 +28,7 @@ from rich.console import Console
 from adapter_store.catalogue import Catalogue
 from adapter_store.embedded import embedded_server
 from adapter_store.records import new_version
+from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.store import AdapterStore
 from benchmarks.adapters import write_adapter
 from cluster.errors import RoundhouseError
@@ -40,7 +41,7 @@ from examples.vary import vary
 RESULT = Path(__file__).parent / "results" / "store.json"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 console = Console(stderr=True)
-_ECHO = {
+ECHO = {
     "id": "echo",
     "path": "none",
     "engine": "echo",
@@ -48,8 +49,8 @@ _ECHO = {
     "max_queued": 256,
     "lora": {"slots": 4, "host_entries": 32, "max_rank": 8},
 }
-_TARGETS = ("q_proj", "v_proj")
-_SHAPES = {f"model.layers.0.{name}": (8, 8) for name in _TARGETS}
+ECHO_TARGETS = ("q_proj", "v_proj")
+ECHO_SHAPES = {f"model.layers.0.{name}": (8, 8) for name in ECHO_TARGETS}
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def _measure_catalogue(folder: Path, args: argparse.Namespace) -> dict[str, Any]
 
 
 def _measure_fan_out(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    with cluster(folder / "fleet", _ECHO | {"replicas": args.replicas}) as url:
+    with cluster(folder / "fleet", ECHO | {"replicas": args.replicas}) as url:
         console.print(f"{args.registrations} registrations on {args.replicas} replicas")
         return fan_out(url, folder, args.registrations)
 
@@ -88,7 +89,7 @@ def _measure_fan_out(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 def _measure_updates(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for name, model, sources in (
-        ("echo", _ECHO | {"replicas": 2}, _echo_versions(folder)),
+        ("echo", ECHO | {"replicas": 2}, _echo_versions(folder)),
         ("vLLM", _demo_model(), _demo_versions(folder)),
     ):
         with cluster(folder / name, model) as url:
@@ -118,7 +119,7 @@ async def catalogue(folder: Path, size: int) -> dict[str, Any]:
         started = time.perf_counter()
         await known.start()
         start_s = time.perf_counter() - started
-        gateway = _gateway(parse_settings({"models": [_ECHO]}), store, known)
+        gateway = _gateway(parse_settings({"models": [ECHO]}), store, known)
         found = {
             "adapters": size,
             "write_ms_each": round(1000 * written_s / size, 3),
@@ -163,6 +164,7 @@ def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
 
     from deployments.admin import AdapterAdmin
     from deployments.auth import Authoriser
+    from deployments.feedback import Feedback
     from deployments.http import build_http
 
     async def deployments():
@@ -175,12 +177,13 @@ def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
 
         async def __aexit__(self, *_: object) -> None: ...
 
-    gateway = Gateway(
-        settings, store, known, None, {"echo": None}, deployments, lambda request: None
-    )
+    log = RoutingLog(settings.store, keep_s=1)
+    record = RoutingRecorder(log).record
+    gateway = Gateway(settings, store, known, None, {"echo": None}, deployments, record)
     return build_http(
         gateway,
         AdapterAdmin(settings, store, known),
+        Feedback(log),
         Authoriser(settings.auth),
         max_body_bytes=1 << 20,
         lifespan=_Lifespan,
@@ -223,7 +226,7 @@ def fan_out(url: str, folder: Path, registrations: int) -> dict[str, Any]:
     stored, first, last = [], [], []
     for i in range(registrations):
         source = folder / f"weights-{i}"
-        write_adapter(source, _SHAPES, 4, _TARGETS, seed=i)
+        write_adapter(source, ECHO_SHAPES, 4, ECHO_TARGETS, seed=i)
         began = time.perf_counter()
         at: dict[str, float] = {}
         replicas: list[float] = []
@@ -311,7 +314,7 @@ def _register(client: Client, base_model: str, source: Path) -> None:
 def _echo_versions(folder: Path) -> list[Path]:
     sources = [folder / f"echo-{i}" for i in range(3)]
     for i, source in enumerate(sources):
-        write_adapter(source, _SHAPES, 4, _TARGETS, seed=1000 + i)
+        write_adapter(source, ECHO_SHAPES, 4, ECHO_TARGETS, seed=1000 + i)
     return sources
 
 

@@ -241,6 +241,12 @@ class RouterSettings(Section):
         ge=16,
         description="Examples that prompts are compared with; learning takes its square in memory.",
     )
+    arrow_layers: int = Field(
+        0,
+        ge=0,
+        description="Layers of each base model that the router runs to know adapters without "
+        "description and examples by their weights; 0: they are never chosen by `auto`.",
+    )
     keep_decisions_s: float = Field(
         3600, gt=0, description="How long a decision can be looked up and given feedback on."
     )

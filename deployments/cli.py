@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.errors import RoundhouseError, parse
 from cluster.settings import load_settings
-from deployments import cli_adapters, cli_store
+from deployments import cli_adapters, cli_router, cli_store
 from deployments.cli_common import (
     DEFAULT_CONFIG,
     LOCAL,
@@ -34,6 +34,7 @@ keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 app.add_typer(cli_adapters.app, name="adapters")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(keys_app, name="keys")
+app.command("eval-router")(cli_router.eval_router)
 
 
 def main() -> None:
@@ -137,10 +138,24 @@ def route(
         print_json(decision)
         return
     console.print(f"[bold]{decision['adapter'] or 'base model'}[/]  {escape(decision['reason'])}")
-    table = Table("candidate", "score")
+    console.print(
+        f"confidence {decision['confidence']:.2f}; in scope {decision['in_scope']:.2f}, threshold "
+        f"{decision['threshold']:.2f}"
+    )
+    table = Table("candidate", "score", "cost", "residency", "expected wait")
     for candidate in decision["candidates"]:
-        table.add_row(candidate["adapter"] or "(base model)", f"{candidate['score']:.3f}")
+        table.add_row(
+            candidate["adapter"] or f"{candidate['model']} (base model)",
+            f"{candidate['score']:.3f}",
+            f"{candidate['cost']:.3f}",
+            candidate["residency"] or "",
+            f"{1000 * candidate['costs'].get('latency_s', 0):.0f} ms",
+        )
     console.print(table)
+    for name, constraint in decision["excluded"].items():
+        console.print(f"{name} would be better, but for {escape(constraint)}")
+    for found in decision["evidence"]:
+        console.print(f"{found['share']:5.0%} of the score: {escape(found['example'])}")
 
 
 @app.command()

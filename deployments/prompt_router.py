@@ -2,20 +2,23 @@
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 
+from adapter_store.blobs import WEIGHTS, BlobGone, open_blobs
 from adapter_store.catalogue import Changes
 from adapter_store.routing_log import OutcomeReader, RoutingLog
 from adapter_store.tasks import cancel
 from cluster.errors import StoreUnavailable
 from cluster.settings import Settings
-from cluster.state import Decision, Member, Prompt
+from cluster.state import Adapter, Decision, Member, Prompt
 from deployments.membership import Participant
+from router.arrow import ArrowRouter
 from router.constraints import Constraints
 from router.encoder import SentenceEncoder
-from router.prompt_router import PromptRouter
+from router.prompt_router import PromptRouter, everyday_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,9 @@ class PromptRouterDeployment:
             window_tokens=chosen.window_tokens,
         )
         models = sorted(settings.models, key=lambda m: m.id != settings.fallback_model)
-        self._router = await asyncio.to_thread(PromptRouter, encoder, chosen, models)
+        self._blobs = open_blobs(settings.store)
+        self._weights = await asyncio.to_thread(_weight_routers, settings)
+        self._router = await asyncio.to_thread(PromptRouter, encoder, chosen, models, self._weights)
         self._base_models = {model.id for model in settings.models}
         self._id = serve.get_replica_context().replica_id.unique_id
         self._log = RoutingLog(settings.store, keep_s=chosen.keep_decisions_s)
@@ -79,7 +84,21 @@ class PromptRouterDeployment:
             if adapter.card.base_model in self._base_models
         }
         position = self._participant.catalogue.position
+        await asyncio.to_thread(self._learn_weights, served)
         await asyncio.to_thread(self._router.update, served, position)
+
+    def _learn_weights(self, served: dict[str, Adapter]) -> None:
+        """Read the weights of adapters that have nothing else to be known by."""
+        silent = [a for a in served.values() if not (a.card.description or a.card.examples)]
+        for model, weights in self._weights.items():
+            wanted = {a.stable.digest: a for a in silent if a.card.base_model == model}
+            weights.forget_all_but(wanted)
+            for digest in wanted.keys() - weights.known:
+                try:
+                    with self._blobs.opened(digest) as folder:
+                        weights.learn(digest, folder / WEIGHTS)
+                except (BlobGone, OSError) as e:
+                    logger.warning("%s is not chosen by its weights: %s", wanted[digest].name, e)
 
     async def _look_for_ever(self) -> None:
         outcomes = OutcomeReader(self._log)
@@ -102,6 +121,15 @@ class PromptRouterDeployment:
             position=self._participant.catalogue.position,
             router=self._router.report(),
         )
+
+
+def _weight_routers(settings: Settings) -> dict[str, ArrowRouter]:
+    layers = settings.router.arrow_layers
+    return {
+        model.id: ArrowRouter(str(Path(model.path).expanduser()), layers, everyday_prompts())
+        for model in settings.models
+        if layers and model.engine != "echo"
+    }
 
 
 def prompt_router_app(settings: Settings) -> Any:

@@ -21,9 +21,10 @@ from cluster.state import (
     RouterReport,
     Twins,
 )
+from router.arrow import ArrowRouter
 from router.classifier import Classifier, Verdict
 from router.constraints import Constraints
-from router.costs import LiveCosts
+from router.costs import Cost, LiveCosts
 from router.encoder import Encoder
 from router.features import FeatureExtractor, Features
 from router.policy import SHOWN_CANDIDATES, Choice, Option, choose
@@ -36,6 +37,8 @@ _WEIGHED = 16
 _LEARN_ANEW = 500
 _EXCERPT_CHARS = 160
 _EVIDENCE = 3
+# What the response of weights is worth as a confidence.
+_UNCALIBRATED = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,13 @@ class _Index:
 
     Attributes:
         adapters: by class of the classifier.
+        silent: adapters whose cards say nothing to learn from.
         position: of the store, when it was made.
         is_whole: the classifier was fitted to just these cards; else changes were worked in.
     """
 
     adapters: tuple[Adapter, ...] = ()
+    silent: tuple[Adapter, ...] = ()
     classifier: Classifier | None = None
     position: str = ""
     is_whole: bool = True
@@ -77,6 +82,7 @@ class PromptRouter:
 
     Args:
         base_models: that may answer when no adapter fits; the first is the default.
+        weights: base model -> what knows its adapters by their weights.
     """
 
     def __init__(
@@ -84,14 +90,16 @@ class PromptRouter:
         encoder: Encoder,
         settings: RouterSettings,
         base_models: Sequence[BaseModelSettings] = (),
+        weights: Mapping[str, ArrowRouter] | None = None,
     ) -> None:
         self._extract = FeatureExtractor(encoder)
         self._settings = settings
         self._base_models = tuple(base_models)
         self._costs = LiveCosts.of(base_models, ())
+        self._weights = weights or {}
         self._quality: QualityPredictor | None = None
         self._features: dict[tuple[str, ...], Features] = {}
-        self._background = self._extract(_EVERYDAY.read_text().splitlines())
+        self._background = self._extract(everyday_prompts())
         self._index = _Index()
         self._changing = threading.Lock()
 
@@ -100,8 +108,10 @@ class PromptRouter:
     def update(self, adapters: Mapping[str, Adapter], position: str = "") -> None:
         """Learn the cards; only texts not seen before are embedded."""
         known = {name: a for name, a in sorted(adapters.items()) if _texts(a.card)}
+        silent = tuple(a for name, a in sorted(adapters.items()) if name not in known)
         with self._changing:
-            self._index = self._updated(self._index, known, position)
+            index = self._updated(self._index, known, position)
+            self._index = replace(index, silent=silent)
             self._forget_all_but(known.values())
 
     def refresh(self) -> None:
@@ -116,8 +126,9 @@ class PromptRouter:
             before, classifier=self._fit(list(learnt.values())), is_whole=True, masks={}
         )
         with self._changing:
-            now = {a.name: a for a in self._index.adapters}
-            self._index = self._updated(fresh, now, self._index.position)
+            now = self._index
+            known = {a.name: a for a in now.adapters}
+            self._index = replace(self._updated(fresh, known, now.position), silent=now.silent)
 
     @property
     def is_whole(self) -> bool:
@@ -148,7 +159,9 @@ class PromptRouter:
         if index.classifier is None or size <= _LEARN_ANEW or changed > size / 4:
             adapters = tuple(known.values())
             learnt = [self._embed(_texts(a.card)) for a in adapters]
-            return _Index(adapters, self._fit(learnt) if learnt else None, position)
+            return _Index(
+                adapters, classifier=self._fit(learnt) if learnt else None, position=position
+            )
         return self._worked_in(index, known, gone, new, position)
 
     def _worked_in(
@@ -170,7 +183,12 @@ class PromptRouter:
             labels = np.repeat(np.arange(len(parts)) + len(names), [len(p) for p in parts])
             classifier = classifier.with_classes(Features.stack(parts), labels)
             names += new
-        return _Index(tuple(known[n] for n in names), classifier, position, is_whole=False)
+        return _Index(
+            tuple(known[n] for n in names),
+            classifier=classifier,
+            position=position,
+            is_whole=False,
+        )
 
     def _fit(self, parts: list[Features]) -> Classifier:
         settings = self._settings
@@ -197,6 +215,16 @@ class PromptRouter:
     def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         """One decision per prompt."""
         index = self._index
+        decisions = self._by_cards(index, prompts, constraints)
+        for i, prompt in enumerate(prompts):
+            if decisions[i].adapter is None:
+                found = self._by_weights(index, prompt, constraints)
+                decisions[i] = found or decisions[i]
+        return decisions
+
+    def _by_cards(
+        self, index: _Index, prompts: list[Prompt], constraints: Constraints
+    ) -> list[Decision]:
         if index.classifier is None:
             reason = "no adapter has a card to learn from"
             return [self._nothing(index, constraints, reason) for _ in prompts]
@@ -215,6 +243,39 @@ class PromptRouter:
                     reason = f"by the conversation: {decision.reason}"
                     decisions[i] = decision.model_copy(update={"reason": reason})
         return decisions
+
+    def _by_weights(
+        self, index: _Index, prompt: Prompt, constraints: Constraints
+    ) -> Decision | None:
+        """The adapter without a card whose weights respond to a prompt that no card fits."""
+        if constraints.min_confidence is not None:
+            return None  # what the weights say is not calibrated
+        asked = [
+            a
+            for a in index.silent
+            if constraints.viewer.may_see(a.card) and constraints.objection(a.card) is None
+        ]
+        scores = {}
+        for model, weights in self._weights.items():
+            digests = [a.stable.digest for a in asked if a.card.base_model == model]
+            scores |= weights.scores(prompt.text, digests)
+        ranked = sorted(asked, key=lambda a: -scores.get(a.stable.digest, 0.0))
+        if not ranked or scores.get(ranked[0].stable.digest, 0.0) <= 1:
+            return None
+        best, score = ranked[0], scores[ranked[0].stable.digest]
+        option = Option(best.name, best.card.base_model, _UNCALIBRATED, Cost())
+        choice = self._choose([option], constraints)
+        return Decision(
+            adapter=best.name,
+            version=best.stable.number,
+            model=best.card.base_model,
+            confidence=_UNCALIBRATED,
+            route=Route.AUTO,
+            reason=f"{best.name}: by its weights, which respond {score:.2f} times as much as to "
+            "any everyday prompt",
+            candidates=choice.candidates,
+            versions=self._versions(index),
+        )
 
     def report(self) -> RouterReport:
         """What the router knows of its own quality."""
@@ -385,6 +446,11 @@ class PromptRouter:
 
     def _versions(self, index: _Index) -> dict[str, str]:
         return {"features": self._extract.version, "cards": index.position}
+
+
+def everyday_prompts() -> list[str]:
+    """Prompts that no adapter was made for."""
+    return _EVERYDAY.read_text().splitlines()
 
 
 def _ranking(verdict: Verdict) -> list[tuple[int, float]]:

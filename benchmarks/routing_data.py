@@ -1,0 +1,75 @@
+"""Prompts whose right adapter or expert model is known; see `--data`."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_WEAK, _STRONG = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """n texts.
+
+    Attributes:
+        labels: (n,) class; -1 is out of scope.
+        split: (n,) ``train``, ``val`` or ``test``.
+    """
+
+    texts: list[str]
+    labels: np.ndarray
+    split: np.ndarray
+    names: list[str]
+
+
+def bbh(data: Path) -> Labelled:
+    """27 tasks of BIG-Bench-Hard; it has no split of its own."""
+    files = sorted((data / "bbh").glob("*.json"))
+    found = [[e["input"] for e in json.loads(f.read_text())["examples"]] for f in files]
+    labels = np.repeat(np.arange(len(files)), [len(texts) for texts in found])
+    texts = [text for task in found for text in task]
+    return Labelled(texts, labels, np.full(len(texts), ""), [f.stem for f in files])
+
+
+def clinc(data: Path) -> tuple[Labelled, Labelled]:
+    """CLINC150 by its 10 domains and by its 150 intents."""
+    full = json.loads((data / "clinc150" / "data_full.json").read_text())
+    domains = json.loads((data / "clinc150" / "domains.json").read_text())
+    domain_of = {intent: domain for domain, intents in domains.items() for intent in intents}
+    texts, split, intents = [], [], []
+    for part, entries in full.items():
+        for text, intent in entries:
+            texts.append(text)
+            split.append(part.removeprefix("oos_"))
+            intents.append(intent)
+    by_domain, by_intent = sorted(domains), sorted(domain_of)
+    splits = np.array(split)
+    return (
+        Labelled(
+            texts,
+            np.array([by_domain.index(domain_of[i]) if i in domain_of else -1 for i in intents]),
+            splits,
+            by_domain,
+        ),
+        Labelled(
+            texts,
+            np.array([by_intent.index(i) if i in domain_of else -1 for i in intents]),
+            splits,
+            by_intent,
+        ),
+    )
+
+
+def mmlu(data: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Prompts, their subject (n,), and whether a weak and a strong model were right (n, 2)."""
+    texts, subjects, scores = [], [], []
+    for number, file in enumerate(sorted((data / "routellm_mmlu").glob("*.csv"))):
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                texts.append(row["prompt"])
+                subjects.append(number)
+                scores.append([row[_WEAK] == "True", row[_STRONG] == "True"])
+    return texts, np.array(subjects), np.array(scores, dtype=float)

@@ -1,0 +1,105 @@
+"""The command `roundhouse eval-router`: how well the router chooses. Needs no running cluster."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from cluster.errors import ConfigError
+from cluster.settings import RouterSettings, load_settings
+from deployments.cli_common import AsJson, console, errors, print_json
+
+
+def eval_router(
+    cards: Annotated[
+        Path | None,
+        typer.Option(help='Lines {"name", "description"?, "examples": [..]}.'),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help='Lines {"input", "adapter"}; "adapter": null is out of scope.'),
+    ] = None,
+    outcomes: Annotated[
+        Path | None,
+        typer.Option(help='To learn from: lines {"input", "scores": {NAME: 0..1}, "costs"?}.'),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="To choose on: lines like OUTCOMES.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help='Write a line {"chosen", "confidence"} per prompt.')
+    ] = None,
+    pareto: Annotated[
+        Path | None, typer.Option(help="Draw what quality each cost buys (PNG, SVG, PDF).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Take the router's settings from this file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the choice: of adapters (CARDS and PROMPTS) or of expert models (OUTCOMES, TEST)."""
+    settings = load_settings(config).router if config else RouterSettings()
+    match (cards, prompts, outcomes, test):
+        case (Path(), Path(), None, None) if pareto is None:
+            report = _of_cards(cards, prompts, out, settings)
+        case (None, None, Path(), Path()) if out is None:
+            report = _of_outcomes(outcomes, test, pareto, settings)
+        case _:
+            raise ConfigError(
+                "give --cards and --prompts (with --out for a line per prompt), or --outcomes and "
+                "--test (with --pareto for a picture)"
+            )
+    if as_json:
+        print_json(report)
+        return
+    table = Table("", "")
+    for name, value in report.items():
+        if name != "points":
+            table.add_row(name, json.dumps(value) if isinstance(value, list | dict) else str(value))
+    console.print(table)
+
+
+def _of_cards(cards: Path, prompts: Path, out: Path | None, settings: RouterSettings) -> Any:
+    from router.evaluation import CardLine, PromptLine, evaluate_cards, read_lines
+
+    known, asked = read_lines(cards, CardLine), read_lines(prompts, PromptLine)
+    with _progress() as progress:
+        report, lines = evaluate_cards(known, asked, _encoder(settings), settings, progress)
+    if out is not None:
+        out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return report
+
+
+def _of_outcomes(train: Path, test: Path, pareto: Path | None, settings: RouterSettings) -> Any:
+    from router.evaluation import OutcomeLine, draw, evaluate_outcomes, read_lines
+
+    learnt, asked = read_lines(train, OutcomeLine), read_lines(test, OutcomeLine)
+    with _progress() as progress:
+        report, curve = evaluate_outcomes(learnt, asked, _encoder(settings), progress)
+    if pareto is not None:
+        draw(curve, pareto)
+    return report
+
+
+def _encoder(settings: RouterSettings) -> Any:
+    from router.encoder import SentenceEncoder
+
+    return SentenceEncoder(
+        settings.encoder, prefix=settings.encoder_prefix, window_tokens=settings.window_tokens
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on standard error; standard output is for the report."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total)
+
+        yield tell
