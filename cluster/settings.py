@@ -211,7 +211,7 @@ class RouterSettings(Section):
     timeout_s: float = Field(2, gt=0, description="After this wait the fallback answers.")
     max_batch: int = Field(32, ge=1, description="Prompts embedded in one forward pass.")
     accept_rate: float = Field(
-        0.99,
+        0.98,
         gt=0,
         lt=1,
         description="Share of the cards' own examples that must count as in scope; bounds the "

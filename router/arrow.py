@@ -101,7 +101,7 @@ class ArrowRouter:
         if not vectors:
             return _Prototypes({}, 1.0, 1.0)
         everyday = np.array([self._response(states, vectors) for states in self._everyday])
-        usual = float(everyday.mean())
+        usual = max(float(everyday.mean()), 1e-9)
         return _Prototypes(vectors, usual, float(np.quantile(everyday / usual, _QUIET)))
 
     def _response(self, states: Mapping[str, torch.Tensor], vectors: Mapping) -> float:

@@ -37,8 +37,8 @@ _SHORTLIST_RANK = 64
 _MIN_LEFT_OUT = 3
 _TUNING_CLASSES, _TUNING_EXAMPLES = 40, 15
 _TUNING_GRID = {
-    "meaning": (0.5, 1.0, 2.0, 4.0),
-    "form": (0.4, 0.8, 1.6, 3.2),
+    "meaning": (0.5, 1.0, 2.0),
+    "form": (0.4, 0.8, 1.6),
     "wording": (0.1, 0.25, 0.5, 1.0),
 }
 # Adapters that take each other's prompts this often (a coin would: half) cannot be told apart.
@@ -125,9 +125,9 @@ class _Shortlist:
         basis, _ = np.linalg.qr(coefficients.T @ probe.astype(np.float32))
         return cls(basis, coefficients @ basis)
 
-    def __call__(self, likeness: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """At most `_SHORTLIST` allowed classes for one prompt (m,)."""
-        scores = self.classes @ (likeness @ self.basis)
+    def __call__(self, regressors: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """At most `_SHORTLIST` allowed classes for the regressors of one prompt."""
+        scores = self.classes @ (regressors @ self.basis)
         scores[~allowed] = -np.inf
         found = np.argpartition(-scores, _SHORTLIST)[:_SHORTLIST]
         return found[allowed[found]]
@@ -190,9 +190,10 @@ class Classifier:
         counts = np.bincount(labels, minlength=classes)
         # A class speaks with the same total weight, however many examples it has.
         noise = _NOISE * counts[labels] / counts.mean()
-        between = kernel(chosen)
-        ridge = Ridge.fit(between, _blocks(kernel, features, labels, noise, classes))
-        variance = _inverse(between[:_VARIANCE_LANDMARKS, :_VARIANCE_LANDMARKS])
+        prior = kernel.prior()
+        ridge = Ridge.fit(prior, _blocks(kernel, features, labels, noise, classes))
+        near = min(len(landmarks), _VARIANCE_LANDMARKS)
+        variance = _inverse(prior[:near, :near])
         blank = Report(len(labels), len(landmarks), _DEFAULT_TEMPERATURE, 0.5, weights)
         made = cls(
             kernel,
@@ -233,21 +234,22 @@ class Classifier:
         likeness = self.kernel.combine(parts, self.kernel.weights)
         wording = self.kernel.wording_share(parts, likeness)
         known = self._familiarity(features, likeness, allowed)
-        rows = zip(likeness, wording, known, strict=True)
+        regressors = np.concatenate([likeness, self.kernel.coordinates(features)], axis=1)
+        rows = zip(regressors, wording, known, strict=True)
         return [self._verdict(*row, seen, allowed) for row in rows]
 
     def _verdict(
         self,
-        likeness: np.ndarray,
+        regressors: np.ndarray,
         wording: np.ndarray,
         known: np.ndarray,
         seen: np.ndarray,
         allowed: np.ndarray,
     ) -> Verdict:
-        classes, scores = self._ranked(likeness, seen, allowed)
+        classes, scores = self._ranked(regressors, seen, allowed)
         usable = allowed[classes]
         chosen = scores[usable]
-        scope = float(self.scope(np.concatenate([chosen[:1], known])))
+        scope = float(self.scope(np.concatenate([np.minimum(chosen[:1], 1), known])))
         # Better known to a class that may not be chosen: so much less likely to be this one's.
         scope *= float(np.clip(chosen[0] / max(scores[0], 1e-6), 0, 1))
         return Verdict(
@@ -256,27 +258,27 @@ class Classifier:
             chosen,
             softmax(self.temperature * chosen),
             scope,
-            likeness,
+            regressors[: len(wording)],
             wording,
         )
 
     def _ranked(
-        self, likeness: np.ndarray, seen: np.ndarray, allowed: np.ndarray
+        self, regressors: np.ndarray, seen: np.ndarray, allowed: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Classes worth a thought, best first, and their scores."""
         if self.shortlist is None:
             classes = np.flatnonzero(seen)
-            scores = self._score(likeness[None])[0][classes]
+            scores = self._score(regressors[None])[0][classes]
         else:
-            near = [self.shortlist(likeness, mask) for mask in (seen, allowed)]
+            near = [self.shortlist(regressors, mask) for mask in (seen, allowed)]
             classes = np.unique(np.concatenate(near))
-            scores = self._score(likeness[None], classes)[0]
+            scores = self._score(regressors[None], classes)[0]
         order = np.argsort(-scores, kind="stable")
         return classes[order], scores[order]
 
     def contributions(self, likeness: np.ndarray, label: int) -> np.ndarray:
         """(m,) what each landmark adds to the score of a class for one prompt (m,)."""
-        return likeness * self.coefficients[label]
+        return likeness * self.coefficients[label][: len(likeness)]
 
     # -- changes ----------------------------------------------------------------------------
 
@@ -287,7 +289,7 @@ class Classifier:
         targets = np.zeros((len(labels), self.classes + len(added)))
         targets[np.arange(len(labels)), labels] = 1
         noise = _NOISE * added[labels - self.classes] / self.typical
-        ridge = self.ridge.with_examples(Examples(self.kernel(features), targets, noise))
+        ridge = self.ridge.with_examples(Examples(self.kernel.regressors(features), targets, noise))
         counts = np.concatenate([self.counts, added])
         return replace(
             self,
@@ -302,7 +304,7 @@ class Classifier:
         targets = np.zeros((len(features), self.classes))
         targets[:, label] = 1
         noise = np.full(len(features), -_NOISE * len(features) / self.typical)
-        examples = Examples(self.kernel(features), targets, noise)
+        examples = Examples(self.kernel.regressors(features), targets, noise)
         ridge = self.ridge.with_examples(examples).without_target(label)
         counts = np.delete(self.counts, label)
         late = self.late and (self.late[0], _moved_up(self.late[1], label))
@@ -329,17 +331,18 @@ class Classifier:
 
     # -- scores and signals -----------------------------------------------------------------
 
-    def _score(self, likeness: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
+    def _score(self, regressors: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
         """(n, c), of all classes or of some."""
         coefficients = self.coefficients if classes is None else self.coefficients[classes]
         counts = self.counts if classes is None else self.counts[classes]
-        return likeness @ coefficients.T + _gain(counts) / self.classes
+        return regressors @ coefficients.T + _gain(counts) / self.classes
 
     def _signals_of(self, features: Features) -> np.ndarray:
         """(n, 3) best score, likeness of the nearest example, posterior variance."""
-        likeness = self.kernel(features)
+        regressors = self.kernel.regressors(features)
+        likeness = regressors[:, : len(self.landmarks)]
         allowed = np.ones(self.classes, dtype=bool)
-        best = self._score(likeness).max(axis=1)
+        best = np.minimum(self._score(regressors).max(axis=1), 1)
         return np.column_stack([best, self._familiarity(features, likeness, allowed)])
 
     def _familiarity(
@@ -397,14 +400,14 @@ class _LeftOut:
     ) -> "_LeftOut":
         """Args: held: positions in `order`, of which the first are the landmarks."""
         rows = order[held]
-        own, likeness = labels[rows], made.kernel(features[rows])
+        own, regressors = labels[rows], made.kernel.regressors(features[rows])
         gain = _gain(made.counts)
         targets = np.eye(made.classes, dtype=np.float32)[own] - 1 / made.classes
-        predicted = likeness @ (made.coefficients / gain[:, None]).T
-        leverage = made.ridge.leverage(likeness, noise[rows])
+        predicted = regressors @ (made.coefficients / gain[:, None]).T
+        leverage = made.ridge.leverage(regressors, noise[rows])
         scores = (without_own(predicted, targets, leverage) + 1 / made.classes) * gain
 
-        blind = likeness.copy()
+        blind = regressors[:, : len(made.landmarks)].copy()
         is_landmark = held < len(made.landmarks)
         blind[is_landmark, held[is_landmark]] = 0
         everything = np.ones(made.classes, dtype=bool)
@@ -412,7 +415,7 @@ class _LeftOut:
         # Of an example that the variance is made from: 1 / Q_ii is what it has without itself.
         inside = held < len(made.variance)
         known[inside, 1] = 1 / np.diag(made.variance)[held[inside]] - _NOISE
-        return cls(scores, np.column_stack([scores.max(axis=1), known]), own)
+        return cls(scores, np.column_stack([np.minimum(scores.max(axis=1), 1), known]), own)
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -443,7 +446,7 @@ def _blocks(
         targets = scipy.sparse.csr_matrix(
             (ones, (np.arange(len(here)), here)), shape=(len(here), classes)
         )
-        yield Examples(kernel(features[rows]), targets, noise[rows])
+        yield Examples(kernel.regressors(features[rows]), targets, noise[rows])
 
 
 def _place_in_class(labels: np.ndarray) -> np.ndarray:
@@ -529,12 +532,13 @@ def _tune(features: Features, labels: np.ndarray, rng: np.random.Generator) -> K
     if len(counts) < 2 or scored.sum() < 8 * _MIN_LEFT_OUT:
         return default
     chosen = features[rows]
-    parts = Kernel(default, chosen, chosen).parts(chosen)
+    kernel = Kernel(default, chosen, chosen)
+    parts, places = kernel.parts(chosen), kernel.coordinates(chosen)
     targets = np.eye(len(counts))[own] - 1 / len(counts)
-    noise = np.diag(_NOISE * counts[own] / counts.mean())
+    beside = places @ places.T + np.diag(_NOISE * counts[own] / counts.mean())
 
     def loss(weights: KernelWeights) -> float:
-        inverse = scipy.linalg.inv(Kernel.combine(parts, weights) + noise, assume_a="pos")
+        inverse = scipy.linalg.inv(Kernel.combine(parts, weights) + beside, assume_a="pos")
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
         scores = (left_out + 1 / len(counts)) * _gain(counts)
         temperature = _fit_temperature(scores[scored], own[scored])
@@ -545,7 +549,7 @@ def _tune(features: Features, labels: np.ndarray, rng: np.random.Generator) -> K
         for weights in [replace(best, **{name: v}) for v in values if v != getattr(best, name)]:
             found = loss(weights)
             # A hair's breadth is luck: a few hundred examples say no more.
-            if found < 0.99 * lowest:
+            if found < 0.98 * lowest:
                 best, lowest = weights, found
     return best
 

@@ -6,12 +6,18 @@
 `w` its wording (tf-idf of character and word n-grams), `s` how far apart the forms of unrelated
 texts are. A product of Gaussian kernels on the sphere: examples count when they are near in
 meaning *and* form; a shared rare word counts by itself.
+
+Where there are more examples than landmarks to compare with, many a class has no landmark near. So
+the regression sees, beside the likeness to the landmarks, where a text lies: its centred meaning
+and form, as a linear kernel. With two landmarks per class (150 intents of CLINC150, 20 examples
+each) that keeps 93 of 94 points of accuracy; without it, 85.
 """
 
 from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
@@ -23,6 +29,8 @@ _WORDING_VERSION = 2
 _WORDING_HEAD_CHARS, _WORDING_TAIL_CHARS = 1200, 600
 # Counts only: signed hashes could cancel out to 0, which tf-idf has no logarithm for.
 _HASHING = {"n_features": 2**18, "norm": None, "alternate_sign": False, "dtype": np.float32}
+# Weights of the linear kernel beside a likeness of 1, and so of the coordinates their roots.
+_LINEAR = {"meaning": 0.1, "form": 0.2}
 _CHARS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **_HASHING)
 _WORDS = HashingVectorizer(analyzer="word", ngram_range=(1, 2), **_HASHING)
 
@@ -95,6 +103,7 @@ class Kernel:
         # Encoders without layers have no form to tell texts apart by.
         has_form = reference.form.shape[1] > 0 and apart.mean() > 1e-6
         self._per_form = np.float32(1 / apart.mean() if has_form else 0)
+        self._centre = {name: getattr(reference, name).mean(axis=0) for name in _LINEAR}
         self._set_landmarks(landmarks)
 
     def of(self, landmarks: Features) -> "Kernel":
@@ -110,6 +119,26 @@ class Kernel:
     def __call__(self, features: Features) -> np.ndarray:
         """Likeness of n texts to the landmarks: (n, m), float32."""
         return self.combine(self.parts(features), self.weights)
+
+    def coordinates(self, features: Features) -> np.ndarray:
+        """(n, d + h) where n texts lie; inner products are the linear kernel."""
+        return np.concatenate(
+            [
+                np.sqrt(np.float32(weight)) * (getattr(features, name) - self._centre[name])
+                for name, weight in _LINEAR.items()
+            ],
+            axis=1,
+        )
+
+    def regressors(self, features: Features) -> np.ndarray:
+        """What the regression sees: likeness to the landmarks, and coordinates: (n, m + d + h)."""
+        return np.concatenate([self(features), self.coordinates(features)], axis=1)
+
+    def prior(self) -> np.ndarray:
+        """(m + d + h,) squared: the kernel between what the regressors are."""
+        between = self(self.landmarks)
+        flat = len(self._centre["meaning"]) + len(self._centre["form"])
+        return scipy.linalg.block_diag(between, np.eye(flat, dtype=between.dtype))
 
     def parts(self, features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is alike, by kind, each (n, m): meaning - 1, (form - 1) / s, wording."""

@@ -1,10 +1,18 @@
-import pytest
+import threading
 
-from cluster.state import Adapter, Card, Prompt, Route
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cluster.settings import BaseModelSettings, RouterSettings
+from cluster.state import Adapter, Card, Member, Outcome, Prompt, Residency, Route, Viewer
+from router.arrow import ArrowRouter
 from router.constraints import Constraints
-from router.prompt_router import PromptRouter
+from router.encoder import SentenceEncoder
+from router.prompt_router import PromptRouter, everyday_prompts
 from router.prompts import clip
 from tests.test_store import version
+from tests.tiny_model import write_tiny_model
 
 CARDS = {
     "cron": (
@@ -127,3 +135,172 @@ def test_any_text_can_be_learnt_and_asked(prompt_router, text):
 def test_many_prompts_get_one_decision_each(trained):
     decisions = choose(trained, *CARDS["cron"], *CARDS["sql"])
     assert [d.adapter for d in decisions] == ["cron"] * 6 + ["sql"] * 6
+
+
+def test_a_decision_shows_the_examples_that_made_it_and_what_it_was_made_with(trained):
+    (decision,) = choose(trained, "each friday at ten in the morning")
+    assert decision.evidence[0].example in CARDS["cron"]
+    assert 0 < decision.evidence[0].share <= 1.5
+    assert decision.in_scope >= decision.threshold > 0
+    assert "ngrams" in decision.versions["features"]
+
+
+def test_a_better_adapter_that_a_constraint_excludes_is_named(trained):
+    (decision,) = choose(trained, "each friday at ten in the morning", exclude=["cron"])
+    assert decision.adapter is None
+    assert decision.excluded == {"cron": "exclude"}
+
+
+def test_what_the_asker_may_not_see_is_neither_chosen_nor_named(prompt_router):
+    cards = {name: adapter(name, examples) for name, examples in CARDS.items()}
+    secret = cards["cron"].card.model_copy(update={"owner": "a", "visibility": "private"})
+    cards["cron"] = cards["cron"].model_copy(update={"card": secret})
+    prompt_router.update(cards)
+    (stranger,) = choose(prompt_router, "each friday at ten", viewer=Viewer(owner="b"))
+    assert "cron" not in stranger.model_dump_json()
+    (owner,) = choose(prompt_router, "each friday at ten", viewer=Viewer(owner="a"))
+    assert owner.adapter == "cron"
+
+
+def test_a_short_follow_up_is_read_with_the_conversation(trained):
+    alone = Prompt(text="and the other one?")
+    within = Prompt(
+        text="and the other one?",
+        context="every weekday at half past nine\nrun the backup at midnight on sundays\n"
+        "and the other one?",
+    )
+    first, second = trained.choose([alone, within], Constraints())
+    assert (first.adapter, second.adapter) == (None, "cron")
+    assert "conversation" in second.reason
+
+
+def test_among_twins_the_resident_one_is_chosen_and_both_are_reported(prompt_router):
+    twins = {name: adapter(name, CARDS["cron"]) for name in ("cron-a", "cron-b")}
+    prompt_router.update(twins | {"sql": adapter("sql", CARDS["sql"])})
+    ((pair),) = prompt_router.report().twins
+    assert {pair.a, pair.b} == {"cron-a", "cron-b"}
+    for resident in ("cron-a", "cron-b"):
+        held = Residency(slots=(f"{resident}@1",), slot_capacity=4, host_capacity=8)
+        prompt_router.observe([Member(id="r", kind="replica", model="m", residency=held)])
+        (decision,) = choose(prompt_router, "each friday at ten in the morning")
+        assert decision.adapter == resident
+        shown = {c.adapter: c.residency for c in decision.candidates}
+        assert shown[resident] == "slot"
+    prompt_router.observe([])
+
+
+def test_costs_decide_when_the_caller_says_so(prompt_router):
+    prompt_router.update({name: adapter(name, examples) for name, examples in CARDS.items()})
+    prompt = "each friday at ten in the morning"
+    (decision,) = choose(prompt_router, prompt, max_price=0)
+    assert decision.adapter == "cron", "nothing has a price here"
+    prompt_router.observe([Member(id="r", kind="replica", model="m")])
+    (late,) = choose(prompt_router, prompt, max_latency_s=0.001)
+    assert late.adapter is None
+    assert "max_latency_s" in late.excluded["cron"]
+    prompt_router.observe([])
+
+
+def test_outcomes_send_prompts_that_no_adapter_fits_to_the_base_model_that_answers_them():
+    models = [BaseModelSettings(id=name, path="p") for name in ("small", "large")]
+    router = PromptRouter(SentenceEncoder(RouterSettings().encoder), RouterSettings(), models)
+    router.update({name: adapter(name, examples) for name, examples in CARDS.items()})
+    countries = ("France", "Peru", "Kenya", "Japan", "Norway", "Chile", "Egypt", "India")
+    topics = ("gravity", "inflation", "photosynthesis", "democracy", "irony", "vaccines")
+    records = []
+    for model, facts, essays in (("small", 1, 0), ("large", 0, 1)):
+        for country in countries:
+            for ask in ("What is the capital of", "Name the capital city of"):
+                text = f"{ask} {country}?"
+                records.append(Outcome(input=text, candidate=model, score=facts))
+        for topic in topics:
+            for ask in ("Explain", "Write an essay about", "Discuss the importance of"):
+                records.append(Outcome(input=f"{ask} {topic}", candidate=model, score=essays))
+    prompts = ("What is the capital of Ghana?", "Write an essay about humility")
+    before = choose(router, *prompts)
+    assert [(d.adapter, d.model) for d in before] == [(None, "small"), (None, "small")]
+    router.learn_outcomes(records)
+    after = choose(router, *prompts)
+    assert [(d.adapter, d.model) for d in after] == [(None, "small"), (None, "large")]
+    assert router.report().experts == ("large", "small")
+
+
+def many_cards(count: int) -> dict[str, Adapter]:
+    things = ("invoice", "tram", "violin", "glacier", "passport", "beehive", "tax", "kernel")
+    verbs = ("paint", "repair", "weigh", "sell", "photograph", "insure", "describe", "move")
+    cards = {}
+    for i in range(count):
+        subject = f"{verbs[i % 8]} the {things[i // 8 % 8]} number {i}"
+        examples = tuple(f"{ask} {subject}" for ask in ("please", "how do I", "when can I", "why"))
+        cards[f"card-{i:03}"] = adapter(f"card-{i:03}", examples)
+    return cards
+
+
+def test_a_large_catalogue_takes_changes_in_at_once_and_learns_anew_later(prompt_router):
+    cards = many_cards(130)
+    prompt_router.update(cards)
+    assert prompt_router.is_whole
+    more = cards | {"cron": adapter("cron", CARDS["cron"])}
+    prompt_router.update(more)
+    assert not prompt_router.is_whole
+    asked = "each friday at ten in the morning"
+    assert choose(prompt_router, asked)[0].adapter == "cron"
+    prompt_router.refresh()
+    assert prompt_router.is_whole
+    (decision,) = choose(prompt_router, asked)
+    assert decision.adapter == "cron"
+    assert decision.evidence, "learnt anew, its examples are compared with"
+    changed = more | {"cron": adapter("cron", CARDS["sql"])}
+    prompt_router.update(changed)
+    assert choose(prompt_router, "total value of orders from Paris")[0].adapter == "cron"
+    prompt_router.refresh()
+    assert choose(prompt_router, asked)[0].adapter != "cron"
+    prompt_router.update(cards)
+    assert choose(prompt_router, asked)[0].adapter != "cron"
+
+
+def test_what_changes_while_it_learns_anew_is_not_lost(prompt_router):
+    cards = many_cards(130)
+    prompt_router.update(cards)
+    prompt_router.update(cards | {"cron": adapter("cron", CARDS["cron"])})
+    learning = threading.Thread(target=prompt_router.refresh)
+    learning.start()
+    now = cards | {name: adapter(name, CARDS[name]) for name in ("sql", "git")}
+    prompt_router.update(now)
+    learning.join()
+    names = [d.adapter for d in choose(prompt_router, "merge main into my branch", "each friday")]
+    assert names[0] == "git"
+    assert names[1] != "cron"
+
+
+def test_an_adapter_without_a_card_is_known_by_its_weights(tmp_path):
+    """The prototypes point to where the prompts of one kind lie in a tiny random base model."""
+    write_tiny_model(tmp_path / "base")
+    # To its tokenizer, every word of an everyday prompt is the same unknown one.
+    arrow = ArrowRouter(str(tmp_path / "base"), 2, everyday_prompts()[:40])
+    text = "w7 w8 w9 w8"
+    direction = arrow._states(text)["layers.1.self_attn.q_proj"].mean(dim=0)
+    direction -= arrow._centre["layers.1.self_attn.q_proj"]
+    a = torch.randn(4, len(direction), generator=torch.Generator().manual_seed(0)) * 0.01
+    a[0] += direction / direction.norm()
+    prefix = "base_model.model.model.layers.1.self_attn.q_proj"
+    tensors = {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": torch.eye(16, 4)}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    arrow.learn("d", tmp_path / "weights.safetensors")
+
+    router = PromptRouter(
+        SentenceEncoder(RouterSettings().encoder), RouterSettings(), weights={"m": arrow}
+    )
+    silent = adapter("silent")
+    router.update({"silent": silent.model_copy(update={"versions": {1: weights_of("d")}})})
+    (own,) = choose(router, text)
+    assert own.adapter == "silent"
+    assert "weights" in own.reason
+    assert choose(router, text, exclude=["silent"])[0].adapter is None
+    assert choose(router, everyday_prompts()[3])[0].adapter is None
+    arrow.forget_all_but(())
+    assert choose(router, text)[0].adapter is None
+
+
+def weights_of(digest: str):
+    return version().model_copy(update={"number": 1, "digest": digest})
