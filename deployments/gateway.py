@@ -160,9 +160,8 @@ class Gateway:
         is_expert = decision.in_scope >= decision.threshold > 0
         if self._settings.router.out_of_scope == "refuse" and not is_expert:
             raise OutOfScope(
-                f"no adapter fits this prompt ({decision.reason}); name one as model, or a base "
-                "model",
-                param="messages",
+                f"no adapter fits this prompt ({decision.reason}); name an adapter or a base model",
+                param="model",
             )
 
     def _keep(self, chosen: Chosen, request_id: str, viewer: Viewer) -> None:

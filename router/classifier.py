@@ -32,7 +32,6 @@ _SAMPLE = 2000
 # Up to this many adapters all are scored; of more, a shortlist.
 _EXACT_CLASSES = 1024
 _SHORTLIST = 256
-_SHORTLIST_RANK = 64
 # Fewer examples that can be left out say nothing.
 _MIN_LEFT_OUT = 3
 _TUNING_CLASSES, _TUNING_EXAMPLES = 40, 15
@@ -111,35 +110,13 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Shortlist:
-    """A low-rank copy of the coefficients: the best classes of it hold the best of all."""
-
-    basis: np.ndarray
-    classes: np.ndarray
-
-    @classmethod
-    def of(cls, coefficients: np.ndarray) -> "_Shortlist":
-        """Args: coefficients: (c, m)."""
-        # One pass of randomised range finding (Halko et al. 2011, algorithm 4.1).
-        probe = np.random.default_rng(0).standard_normal((len(coefficients), _SHORTLIST_RANK))
-        basis, _ = np.linalg.qr(coefficients.T @ probe.astype(np.float32))
-        return cls(basis, coefficients @ basis)
-
-    def __call__(self, regressors: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """At most `_SHORTLIST` allowed classes for the regressors of one prompt."""
-        scores = self.classes @ (regressors @ self.basis)
-        scores[~allowed] = -np.inf
-        found = np.argpartition(-scores, _SHORTLIST)[:_SHORTLIST]
-        return found[allowed[found]]
-
-
-@dataclass(frozen=True)
 class Classifier:
     """Never changed once made: `fit` makes one, `with_classes` and `without_class` make others.
 
     Attributes:
         landmarks: (m,) class of each landmark; -1 when its class is gone.
         counts: (c,) examples of each class.
+        centroids: (c, d) mean meaning of each class; of many, the nearest are scored.
         rows: (m,) which example of its class each landmark is.
         typical: mean of the counts when it was fitted; the noise of an example is told by it.
     """
@@ -155,7 +132,7 @@ class Classifier:
     temperature: float
     scope: Scope
     report: Report
-    shortlist: _Shortlist | None = None
+    centroids: np.ndarray
     late: tuple[Kernel, np.ndarray] | None = None
 
     @classmethod
@@ -207,7 +184,8 @@ class Classifier:
             _DEFAULT_TEMPERATURE,
             _DEFAULT_SCOPE,
             blank,
-        )._shortlisted()
+            _centroids(features, labels),
+        )
         # From the end: what is no landmark comes nearest to a prompt never seen.
         held = np.flatnonzero(counts[labels[order]] > 1)[-_SAMPLE:]
         if len(held) < _MIN_LEFT_OUT:
@@ -235,18 +213,19 @@ class Classifier:
         wording = self.kernel.wording_share(parts, likeness)
         known = self._familiarity(features, likeness, allowed)
         regressors = np.concatenate([likeness, self.kernel.coordinates(features)], axis=1)
-        rows = zip(regressors, wording, known, strict=True)
-        return [self._verdict(*row, seen, allowed) for row in rows]
+        thinkable = self._shortlists(features, seen, allowed)
+        rows = zip(regressors, wording, known, thinkable, strict=True)
+        return [self._verdict(*row, allowed) for row in rows]
 
     def _verdict(
         self,
         regressors: np.ndarray,
         wording: np.ndarray,
         known: np.ndarray,
-        seen: np.ndarray,
+        thinkable: np.ndarray,
         allowed: np.ndarray,
     ) -> Verdict:
-        classes, scores = self._ranked(regressors, seen, allowed)
+        classes, scores = self._ranked(regressors, thinkable)
         usable = allowed[classes]
         chosen = scores[usable]
         scope = float(self.scope(np.concatenate([np.minimum(chosen[:1], 1), known])))
@@ -262,16 +241,28 @@ class Classifier:
             wording,
         )
 
-    def _ranked(
-        self, regressors: np.ndarray, seen: np.ndarray, allowed: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Classes worth a thought, best first, and their scores."""
-        if self.shortlist is None:
-            classes = np.flatnonzero(seen)
+    def _shortlists(
+        self, features: Features, seen: np.ndarray, allowed: np.ndarray
+    ) -> list[np.ndarray]:
+        """Per prompt the classes worth scoring: all, or of many the nearest by their centroids, of
+        those that are seen and of those that are allowed."""
+        if self.classes <= _EXACT_CLASSES:
+            return [np.flatnonzero(seen)] * len(features)
+        near = features.meaning @ self.centroids.T
+        masks = [seen] if np.array_equal(seen, allowed) else [seen, allowed]
+        lists = []
+        for mask in masks:
+            masked = np.where(mask, near, -np.inf)
+            found = np.argpartition(-masked, _SHORTLIST, axis=1)[:, :_SHORTLIST]
+            lists.append([row[mask[row]] for row in found])
+        return [np.unique(np.concatenate(rows)) for rows in zip(*lists, strict=True)]
+
+    def _ranked(self, regressors: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The classes, best first, and their scores."""
+        if self.classes <= _EXACT_CLASSES:
+            # All in one product: to pick rows would copy them.
             scores = self._score(regressors[None])[0][classes]
         else:
-            near = [self.shortlist(regressors, mask) for mask in (seen, allowed)]
-            classes = np.unique(np.concatenate(near))
             scores = self._score(regressors[None], classes)[0]
         order = np.argsort(-scores, kind="stable")
         return classes[order], scores[order]
@@ -296,8 +287,9 @@ class Classifier:
             ridge=ridge,
             counts=counts,
             coefficients=_coefficients(ridge, counts),
+            centroids=np.concatenate([self.centroids, _centroids(features, labels - self.classes)]),
             late=self._later(features, labels),
-        )._shortlisted()
+        )
 
     def without_class(self, label: int, features: Features) -> "Classifier":
         """Without a class whose examples these are; the classes after it move up by one."""
@@ -314,8 +306,9 @@ class Classifier:
             counts=counts,
             coefficients=_coefficients(ridge, counts),
             landmarks=_moved_up(self.landmarks, label),
+            centroids=np.delete(self.centroids, label, axis=0),
             late=late,
-        )._shortlisted()
+        )
 
     def _later(self, features: Features, labels: np.ndarray) -> tuple[Kernel, np.ndarray]:
         if self.late is None:
@@ -323,11 +316,6 @@ class Classifier:
         kernel, known = self.late
         both = Features.stack([kernel.landmarks, features])
         return self.kernel.of(both), np.concatenate([known, labels])
-
-    def _shortlisted(self) -> "Classifier":
-        if self.classes <= _EXACT_CLASSES:
-            return replace(self, shortlist=None)
-        return replace(self, shortlist=_Shortlist.of(self.coefficients))
 
     # -- scores and signals -----------------------------------------------------------------
 
@@ -456,6 +444,13 @@ def _place_in_class(labels: np.ndarray) -> np.ndarray:
         members = np.flatnonzero(labels == label)
         places[members] = np.arange(len(members))
     return places
+
+
+def _centroids(features: Features, labels: np.ndarray) -> np.ndarray:
+    """(c, d) mean meaning of each class."""
+    rows = np.arange(len(labels))
+    members = scipy.sparse.csr_matrix((np.ones(len(rows)), (labels, rows)))
+    return (members @ features.meaning / np.bincount(labels)[:, None]).astype(np.float32)
 
 
 def _nearest(likeness: np.ndarray, labels: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -96,11 +96,15 @@ class Ridge:
         change = np.linalg.solve(np.diag(examples.noise) + likeness @ reach, reach.T)
         precision = self.precision - reach @ change
         weighed = examples.weighed
-        added = (examples.targets.T @ weighed).T
-        known = self.moments.shape[1]
-        moments, solution = added.copy(), precision @ added
-        moments[:, :known] += self.moments
-        solution[:, :known] += self.solution - reach @ (change @ self.moments)
+        known, wanted = self.moments.shape[1], examples.targets.shape[1]
+        wider = ((0, 0), (0, wanted - known))
+        moments = np.pad(self.moments, wider)
+        solution = np.pad(self.solution - reach @ (change @ self.moments), wider)
+        # Of ten thousand targets, the examples of an adapter touch one.
+        touched = np.flatnonzero(examples.targets.any(axis=0))
+        added = weighed.T @ examples.targets[:, touched]
+        moments[:, touched] += added
+        solution[:, touched] += precision @ added
         return Ridge(precision, moments, self.mass + weighed.sum(axis=0), solution)
 
     def without_target(self, column: int) -> "Ridge":

@@ -15,7 +15,7 @@ from adapter_store.node_cache import NodeCache
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import parse_settings
-from cluster.state import DeploymentState, Tier
+from cluster.state import DeploymentState, Outcome, Tier
 from deployments.adapter_cache import AdapterCache
 from deployments.adapter_files import AdapterFiles
 from deployments.admin import AdapterAdmin
@@ -28,7 +28,7 @@ from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.rollout_driver import RolloutDriver
 from router.prompt_router import PromptRouter
-from tests.conftest import ECHO_FACTS
+from tests.conftest import ECHO_FACTS, until
 
 pytestmark = pytest.mark.redis
 
@@ -40,6 +40,9 @@ ROUTES = {
     "/v1/chat/completions": ["POST"],
     "/v1/completions": ["POST"],
     "/v1/route": ["POST"],
+    "/v1/feedback": ["POST"],
+    "/v1/decisions": ["GET"],
+    "/v1/decisions/x": ["GET"],
     "/v1/models": ["GET"],
     "/v1/models/x": ["GET"],
     "/v1/cluster": ["GET"],
@@ -102,6 +105,7 @@ class World:
     client: httpx.AsyncClient
     pool: LocalPool
     chooser: LocalChooser
+    log: RoutingLog
 
 
 @asynccontextmanager
@@ -125,6 +129,7 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
 
     pools = {"echo": it.pool}
     log = RoutingLog(store_settings, keep_s=settings.router.keep_decisions_s)
+    it.log = log
     recorder = RoutingRecorder(log)
     gateway = Gateway(settings, store, catalogue, it.chooser, pools, deployments, recorder.record)
     driver = RolloutDriver(store, catalogue, "test", gateway.ask)
@@ -358,6 +363,106 @@ async def test_route_decides_for_a_string_a_conversation_and_a_list(rh, make_ada
 @pytest.mark.parametrize("value", [None, 3, [], [3], {}])
 async def test_route_names_a_wrong_input(rh, value):
     assert error(await rh.client.post("/v1/route", json={"input": value}), 400)["param"] == "input"
+
+
+CRON = ["every weekday at half past nine", "each hour", "sundays at midnight", "noon on mondays"]
+
+
+async def test_constraints_come_in_headers_too_and_the_body_wins(rh, make_adapter):
+    await add(rh, make_adapter("cron", examples=CRON))
+    prompt = {"input": "every friday at ten"}
+
+    async def chosen(body=prompt, **headers):
+        answer = await rh.client.post("/v1/route", json=body, headers=headers)
+        return answer.json()["decisions"][0]["adapter"]
+
+    assert await chosen() == "cron"
+    assert await chosen(**{"x-roundhouse-exclude": "cron, sql"}) is None
+    wins = prompt | {"constraints": {"exclude": []}}
+    assert await chosen(wins, **{"x-roundhouse-exclude": "cron"}) == "cron"
+    answer = await ask(rh, "auto", "every friday at ten")
+    assert answer.headers["x-roundhouse-adapter"] == "cron"
+    headers = {"x-roundhouse-tags": "fast"}
+    body = chat("auto", "every friday at ten")
+    answer = await rh.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert answer.headers["x-roundhouse-adapter"] == "base"
+    bad = {"x-roundhouse-max-latency-s": "soon"}
+    answer = await rh.client.post("/v1/route", json=prompt, headers=bad)
+    assert error(answer, 400)["param"] == "constraints.max_latency_s"
+
+
+async def test_a_prompt_out_of_scope_is_refused_where_the_settings_say_so(make_world, make_adapter):
+    async with make_world(router={"out_of_scope": "refuse"}) as rh:
+        await add(rh, make_adapter("cron", examples=CRON))
+        assert (await ask(rh, "auto", "every friday at ten")).status_code == 200
+        found = error(await ask(rh, "auto", "tell me a joke about elephants"), 422)
+        assert found["code"] == "out_of_scope"
+        assert (await ask(rh, "echo", "tell me a joke about elephants")).status_code == 200
+
+
+async def test_flags_in_the_prompt_are_obeyed_where_the_settings_say_so(make_world, rh):
+    flagged = "[Flag: cheapest] every friday at ten"
+    assert "[Flag" in (await ask(rh, "auto", flagged)).text
+    async with make_world(router={"prompt_flags": True}) as obeying:
+        answer = (await ask(obeying, "auto", flagged)).json()
+        assert answer["choices"][0]["message"]["content"] == "every friday at ten"
+
+
+async def kept(rh: World, request_id: str) -> dict:
+    async def found():
+        answer = await rh.client.get(f"/v1/decisions/{request_id}")
+        return answer.json() if answer.status_code == 200 else None
+
+    await until(found)
+    return await found()
+
+
+async def test_a_decision_can_be_looked_up_by_the_request_and_in_the_list(rh, make_adapter):
+    await add(rh, make_adapter("cron", examples=CRON))
+    prompt = "every friday at ten"
+    answer = await ask(rh, "auto", prompt)
+    found = await kept(rh, answer.headers["x-request-id"])
+    assert (found["input"], found["answered_by"]) == (prompt, "cron")
+    assert found["decision"]["evidence"][0]["example"] in CRON
+    listed = (await rh.client.get("/v1/decisions")).json()["data"]
+    assert [d["request_id"] for d in listed] == [answer.headers["x-request-id"]]
+    error(await rh.client.get("/v1/decisions/unknown"), 404)
+    named = await ask(rh, "cron", prompt)
+    error(await rh.client.get(f"/v1/decisions/{named.headers['x-request-id']}"), 404)
+
+
+async def test_feedback_is_kept_with_the_prompt_and_what_answered_it(rh, make_adapter):
+    await add(rh, make_adapter("cron", examples=CRON))
+    request_id = (await ask(rh, "auto", "every friday at ten")).headers["x-request-id"]
+    await kept(rh, request_id)
+    body = {"request_id": request_id, "score": 0.5}
+    told = (await rh.client.post("/v1/feedback", json=body)).json()
+    assert told == body | {"candidate": "cron"}
+    ((_, outcome),) = await rh.log.outcomes("0-0")
+    assert outcome == Outcome(input="every friday at ten", candidate="cron", score=0.5)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"request_id": "unknown", "score": 1}, 404, "request_id"),
+        ({"request_id": "x", "score": 2}, 400, "score"),
+        ({"request_id": "x", "score": "good"}, 400, "score"),
+        ({"score": 1}, 400, "request_id"),
+        ({"request_id": "x", "score": 1, "more": 1}, 400, "more"),
+    ],
+)
+async def test_feedback_that_cannot_be_kept_names_the_field(rh, body, status, param):
+    assert error(await rh.client.post("/v1/feedback", json=body), status)["param"] == param
+
+
+async def test_prompts_are_not_kept_where_the_settings_say_so(make_world, make_adapter):
+    async with make_world(router={"keep_prompts": False}) as rh:
+        request_id = (await ask(rh, "auto", "every friday at ten")).headers["x-request-id"]
+        assert (await kept(rh, request_id))["input"] is None
+        body = {"request_id": request_id, "score": 1}
+        answer = await rh.client.post("/v1/feedback", json=body)
+        assert "keep_prompts" in error(answer, 409)["message"]
 
 
 # -- adapters -----------------------------------------------------------------------------------

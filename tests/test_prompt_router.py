@@ -207,15 +207,21 @@ def test_outcomes_send_prompts_that_no_adapter_fits_to_the_base_model_that_answe
     router.update({name: adapter(name, examples) for name, examples in CARDS.items()})
     countries = ("France", "Peru", "Kenya", "Japan", "Norway", "Chile", "Egypt", "India")
     topics = ("gravity", "inflation", "photosynthesis", "democracy", "irony", "vaccines")
-    records = []
-    for model, facts, essays in (("small", 1, 0), ("large", 0, 1)):
-        for country in countries:
-            for ask in ("What is the capital of", "Name the capital city of"):
-                text = f"{ask} {country}?"
-                records.append(Outcome(input=text, candidate=model, score=facts))
-        for topic in topics:
-            for ask in ("Explain", "Write an essay about", "Discuss the importance of"):
-                records.append(Outcome(input=f"{ask} {topic}", candidate=model, score=essays))
+    facts = [
+        f"{ask} {country}?"
+        for country in countries
+        for ask in ("What is the capital of", "Name the capital city of")
+    ]
+    essays = [
+        f"{ask} {topic}"
+        for topic in topics
+        for ask in ("Explain", "Write an essay about", "Discuss the importance of")
+    ]
+    records = [
+        Outcome(input=text, candidate=model, score=float(text in good))
+        for model, good in (("small", facts), ("large", essays))
+        for text in facts + essays
+    ]
     prompts = ("What is the capital of Ghana?", "Write an essay about humility")
     before = choose(router, *prompts)
     assert [(d.adapter, d.model) for d in before] == [(None, "small"), (None, "small")]

@@ -1,0 +1,102 @@
+"""Decisions and outcomes in the store, and the recorder that no request waits for."""
+
+import pytest
+
+from adapter_store.routing_log import OutcomeReader, RoutingLog, RoutingRecorder
+from cluster.errors import NotFound, StoreUnavailable
+from cluster.state import OPERATOR, Decision, Outcome, Route, RoutedRequest, Viewer
+from tests.conftest import until
+
+
+@pytest.fixture
+async def log(store_settings):
+    log = RoutingLog(store_settings, keep_s=60)
+    yield log
+    await log.close()
+
+
+def request(number: int, owner: str = "") -> RoutedRequest:
+    decision = Decision(adapter="cron", confidence=0.9, route=Route.AUTO, reason="test")
+    return RoutedRequest(
+        request_id=f"r{number}", at=number, owner=owner, input="x", answered_by="cron",
+        decision=decision,
+    )  # fmt: skip
+
+
+async def test_decisions_are_found_by_request_and_newest_first(log):
+    await log.put([request(i) for i in range(5)])
+    assert (await log.get("r3", OPERATOR)).at == 3
+    assert [r.request_id for r in await log.newest(2)] == ["r4", "r3"]
+
+
+async def test_they_expire(store_settings):
+    log = RoutingLog(store_settings, keep_s=0.05)
+    await log.put([request(1)])
+
+    async def is_gone():
+        try:
+            await log.get("r1", OPERATOR)
+        except NotFound as e:
+            assert "keep_decisions_s" in e.message
+            return True
+
+    await until(is_gone)
+    await log.close()
+
+
+async def test_a_decision_is_there_for_whoever_asked_and_for_operators(log):
+    await log.put([request(1, owner="a")])
+    for viewer in (Viewer(owner="a"), OPERATOR):
+        assert (await log.get("r1", viewer)).owner == "a"
+    with pytest.raises(NotFound):
+        await log.get("r1", Viewer(owner="b"))
+
+
+async def test_outcomes_are_read_once_and_in_order(log):
+    reader = OutcomeReader(log)
+    assert not await reader.read()
+    for score in (0.0, 1.0):
+        await log.add_outcome(Outcome(input="x", candidate="a", score=score))
+    assert await reader.read()
+    assert not await reader.read()
+    await log.add_outcome(Outcome(input="y", candidate="a", score=0.5))
+    assert await reader.read()
+    assert [o.score for o in reader.known] == [0.0, 1.0, 0.5]
+
+
+class Unreachable:
+    """A log whose server comes back after some tries."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.kept: list[str] = []
+
+    async def put(self, requests):
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("away")
+        self.kept += [r.request_id for r in requests]
+
+
+async def test_what_could_not_be_written_is_written_when_the_store_is_back(monkeypatch):
+    monkeypatch.setattr("adapter_store.routing_log._RETRY_S", 0.01)
+    log = Unreachable(failures=3)
+    recorder = RoutingRecorder(log)
+    recorder.start()
+    for i in range(600):
+        recorder.record(request(i))
+    await until(lambda: len(log.kept) == 600)
+    assert log.kept == [f"r{i}" for i in range(600)]
+    recorder.check()
+    await recorder.stop()
+
+
+async def test_stopping_writes_what_waits_and_does_not_wait_for_a_store_that_is_away():
+    log = Unreachable(failures=0)
+    recorder = RoutingRecorder(log)
+    recorder.record(request(1))
+    await recorder.stop()
+    assert log.kept == ["r1"]
+    away = RoutingRecorder(Unreachable(failures=1))
+    away.record(request(1))
+    await away.stop()
