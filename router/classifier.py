@@ -323,7 +323,7 @@ class Classifier:
         """(n, c), of all classes or of some."""
         coefficients = self.coefficients if classes is None else self.coefficients[classes]
         counts = self.counts if classes is None else self.counts[classes]
-        return regressors @ coefficients.T + _gain(counts) / self.classes
+        return regressors @ coefficients.T + _gain(counts) * _unknown(self.classes)
 
     def _signals_of(self, features: Features) -> np.ndarray:
         """(n, 3) best score, likeness of the nearest example, posterior variance."""
@@ -390,10 +390,10 @@ class _LeftOut:
         rows = order[held]
         own, regressors = labels[rows], made.kernel.regressors(features[rows])
         gain = _gain(made.counts)
-        targets = np.eye(made.classes, dtype=np.float32)[own] - 1 / made.classes
+        targets = np.eye(made.classes, dtype=np.float32)[own] - _unknown(made.classes)
         predicted = regressors @ (made.coefficients / gain[:, None]).T
         leverage = made.ridge.leverage(regressors, noise[rows])
-        scores = (without_own(predicted, targets, leverage) + 1 / made.classes) * gain
+        scores = (without_own(predicted, targets, leverage) + _unknown(made.classes)) * gain
 
         blind = regressors[:, : len(made.landmarks)].copy()
         is_landmark = held < len(made.landmarks)
@@ -418,9 +418,14 @@ def _gain(counts: np.ndarray) -> np.ndarray:
     return (1 + _FEW_EXAMPLES / counts).astype(np.float32)
 
 
+def _unknown(classes: int) -> float:
+    """Score of a text that is like no other: any of the classes, or none, alike."""
+    return 1 / (classes + 1)
+
+
 def _coefficients(ridge: Ridge, counts: np.ndarray) -> np.ndarray:
     """(c, m) float32, a class in one piece of memory."""
-    solved = ridge.coefficients(1 / len(counts)).T
+    solved = ridge.coefficients(_unknown(len(counts))).T
     return np.ascontiguousarray(solved * _gain(counts)[:, None], dtype=np.float32)
 
 
@@ -529,13 +534,13 @@ def _tune(features: Features, labels: np.ndarray, rng: np.random.Generator) -> K
     chosen = features[rows]
     kernel = Kernel(default, chosen, chosen)
     parts, places = kernel.parts(chosen), kernel.coordinates(chosen)
-    targets = np.eye(len(counts))[own] - 1 / len(counts)
+    targets = np.eye(len(counts))[own] - _unknown(len(counts))
     beside = places @ places.T + np.diag(_NOISE * counts[own] / counts.mean())
 
     def loss(weights: KernelWeights) -> float:
         inverse = scipy.linalg.inv(Kernel.combine(parts, weights) + beside, assume_a="pos")
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
-        scores = (left_out + 1 / len(counts)) * _gain(counts)
+        scores = (left_out + _unknown(len(counts))) * _gain(counts)
         temperature = _fit_temperature(scores[scored], own[scored])
         return _log_loss(temperature * scores[scored], own[scored])
 

@@ -222,7 +222,7 @@ def test_outcomes_send_prompts_that_no_adapter_fits_to_the_base_model_that_answe
         for model, good in (("small", facts), ("large", essays))
         for text in facts + essays
     ]
-    prompts = ("What is the capital of Ghana?", "Write an essay about humility")
+    prompts = ("Name the capital city of Ghana", "Write an essay about humility")
     before = choose(router, *prompts)
     assert [(d.adapter, d.model) for d in before] == [(None, "small"), (None, "small")]
     router.learn_outcomes(records)
