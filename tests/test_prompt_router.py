@@ -205,12 +205,10 @@ def test_outcomes_send_prompts_that_no_adapter_fits_to_the_base_model_that_answe
     models = [BaseModelSettings(id=name, path="p") for name in ("small", "large")]
     router = PromptRouter(SentenceEncoder(RouterSettings().encoder), RouterSettings(), models)
     router.update({name: adapter(name, examples) for name, examples in CARDS.items()})
-    countries = ("France", "Peru", "Kenya", "Japan", "Norway", "Chile", "Egypt", "India")
+    animals = ("elephants", "parrots", "cats", "penguins", "snails", "horses", "bees", "owls")
     topics = ("gravity", "inflation", "photosynthesis", "democracy", "irony", "vaccines")
-    facts = [
-        f"{ask} {country}?"
-        for country in countries
-        for ask in ("What is the capital of", "Name the capital city of")
+    jokes = [
+        f"{ask} {animal}" for animal in animals for ask in ("Tell me a joke about", "A joke with")
     ]
     essays = [
         f"{ask} {topic}"
@@ -219,10 +217,10 @@ def test_outcomes_send_prompts_that_no_adapter_fits_to_the_base_model_that_answe
     ]
     records = [
         Outcome(input=text, candidate=model, score=float(text in good))
-        for model, good in (("small", facts), ("large", essays))
-        for text in facts + essays
+        for model, good in (("small", jokes), ("large", essays))
+        for text in jokes + essays
     ]
-    prompts = ("Name the capital city of Ghana", "Write an essay about humility")
+    prompts = ("Tell me a joke about tigers", "Write an essay about humility")
     before = choose(router, *prompts)
     assert [(d.adapter, d.model) for d in before] == [(None, "small"), (None, "small")]
     router.learn_outcomes(records)
