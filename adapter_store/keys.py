@@ -92,6 +92,10 @@ class Keys:
         """What was decided about a request, as JSON; expires."""
         return self._key("decision", request_id)
 
+    def rated(self, request_id: str) -> str:
+        """That the request has its feedback; expires with the decision."""
+        return self._key("rated", request_id)
+
     @property
     def decisions(self) -> str:
         """Stream of the newest decisions: ``record``, JSON."""

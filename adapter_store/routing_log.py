@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
@@ -13,6 +16,8 @@ from cluster.settings import StoreSettings
 from cluster.state import Outcome, RoutedRequest, Viewer
 
 logger = logging.getLogger(__name__)
+
+Record = TypeVar("Record", bound=BaseModel)
 
 # The newest are kept for the eye; each can be looked up by its request until it expires.
 _SHOWN_DECISIONS = 1000
@@ -43,7 +48,9 @@ class RoutingLog:
             pipe = self._server.redis.pipeline(transaction=False)
             for request in requests:
                 record = request.model_dump_json()
-                pipe.set(keys.decision(request.request_id), record, px=round(self._keep_s * 1000))
+                # The first stays: an id that somebody else sends must not overwrite it.
+                key, keep_ms = keys.decision(request.request_id), round(self._keep_s * 1000)
+                pipe.set(key, record, px=keep_ms, nx=True)
                 pipe.xadd(keys.decisions, {"record": record}, maxlen=_SHOWN_DECISIONS)
             await pipe.execute()
 
@@ -64,22 +71,28 @@ class RoutingLog:
         """Everybody's, newest first."""
         with answering():
             entries = await self._server.redis.xrevrange(self._keys.decisions, count=limit)
-        return [RoutedRequest.model_validate_json(fields["record"]) for _, fields in entries]
+        found = (_read(RoutedRequest, fields["record"]) for _, fields in entries)
+        return [request for request in found if request is not None]
 
-    async def add_outcome(self, outcome: Outcome) -> None:
+    async def add_outcome(self, request_id: str, outcome: Outcome) -> bool:
+        """False when the request has one already."""
+        keys, keep_ms = self._keys, round(self._keep_s * 1000)
         with answering():
+            if not await self._server.redis.set(keys.rated(request_id), 1, nx=True, px=keep_ms):
+                return False
             await self._server.redis.xadd(
                 self._keys.outcomes,
                 {"record": outcome.model_dump_json()},
                 maxlen=MAX_OUTCOMES,
                 approximate=True,
             )
+        return True
 
-    async def outcomes(self, after: str) -> list[tuple[str, Outcome]]:
-        """Those behind a position, with theirs."""
+    async def outcomes(self, after: str) -> list[tuple[str, Outcome | None]]:
+        """Those behind a position, with theirs; None for what this release cannot read."""
         with answering():
             entries = await self._server.redis.xrange(self._keys.outcomes, min=f"({after}")
-        return [(at, Outcome.model_validate_json(fields["record"])) for at, fields in entries]
+        return [(at, _read(Outcome, fields["record"])) for at, fields in entries]
 
 
 class OutcomeReader:
@@ -94,7 +107,8 @@ class OutcomeReader:
         """Take in what is new; whether there was any."""
         found = await self._log.outcomes(self._position)
         for self._position, outcome in found:
-            self.known.append(outcome)
+            if outcome is not None:
+                self.known.append(outcome)
         return bool(found)
 
 
@@ -104,6 +118,7 @@ class RoutingRecorder:
     def __init__(self, log: RoutingLog) -> None:
         self._log = log
         self._waiting: deque[RoutedRequest] = deque(maxlen=_MAX_WAITING)
+        self._writing: list[RoutedRequest] = []
         self._some = asyncio.Event()
         self._task: asyncio.Task | None = None
 
@@ -139,10 +154,18 @@ class RoutingRecorder:
                 self._some.set()
 
     async def _write(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            try:
-                await self._log.put(batch)
-            except StoreUnavailable:
-                self._waiting.extendleft(reversed(batch))
-                raise
+        while self._writing or self._waiting:
+            if not self._writing:
+                count = min(_BATCH, len(self._waiting))
+                self._writing = [self._waiting.popleft() for _ in range(count)]
+            await self._log.put(self._writing)
+            self._writing = []
+
+
+def _read(kind: type[Record], record: str) -> Record | None:
+    """None for a record of another release, or a damaged one: the others are still of use."""
+    try:
+        return kind.model_validate_json(record)
+    except ValidationError as e:
+        logger.warning("a %s cannot be read: %s", kind.__name__, e)
+        return None

@@ -8,7 +8,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    return "\n".join(["# Benchmarks", "", *_HOW, "", *_engine(), "", *_store(), ""])
+    return "\n".join(["# Benchmarks", "", *_HOW, "", *_router(), "", *_engine(), "", *_store(), ""])
 
 
 _HOW = [
@@ -117,3 +117,76 @@ def _store() -> Iterator[str]:
     for engine, found in report["updates"].items():
         cells = [str(value) for name, value in found.items() if name != "refusals"]
         yield f"| {engine} | " + " | ".join(cells) + " |"
+
+
+_SUITES_BARS = {
+    "27 BBH tasks, 20 examples": 99.5,
+    "10 CLINC150 domains, 20 examples": 86,
+    "10 CLINC150 domains, all examples": 97,
+}
+
+
+def router_table() -> list[str]:
+    """Top-1 of each method on each suite."""
+    suites = json.loads((RESULTS / "router.json").read_text())["adapters"]
+    methods = list(next(iter(suites.values())))
+    lines = ["| right adapter first, % | " + " | ".join(methods) + " | bar |"]
+    lines.append("|---|" + "---:|" * (len(methods) + 1))
+    for suite, found in suites.items():
+        best = max(found[m]["top1"] for m in methods)
+        cells = [_bold(found[m]["top1"], best) for m in methods]
+        lines.append(f"| {suite} | " + " | ".join(cells) + f" | {_SUITES_BARS.get(suite, '')} |")
+    return lines
+
+
+def _router() -> Iterator[str]:
+    report = json.loads((RESULTS / "router.json").read_text())
+    yield "## The choice of the adapter"
+    yield ""
+    yield f"`{report['command']}` (`make bench-router`), {report['machine']}, one thread;"
+    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield "Few examples: means of three draws. Nothing is tuned on test prompts."
+    yield ""
+    yield from router_table()
+    yield ""
+    yield "Roundhouse beside these numbers, and what it takes for out of scope:"
+    yield ""
+    yield "| | top 3 | lowest draw | ECE | AUROC out of scope | abstains in scope | out of scope |"
+    yield "|---|" + "---:|" * 6
+    for suite, found in report["adapters"].items():
+        ours = found["Roundhouse"]
+        keys = (
+            "top3", "top1_min", "ece", "oos_auroc", "abstains_in_scope", "abstains_out_of_scope"
+        )  # fmt: skip
+        yield f"| {suite} | " + " | ".join(str(ours.get(k, "")) for k in keys) + " |"
+    experts = report["experts"]
+    yield ""
+    yield "### A weak and a strong model (bar: APGR 0.65)"
+    yield ""
+    yield f"{experts['prompts']:,} prompts of MMLU, 5 folds; the weak model (Mixtral 8x7B) answers"
+    yield f"{experts['weak']} % rightly, the strong one (GPT-4) {experts['strong']} %."
+    yield ""
+    yield "| | APGR |"
+    yield "|---|---:|"
+    for method, value in experts["apgr"].items():
+        yield f"| {method} | {value:.3f} |"
+    yield ""
+    yield "### Time (bar: P50 10 ms, P99 25 ms; ten thousand adapters add 2 ms)"
+    yield ""
+    yield "| | P50 | P99 |"
+    yield "|---|---:|---:|"
+    for name, found in report["scale"].items():
+        if isinstance(found, dict):
+            yield f"| {name} | {found['p50_ms']} ms | {found['p99_ms']} ms |"
+    endpoint = report["endpoint"]
+    for name, title in (("added", "`auto` adds to a request, over Ray Serve"),
+                        ("POST /v1/route", "`POST /v1/route`")):  # fmt: skip
+        yield f"| {title} | {endpoint[name]['p50_ms']} ms | {endpoint[name]['p99_ms']} ms |"
+    yield ""
+    holds = report["scale"]["shortlist holds the best"]
+    yield "The rows of adapters are without the encoder. Of 10,000 adapters the shortlist holds"
+    yield f"the one with the best score of all in {holds} % of the prompts."
+
+
+def _bold(value: float, best: float) -> str:
+    return f"**{value:.1f}**" if value == best else f"{value:.1f}"

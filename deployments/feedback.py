@@ -26,7 +26,7 @@ class Feedback:
         Raises:
             InvalidRequest: names the field.
             NotFound: the request is not known, or no longer.
-            Conflict: its prompt was not kept.
+            Conflict: its prompt was not kept, or it has its feedback already.
         """
         sent = parse(_Feedback, body)
         request = await self._log.get(sent.request_id, viewer)
@@ -36,7 +36,8 @@ class Feedback:
                 param="request_id",
             )
         outcome = Outcome(input=request.input, candidate=request.answered_by, score=sent.score)
-        await self._log.add_outcome(outcome)
+        if not await self._log.add_outcome(sent.request_id, outcome):
+            raise Conflict("this request has its feedback already", param="request_id")
         return {"request_id": sent.request_id, **outcome.model_dump(include={"candidate", "score"})}
 
     async def show(self, request_id: str, viewer: Viewer) -> RoutedRequest:

@@ -38,12 +38,13 @@ from cluster.state import (
     Prompt,
     Route,
     RoutedRequest,
+    RouterReport,
     Version,
     Viewer,
 )
 from deployments.call import Call
 from deployments.engine import ResponseStart
-from router.constraints import Constraints, constraints_in_headers, take_flags
+from router.constraints import Constraints, constraints_in_headers, merged, take_flags
 from router.prompts import prompt_of
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,7 @@ class Gateway:
         constraints = take_request_fields(path, body, viewer, headers)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
         self._keep(chosen, request_id, viewer)
+        self._refuse_when_out_of_scope(chosen)
         model = chosen.adapter.key if chosen.adapter else chosen.base_model
         content = encode_json({**body, "model": model})
         call = Call(path, request_id, content, chosen.adapter, self._catalogue.position)
@@ -140,14 +142,18 @@ class Gateway:
         prompt = prompt_of(body["messages"] if path == CHAT_PATH else body["prompt"])
         (decision,) = await self._decide([prompt], constraints)
         chosen = self._follow(decision, constraints, key)
-        if chosen.adapter is None and chosen.route is Route.AUTO:
-            self._refuse_when_out_of_scope(decision)
         return replace(chosen, decision=decision, prompt=prompt)
 
     def _follow(self, decision: Decision, constraints: Constraints, key: str) -> Chosen:
         """What a decision means now."""
         base_model = decision.model or constraints.base_model or self._settings.fallback_model
         if decision.adapter is None:
+            if base_model in decision.excluded:
+                raise InvalidRequest(
+                    f"constraints: they leave nothing, not even {base_model}: "
+                    f"{decision.excluded[base_model]}",
+                    param="constraints",
+                )
             return Chosen(base_model, None, decision.route)
         try:
             found = self.resolve(decision.adapter, constraints.viewer, key)
@@ -156,7 +162,10 @@ class Gateway:
             return Chosen(base_model, None, Route.FALLBACK)
         return replace(found, route=Route.AUTO)
 
-    def _refuse_when_out_of_scope(self, decision: Decision) -> None:
+    def _refuse_when_out_of_scope(self, chosen: Chosen) -> None:
+        decision = chosen.decision
+        if decision is None or chosen.adapter is not None or chosen.route is not Route.AUTO:
+            return
         is_expert = decision.in_scope >= decision.threshold > 0
         if self._settings.router.out_of_scope == "refuse" and not is_expert:
             raise OutOfScope(
@@ -326,8 +335,15 @@ class Gateway:
                 "residency": held.model_copy(update=seen),
                 "loading": tuple(filter(may_see, member.loading)),
                 "problems": {k: v for k, v in member.problems.items() if may_see(k)},
+                "router": member.router and self._report_for(viewer, member.router),
             }
         )
+
+    def _report_for(self, viewer: Viewer, report: RouterReport) -> RouterReport:
+        hidden = self._catalogue.adapters.keys() - set(self._visible(viewer))
+        twins = tuple(t for t in report.twins if t.a not in hidden and t.b not in hidden)
+        experts = tuple(name for name in report.experts if name not in hidden)
+        return report.model_copy(update={"twins": twins, "experts": experts})
 
     def _visible(self, viewer: Viewer) -> list[str]:
         return [a.name for a in self._catalogue.adapters.values() if viewer.may_see(a.card)]
@@ -400,7 +416,7 @@ def parse_constraints(value: Any, viewer: Viewer, headers: Mapping[str, str]) ->
     if isinstance(value, dict) and "viewer" in value:
         raise InvalidRequest("constraints.viewer: no such constraint", param="constraints.viewer")
     if value is None or isinstance(value, dict):
-        value = constraints_in_headers(headers) | (value or {})
+        value = merged(constraints_in_headers(headers), value or {})
     sent = parse(Constraints, value, "constraints")
     return sent.model_copy(update={"viewer": viewer})
 

@@ -80,7 +80,8 @@ class ServeChooser:
         except TimeoutError as e:
             raise Unavailable(f"no decision within {self._settings.timeout_s} s") from e
         except (RayError, RayServeException) as e:
-            raise Unavailable("the prompt router is not running") from e
+            logger.warning("the prompt router failed", exc_info=e)
+            raise Unavailable(f"the prompt router failed ({type(e).__name__})") from e
 
 
 class Ingress:

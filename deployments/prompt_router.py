@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import serve
 
-from adapter_store.blobs import WEIGHTS, BlobGone, open_blobs
+from adapter_store.blobs import WEIGHTS, open_blobs
 from adapter_store.catalogue import Changes
 from adapter_store.routing_log import OutcomeReader, RoutingLog
 from adapter_store.tasks import cancel
@@ -23,8 +23,9 @@ from router.prompt_router import PromptRouter, everyday_prompts
 logger = logging.getLogger(__name__)
 
 
-# How often the costs, new outcomes, and what is to be learnt anew are looked after.
-_LOOK_S = 1.0
+_COSTS_S = 1.0
+# Learning anew takes seconds of a core that requests could use.
+_LEARN_S = 5.0
 
 
 class PromptRouterDeployment:
@@ -48,7 +49,10 @@ class PromptRouterDeployment:
         self._participant = Participant(settings.store, self._report, self._learn)
         self.choose.set_max_batch_size(chosen.max_batch)
         await self._participant.start()
-        self._looking = asyncio.create_task(self._look_for_ever(), name="router upkeep")
+        self._upkeep = [
+            asyncio.create_task(self._watch_costs(), name="router costs"),
+            asyncio.create_task(self._learn_anew(), name="router learning"),
+        ]
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)
     async def choose(self, asked: list[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
@@ -57,11 +61,13 @@ class PromptRouterDeployment:
 
     async def check_health(self) -> None:
         self._participant.check()
-        if self._looking.done():
-            self._looking.result()
+        for task in self._upkeep:
+            if task.done():
+                task.result()
 
     async def __del__(self) -> None:
-        await cancel(self._looking)
+        for task in self._upkeep:
+            await cancel(task)
         await self._participant.stop()
         await self._log.close()
 
@@ -97,22 +103,32 @@ class PromptRouterDeployment:
                 try:
                     with self._blobs.opened(digest) as folder:
                         weights.learn(digest, folder / WEIGHTS)
-                except (BlobGone, OSError) as e:
+                except Exception as e:  # noqa: BLE001  (each file system has errors of its own)
                     logger.warning("%s is not chosen by its weights: %s", wanted[digest].name, e)
 
-    async def _look_for_ever(self) -> None:
-        outcomes = OutcomeReader(self._log)
+    async def _watch_costs(self) -> None:
         while True:
             try:
                 self._router.observe(await self._participant.store.members())
-                if await outcomes.read():
-                    await asyncio.to_thread(self._router.learn_outcomes, outcomes.known)
             except StoreUnavailable as e:
-                logger.warning("costs and outcomes stay as they were: %s", e)
+                logger.warning("the costs stay as they were: %s", e)
+            await asyncio.sleep(_COSTS_S)
+
+    async def _learn_anew(self) -> None:
+        """Outcomes, and cards that were worked in, whenever there are new ones."""
+        outcomes = OutcomeReader(self._log)
+        while True:
+            await asyncio.sleep(_LEARN_S)
+            try:
+                has_new = await outcomes.read()
+            except StoreUnavailable as e:
+                logger.warning("the outcomes stay as they were: %s", e)
+                continue
+            if has_new:
+                await asyncio.to_thread(self._router.learn_outcomes, tuple(outcomes.known))
             if not self._router.is_whole:
                 await asyncio.to_thread(self._router.refresh)
                 self._participant.announce()
-            await asyncio.sleep(_LOOK_S)
 
     def _report(self) -> Member:
         return Member(

@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from benchmarks.report import page
+from benchmarks.report import page, router_table
 from cluster.settings import Settings
 from deployments.cli import app
 
@@ -27,7 +27,20 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """File name -> content, of every generated page."""
-    return {"benchmarks.md": page(), "cli.md": cli_page(), "settings.md": settings_page()}
+    return {
+        "benchmarks.md": page(),
+        "cli.md": cli_page(),
+        "settings.md": settings_page(),
+        "../README.md": readme(),
+    }
+
+
+def readme() -> str:
+    """The README, with the benchmark's table in its place."""
+    start, end = "<!-- router:start -->\n", "<!-- router:end -->"
+    head, _, rest = (HERE.parent / "README.md").read_text().partition(start)
+    _, _, tail = rest.partition(end)
+    return head + start + "\n".join(router_table()) + "\n\n" + end + tail
 
 
 def cli_page() -> str:

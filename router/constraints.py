@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -10,14 +10,22 @@ from cluster.state import OPERATOR, Card, Value, Viewer
 
 HEADER_PREFIX = "x-roundhouse-"
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class CostWeights(Value):
     """How much quality a unit of each cost is worth: the lambdas of Tryage (2023, eq. 3)."""
 
-    latency: float | None = Field(None, ge=0, description="per second until the first token")
-    price: float | None = Field(None, ge=0, description="per unit of the base model's price")
-    size: float | None = Field(None, ge=0, description="per GB of adapter")
-    load: float | None = Field(None, ge=0, description="for replicas that are full")
+    latency: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="per second until the first token"
+    )
+    price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="per unit of the base model's price"
+    )
+    size: Amount | None = Field(None, description="per GB of adapter")
+    load: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="for replicas that are full"
+    )
 
 
 class Constraints(Value):
@@ -28,8 +36,12 @@ class Constraints(Value):
     base_model: str | None = Field(None, description="only adapters of this base model")
     tags: tuple[str, ...] = Field((), description="only adapters that carry all of these tags")
     min_confidence: float | None = Field(None, ge=0, le=1, description="abstain below this")
-    max_latency_s: float | None = Field(None, ge=0, description="expected until the first token")
-    max_price: float | None = Field(None, ge=0, description="of the base model")
+    max_latency_s: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="expected until the first token"
+    )
+    max_price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="of the base model"
+    )
     weights: CostWeights = Field(CostWeights(), description="quality that a unit of cost is worth")
     viewer: Viewer = Field(OPERATOR, description="who asks; set by the endpoint, not by callers")
 
@@ -62,6 +74,15 @@ _PLAIN = ("base_model", "min_confidence", "max_latency_s", "max_price")
 _HEADERS = {f"{HEADER_PREFIX}{name.replace('_', '-')}": name for name in (*_LISTS, *_PLAIN)} | {
     f"{HEADER_PREFIX}weight-{name}": f"weights.{name}" for name in CostWeights.model_fields
 }
+
+
+def merged(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Constraints of both; where both say something, the body's."""
+    both = headers | body
+    weights = [part.get("weights") for part in (headers, body)]
+    if all(isinstance(part, dict) for part in weights):
+        both["weights"] = weights[0] | weights[1]
+    return both
 
 
 def constraints_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Cost:
     size_gb: float = 0.0
     load: float = 0.0
     residency: Tier | None = None
+    is_served: bool = True
 
     def as_dict(self) -> dict[str, float]:
         named = {
@@ -51,11 +52,13 @@ class LiveCosts:
         """Of a request that needs no adapter."""
         replicas = self.replicas.get(model, ())
         wait = min((_queue_s(m) for m in replicas), default=0.0)
-        return Cost(wait, self._price(model), 0.0, _load(replicas))
+        served = bool(replicas) or not self.replicas
+        return Cost(wait, self._price(model), 0.0, _load(replicas), is_served=served)
 
     def adapter(self, model: str, key: str, version: Version) -> Cost:
         """Of a request for `key` (``name@version``): on the replica where it is soonest."""
-        replicas = self.replicas.get(model, ())
+        able = [m for m in self.replicas.get(model, ()) if key not in m.problems]
+        replicas = tuple(able)
         load_s = {member.id: _load_s(member, key, version) for member in replicas}
         soonest = min(replicas, key=lambda m: load_s[m.id] + _queue_s(m), default=None)
         tiers = [tier for m in replicas if (tier := m.residency.tier(key)) is not None]
@@ -65,6 +68,8 @@ class LiveCosts:
             version.size_bytes / _GB,
             _load(replicas),
             min(tiers, key=list(Tier).index, default=None),
+            # Before the first reports nothing is known, which is no reason to refuse.
+            is_served=bool(replicas) or not self.replicas,
         )
 
     def _price(self, model: str) -> float:

@@ -15,6 +15,7 @@ from cluster.errors import ConfigError
 PACKAGE_SCHEME = "package:"
 # Joins the two ends of a long prompt; most tokenizers know it as one token.
 _GAP = " … "
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,14 @@ class SentenceEncoder:
     def encode(self, texts: list[str]) -> Embeddings:
         import torch
 
-        with self._lock, torch.inference_mode():
-            windows = [self._prefix + self._ends_of(text) for text in texts]
-            # Padding costs as much as text: like lengths go together.
-            order = np.argsort([len(w) for w in windows], kind="stable")
-            batches = [order[i : i + 32] for i in range(0, len(order), 32)]
-            parts = [self._forward([windows[i] for i in batch]) for batch in batches]
+        # Padding costs as much as text: like lengths go together.
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        parts = []
+        for start in range(0, len(order), _BATCH):
+            # Between batches another thread may have its turn: a prompt must not wait for a card.
+            with self._lock, torch.inference_mode():
+                batch = [self._ends_of(texts[i]) for i in order[start : start + _BATCH]]
+                parts.append(self._forward([self._prefix + text for text in batch]))
         back = np.argsort(order, kind="stable")
         return Embeddings(
             unit_rows(np.concatenate([p[0] for p in parts])[back]),

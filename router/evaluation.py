@@ -2,18 +2,19 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from sklearn.metrics import roc_auc_score
 
 from cluster.errors import ConfigError
 from cluster.settings import RouterSettings, explain
-from cluster.state import Adapter, Card, Decision, Prompt, Version
+from cluster.state import Adapter, Card, Decision, Prompt, Share, Version
 from router.classifier import calibration_error
 from router.constraints import Constraints
 from router.encoder import Encoder
@@ -54,8 +55,8 @@ class OutcomeLine(_Line):
     """A line of TRAIN or TEST: how well each candidate answered, and what it cost."""
 
     input: str
-    scores: dict[str, float] = Field(min_length=1)
-    costs: dict[str, float] = Field(default_factory=dict)
+    scores: dict[str, Share] = Field(min_length=1)
+    costs: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
 def read_lines(path: Path, kind: type[Line]) -> list[Line]:
@@ -126,18 +127,15 @@ def evaluate_cards(
 
 
 def _check_names(cards: Sequence[CardLine], prompts: Sequence[PromptLine]) -> None:
-    names = [card.name for card in cards]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ConfigError(f"cards: the name {min(twice)!r} is there twice")
+    names = Counter(card.name for card in cards)
+    name, times = names.most_common(1)[0]
+    if times > 1:
+        raise ConfigError(f"cards: the name {name!r} is there {times} times")
     if silent := [card.name for card in cards if not (card.description or any(card.examples))]:
         raise ConfigError(f"cards: {silent[0]!r} has neither a description nor examples")
-    known = set(names)
     for number, prompt in enumerate(prompts, start=1):
-        if prompt.adapter is not None and prompt.adapter not in known:
-            raise ConfigError(
-                f"prompts: number {number} names {prompt.adapter!r}, which no card is"
-            )
+        if prompt.adapter is not None and prompt.adapter not in names:
+            raise ConfigError(f"prompts: number {number}: no card is named {prompt.adapter!r}")
 
 
 def _as_adapter(card: CardLine) -> Adapter:
@@ -226,12 +224,13 @@ class Curve:
     oracle: tuple[float, float]
 
     @property
-    def apgr(self) -> float:
+    def apgr(self) -> float | None:
         """Average performance gap recovered (RouteLLM 2024, section 2.2): the area between the
-        curve and the weak candidate, over that between the strong and the weak one."""
+        curve and the weak candidate, over that between the strong and the weak one. None where the
+        best candidate on average is the cheapest, too."""
         (low, weak), (high, strong) = self.candidates[self.weak], self.candidates[self.strong]
         if high <= low or strong <= weak:
-            return float("nan")
+            return None
         share = (self.costs - low) / (high - low)
         inside = (share >= -1e-9) & (share <= 1 + 1e-9)
         area = np.trapezoid(self.qualities[inside], share[inside])
@@ -266,7 +265,7 @@ def evaluate_outcomes(
     )
     few = np.linspace(0, len(curve.costs) - 1, min(_CURVE_POINTS, len(curve.costs))).astype(int)
     report = {
-        "apgr": round(curve.apgr, 4),
+        "apgr": None if curve.apgr is None else round(curve.apgr, 4),
         "oracle": round(curve.oracle[1], 4),
         "points": [
             {"cost": round(float(cost), 4), "quality": round(float(quality), 4)}
@@ -364,7 +363,8 @@ def draw(curve: Curve, path: Path) -> None:
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(curve.costs, curve.qualities, label=f"router (APGR {curve.apgr:.3f})")
+    label = "router" if curve.apgr is None else f"router (APGR {curve.apgr:.3f})"
+    axes.plot(curve.costs, curve.qualities, label=label)
     ends = [curve.candidates[curve.weak], curve.candidates[curve.strong]]
     axes.plot(*zip(*ends, strict=True), "--", color="grey", label="at random")
     for name, (cost, quality) in curve.candidates.items():

@@ -60,7 +60,7 @@ def choose(
     defaults: CostWeightSettings,
     near_tie: float,
 ) -> Choice:
-    """Args: near_tie: difference in quality that a shorter wait outweighs."""
+    """Args: near_tie: difference in quality less cost that a shorter wait outweighs."""
     excluded = {o.name: why for o in options if (why := _objection(o.cost, constraints))}
     weights = _weights(constraints.weights, defaults)
     priced = [(o, _cost(o.cost, weights)) for o in options if o.name not in excluded]
@@ -90,6 +90,8 @@ def _cost(cost: Cost, weights: dict[str, float]) -> float:
 
 
 def _objection(cost: Cost, constraints: Constraints) -> str | None:
+    if not cost.is_served:
+        return "no live replica can serve it"
     if constraints.max_latency_s is not None and cost.latency_s > constraints.max_latency_s:
         return f"max_latency_s: {cost.latency_s:.3g} s expected"
     if constraints.max_price is not None and cost.price > constraints.max_price:

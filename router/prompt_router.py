@@ -10,7 +10,6 @@ import numpy as np
 from cluster.settings import BaseModelSettings, RouterSettings
 from cluster.state import (
     Adapter,
-    AdapterRef,
     Card,
     Decision,
     Evidence,
@@ -24,7 +23,7 @@ from cluster.state import (
 from router.arrow import ArrowRouter
 from router.classifier import Classifier, Verdict
 from router.constraints import Constraints
-from router.costs import Cost, LiveCosts
+from router.costs import LiveCosts
 from router.encoder import Encoder
 from router.features import FeatureExtractor, Features
 from router.policy import SHOWN_CANDIDATES, Choice, Option, choose
@@ -35,6 +34,13 @@ _EVERYDAY = Path(__file__).parent / "data" / "everyday_prompts.txt"
 _WEIGHED = 16
 # Up to this many texts learning anew takes well under a second; of more, changes are worked in.
 _LEARN_ANEW = 500
+# More texts at once are not worked in: that takes a matrix of their number squared.
+_WORKED_IN = 1000
+# Share of the best probability that an adapter must have to be chosen for being cheaper.
+_WORTH = 0.1
+# Likeness to a prompt of known outcome from which on a base model's outcomes speak for a prompt
+# that an adapter fits.
+_TRIED_NEARBY = 0.6
 _EXCERPT_CHARS = 160
 _EVIDENCE = 3
 # What the response of weights is worth as a confidence.
@@ -62,17 +68,15 @@ class _Index:
     def allowed(self, constraints: Constraints) -> np.ndarray:
         """(c,) whether a class may be chosen; kept, for ten thousand cards take milliseconds."""
         key = constraints.on_cards
-        if key not in self.masks:
-            if len(self.masks) > 64:
-                self.masks.clear()
-            self.masks[key] = np.array(
-                [
-                    key.viewer.may_see(a.card) and key.objection(a.card) is None
-                    for a in self.adapters
-                ],
-                dtype=bool,
-            )
-        return self.masks[key]
+        known = self.masks.get(key)
+        if known is not None:
+            return known
+        found = [
+            key.viewer.may_see(a.card) and key.objection(a.card) is None for a in self.adapters
+        ]
+        if len(self.masks) > 64:
+            self.masks.clear()
+        return self.masks.setdefault(key, np.array(found, dtype=bool))
 
 
 class PromptRouter:
@@ -99,6 +103,7 @@ class PromptRouter:
         self._weights = weights or {}
         self._quality: QualityPredictor | None = None
         self._features: dict[tuple[str, ...], Features] = {}
+        self._outcome_features: dict[str, Features] = {}
         self._background = self._extract(everyday_prompts())
         self._index = _Index()
         self._changing = threading.Lock()
@@ -138,7 +143,15 @@ class PromptRouter:
     def learn_outcomes(self, outcomes: Iterable[Outcome]) -> None:
         """Learn anew how well each candidate answers."""
         texts, scores = table_of(outcomes)
-        self._quality = QualityPredictor.fit(self._extract(texts), scores) if texts else None
+        if not texts:
+            self._quality = None
+            return
+        known = {text: f for text in texts if (f := self._outcome_features.get(text)) is not None}
+        if new := [text for text in texts if text not in known]:
+            read = self._extract(new).compact()
+            known |= {text: read[i : i + 1] for i, text in enumerate(new)}
+        self._outcome_features = known
+        self._quality = QualityPredictor.fit(Features.stack([known[t] for t in texts]), scores)
 
     def observe(self, members: Iterable[Member]) -> None:
         """Take the newest reports of the replicas into the costs."""
@@ -156,7 +169,7 @@ class PromptRouter:
         new = [n for n, texts in wanted.items() if before.get(n) != texts]
         size = sum(len(texts) for texts in wanted.values())
         changed = sum(len(wanted[n]) for n in new) + sum(len(before[n]) for n in gone)
-        if index.classifier is None or size <= _LEARN_ANEW or changed > size / 4:
+        if index.classifier is None or size <= _LEARN_ANEW or changed > _WORKED_IN:
             adapters = tuple(known.values())
             learnt = [self._embed(_texts(a.card)) for a in adapters]
             return _Index(
@@ -217,7 +230,8 @@ class PromptRouter:
         index = self._index
         decisions = self._by_cards(index, prompts, constraints)
         for i, prompt in enumerate(prompts):
-            if decisions[i].adapter is None:
+            is_out = decisions[i].in_scope <= decisions[i].threshold
+            if decisions[i].adapter is None and is_out:
                 found = self._by_weights(index, prompt, constraints)
                 decisions[i] = found or decisions[i]
         return decisions
@@ -263,8 +277,9 @@ class PromptRouter:
         if not ranked or scores.get(ranked[0].stable.digest, 0.0) <= 1:
             return None
         best, score = ranked[0], scores[ranked[0].stable.digest]
-        option = Option(best.name, best.card.base_model, _UNCALIBRATED, Cost())
-        choice = self._choose([option], constraints)
+        choice = self._choose([self._option(best, _UNCALIBRATED)], constraints)
+        if choice.best is None:
+            return None
         return Decision(
             adapter=best.name,
             version=best.stable.number,
@@ -311,12 +326,16 @@ class PromptRouter:
         return [self._decide_one(index, *row, constraints) for row in rows]
 
     def _foretell(self, features: Features) -> list[dict[str, float]]:
-        """Predicted quality by candidate, of those that outcomes are known of."""
-        if self._quality is None:
+        """Predicted quality by candidate, of those that outcomes are known of; under the empty
+        name how alike the nearest prompt of known outcome is."""
+        predictor = self._quality
+        if predictor is None:
             return [{} for _ in range(len(features))]
-        names = self._quality.candidates
-        rows = self._quality.predict(features).tolist()
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        rows = predictor.predict(features).tolist()
+        return [
+            {**dict(zip(predictor.candidates, row, strict=True)), "": near}
+            for row, near in zip(rows, predictor.nearest(features).tolist(), strict=True)
+        ]
 
     def _decide_one(
         self,
@@ -343,20 +362,24 @@ class PromptRouter:
             shown = self._choose(ranked, constraints).candidates
             choice = replace(choice, excluded=excluded | choice.excluded)
             return self._decision(index, verdict, None, choice, reason, shown=shown)
-        if best in foretold and any(o.model in foretold for o in bases):
-            # Outcomes say how well each answers: adapters and base models compete.
+        options, why = ranked, "probability"
+        if foretold:
+            # Outcomes say how well each answers what it was made for.
+            typical = float(np.mean([foretold.get(o.name, 1.0) for o in ranked]))
             options = [
-                replace(o, quality=foretold[o.name]) for o in ranked + bases if o.name in foretold
+                replace(o, quality=o.quality * np.clip(foretold.get(o.name, typical), 0, 1))
+                for o in ranked
             ]
+            if foretold[""] >= _TRIED_NEARBY:
+                options += [o for o in bases if o.model in foretold]
             why = "predicted quality"
-        else:
-            options, why = ranked, "probability"
         choice = self._choose(options, constraints)
         choice = replace(choice, excluded=excluded | choice.excluded)
         if choice.best is None:
-            reason = "the constraints on cost leave no adapter"
             left = self._choose(bases, constraints)
-            return self._decision(index, verdict, None, replace(choice, best=left.best), reason)
+            choice = replace(choice, best=left.best, excluded=choice.excluded | left.excluded)
+            reason = "the constraints on cost leave no adapter that fits"
+            return self._decision(index, verdict, None, choice, reason)
         reason = f"{choice.best.name}: {why} {choice.best.quality:.2f}"
         if choice.passed_over is not None:
             reason += (
@@ -397,13 +420,17 @@ class PromptRouter:
 
     def _adapters_of(self, index: _Index, verdict: Verdict) -> list[Option]:
         options = []
+        least = _WORTH * verdict.probabilities[0]
         for label, probability in _ranking(verdict)[:_WEIGHED]:
-            adapter = index.adapters[label]
-            key = AdapterRef.of(adapter, adapter.stable).key
-            model = adapter.card.base_model
-            cost = self._costs.adapter(model, key, adapter.stable)
-            options.append(Option(adapter.name, model, float(probability), cost))
+            if probability >= least:
+                options.append(self._option(index.adapters[label], probability))
         return options
+
+    def _option(self, adapter: Adapter, quality: float) -> Option:
+        key = f"{adapter.name}@{adapter.stable.number}"
+        model = adapter.card.base_model
+        cost = self._costs.adapter(model, key, adapter.stable)
+        return Option(adapter.name, model, quality, cost)
 
     def _bases(self, constraints: Constraints, foretold: dict[str, float]) -> list[Option]:
         """The base models that may answer; the default one, unless outcomes tell them apart."""
@@ -458,4 +485,6 @@ def _ranking(verdict: Verdict) -> list[tuple[int, float]]:
 
 
 def _texts(card: Card) -> tuple[str, ...]:
-    return (*((card.description,) if card.description else ()), *card.examples)
+    """What is learnt of a card; the same text twice says nothing more."""
+    told = (*((card.description,) if card.description else ()), *card.examples)
+    return tuple(dict.fromkeys(told))

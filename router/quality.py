@@ -73,6 +73,10 @@ class QualityPredictor:
         """(n, candidates); what is sure to fail or succeed may lie a little beyond 0 and 1."""
         return self.kernel(features) @ self.coefficients + self.means
 
+    def nearest(self, features: Features) -> np.ndarray:
+        """(n,) likeness of the nearest prompt of known outcome, among the landmarks."""
+        return self.kernel(features).max(axis=1)
+
 
 def table_of(outcomes: Iterable[Outcome]) -> tuple[list[str], dict[str, np.ndarray]]:
     """Distinct inputs, and per candidate its mean score on each (NaN: not tried)."""

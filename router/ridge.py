@@ -21,8 +21,9 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
-# Two equal landmarks make K singular; this is far below what a likeness can tell.
-_JITTER = 1e-6
+# Equal landmarks make K singular. The first is far below what a likeness can tell; the last still
+# is, and enough for hundreds of copies of one text.
+_JITTERS = (1e-6, 1e-4, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,13 @@ class Ridge:
             between: (m, m) likeness of the landmarks to each other.
         """
         system = between.astype(np.float64)
-        system[np.diag_indices_from(system)] += _JITTER
         moments, mass = 0.0, np.zeros(len(system))
         for block in blocks:
             weighed = block.weighed
             system += weighed.T @ block.likeness
             moments = moments + (block.targets.T @ weighed).T
             mass += weighed.sum(axis=0)
-        precision = scipy.linalg.inv(system, assume_a="pos", overwrite_a=True)
+        precision = _inverse(system)
         return cls(precision, moments, mass, precision @ moments)
 
     def coefficients(self, offset: float = 0.0) -> np.ndarray:
@@ -115,6 +115,16 @@ class Ridge:
             self.mass,
             np.delete(self.solution, column, axis=1),
         )
+
+
+def _inverse(system: np.ndarray) -> np.ndarray:
+    """Of a matrix that is positive definite but for rounding."""
+    for jitter in _JITTERS:
+        try:
+            return scipy.linalg.inv(system + jitter * np.eye(len(system)), assume_a="pos")
+        except np.linalg.LinAlgError:
+            continue
+    return np.linalg.pinv(system, hermitian=True)
 
 
 def without_own(predicted: np.ndarray, targets: np.ndarray, leverage: np.ndarray) -> np.ndarray:

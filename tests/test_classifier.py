@@ -146,6 +146,20 @@ def test_a_class_with_one_example_is_not_drowned_by_one_with_many():
     assert np.mean(np.array(found) == 0) > 0.8
 
 
+def test_hundreds_of_copies_of_one_text_do_not_break_the_solution():
+    catalogue = Catalogue(4, each=3)
+    copies = np.concatenate([np.arange(12), np.zeros(500, dtype=int)])
+    classifier = Classifier.fit(
+        catalogue.examples[copies],
+        catalogue.labels[copies],
+        catalogue.elsewhere(30),
+        max_landmarks=2048,
+        **SETTINGS,
+    )
+    assert best(classifier, catalogue.prompts(np.arange(1, 4))) == [1, 2, 3]
+    assert best(classifier, catalogue.examples[:1]) == [0]
+
+
 def test_the_same_text_in_two_classes_does_not_break_the_solution():
     catalogue = Catalogue(4, each=3)
     twice = np.tile(np.arange(12), 2)

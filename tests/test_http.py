@@ -448,6 +448,14 @@ async def test_feedback_is_kept_with_the_prompt_and_what_answered_it(rh, make_ad
     assert outcome == Outcome(input="every friday at ten", candidate="cron", score=0.5)
 
 
+async def test_feedback_is_given_once(rh):
+    await ask_as(rh, "r1")
+    await kept(rh, "r1")
+    body = {"request_id": "r1", "score": 1}
+    assert (await rh.client.post("/v1/feedback", json=body)).status_code == 200
+    assert error(await rh.client.post("/v1/feedback", json=body), 409)["param"] == "request_id"
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [

@@ -201,6 +201,46 @@ def test_costs_decide_when_the_caller_says_so(prompt_router):
     prompt_router.observe([])
 
 
+def test_a_limit_on_costs_does_not_send_a_prompt_to_an_adapter_that_does_not_fit(prompt_router):
+    cards = {name: adapter(name, examples) for name, examples in CARDS.items()}
+    cards["git"] = adapter("git", CARDS["git"], base_model="cheap")
+    prompt_router.update(cards)
+    warm = Residency(slots=("git@1",), slot_capacity=4, host_capacity=8)
+    prompt_router.observe(
+        [
+            Member(id="a", kind="replica", model="m"),
+            Member(id="b", kind="replica", model="cheap", residency=warm),
+        ]
+    )
+    prompt = "each friday at ten in the morning"
+    (decision,) = choose(prompt_router, prompt, max_latency_s=0.001)
+    assert decision.adapter is None
+    assert "max_latency_s" in decision.excluded["cron"]
+    (decision,) = choose(prompt_router, prompt, weights={"latency": 100})
+    assert decision.adapter == "cron"
+    prompt_router.observe([Member(id="b", kind="replica", model="cheap", residency=warm)])
+    (decision,) = choose(prompt_router, prompt)
+    assert decision.adapter is None
+    assert decision.excluded["cron"] == "no live replica can serve it"
+    prompt_router.observe([])
+
+
+def test_outcomes_rank_adapters_that_fit_and_never_those_that_do_not(prompt_router):
+    twins = {name: adapter(name, CARDS["cron"]) for name in ("cron-a", "cron-b")}
+    prompt_router.update(twins | {"sql": adapter("sql", CARDS["sql"])})
+    records = [
+        Outcome(input=f"{prompt} ({i})", candidate=name, score=score)
+        for name, score in (("cron-a", 0.2), ("cron-b", 0.9), ("sql", 1.0))
+        for prompt in CARDS["cron" if name != "sql" else "sql"]
+        for i in range(4)
+    ]
+    prompt_router.learn_outcomes(records)
+    (decision,) = choose(prompt_router, "each friday at ten in the morning")
+    assert decision.adapter == "cron-b"
+    assert "predicted quality" in decision.reason
+    prompt_router.learn_outcomes([])
+
+
 def test_outcomes_send_prompts_that_no_adapter_fits_to_the_base_model_that_answers_them():
     models = [BaseModelSettings(id=name, path="p") for name in ("small", "large")]
     router = PromptRouter(SentenceEncoder(RouterSettings().encoder), RouterSettings(), models)

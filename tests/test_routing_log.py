@@ -56,10 +56,11 @@ async def test_outcomes_are_read_once_and_in_order(log):
     reader = OutcomeReader(log)
     assert not await reader.read()
     for score in (0.0, 1.0):
-        await log.add_outcome(Outcome(input="x", candidate="a", score=score))
+        await log.add_outcome(f"r{score}", Outcome(input="x", candidate="a", score=score))
     assert await reader.read()
     assert not await reader.read()
-    await log.add_outcome(Outcome(input="y", candidate="a", score=0.5))
+    assert await log.add_outcome("r", Outcome(input="y", candidate="a", score=0.5))
+    assert not await log.add_outcome("r", Outcome(input="y", candidate="a", score=0.1))
     assert await reader.read()
     assert [o.score for o in reader.known] == [0.0, 1.0, 0.5]
 
