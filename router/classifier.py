@@ -24,6 +24,7 @@ from router.ridge import Examples, Ridge, without_own
 _NOISE = 0.05
 # An adapter with few examples has low scores even where it is right: k / n is what it lacks.
 _FEW_EXAMPLES = 3.0
+_SURE_GAIN = 1.5
 # Of the posterior variance, which costs the square of them at each prompt.
 _VARIANCE_LANDMARKS = 512
 _BLOCK = 4096
@@ -228,7 +229,8 @@ class Classifier:
         classes, scores = self._ranked(regressors, thinkable)
         usable = allowed[classes]
         chosen = scores[usable]
-        scope = float(self.scope(np.concatenate([np.minimum(chosen[:1], 1), known])))
+        best = self._sure(chosen[:1], classes[usable][:1])
+        scope = float(self.scope(np.concatenate([best, known])))
         # Better known to a class that may not be chosen: so much less likely to be this one's.
         scope *= float(np.clip(chosen[0] / max(scores[0], 1e-6), 0, 1))
         return Verdict(
@@ -325,12 +327,19 @@ class Classifier:
         counts = self.counts if classes is None else self.counts[classes]
         return regressors @ coefficients.T + _gain(counts) * _unknown(self.classes)
 
+    def _sure(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Scores as they count for the scope: what a single example lacks may be lent to it to win
+        over others, but is no sign that the prompt is known."""
+        gain = _gain(self.counts)[classes]
+        return np.minimum(scores / gain * np.minimum(gain, _SURE_GAIN), 1)
+
     def _signals_of(self, features: Features) -> np.ndarray:
         """(n, 3) best score, likeness of the nearest example, posterior variance."""
         regressors = self.kernel.regressors(features)
         likeness = regressors[:, : len(self.landmarks)]
         allowed = np.ones(self.classes, dtype=bool)
-        best = np.minimum(self._score(regressors).max(axis=1), 1)
+        scores = self._score(regressors)
+        best = self._sure(scores.max(axis=1), scores.argmax(axis=1))
         return np.column_stack([best, self._familiarity(features, likeness, allowed)])
 
     def _familiarity(
@@ -403,7 +412,11 @@ class _LeftOut:
         # Of an example that the variance is made from: 1 / Q_ii is what it has without itself.
         inside = held < len(made.variance)
         known[inside, 1] = 1 / np.diag(made.variance)[held[inside]] - _NOISE
-        return cls(scores, np.column_stack([np.minimum(scores.max(axis=1), 1), known]), own)
+        return cls(
+            scores,
+            np.column_stack([made._sure(scores.max(axis=1), scores.argmax(axis=1)), known]),
+            own,
+        )
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
