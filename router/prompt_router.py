@@ -10,6 +10,7 @@ import numpy as np
 from cluster.settings import BaseModelSettings, RouterSettings
 from cluster.state import (
     Adapter,
+    Candidate,
     Card,
     Decision,
     Evidence,
@@ -344,60 +345,16 @@ class PromptRouter:
         foretold: dict[str, float],
         constraints: Constraints,
     ) -> Decision:
-        better = [index.adapters[label].card for label in verdict.before[:SHOWN_CANDIDATES]]
-        excluded = {card.name: constraints.objection(card) or "" for card in better}
-        threshold = index.classifier.scope.threshold
-        confidence = verdict.scope * verdict.probabilities[0]
-        best = index.adapters[verdict.classes[0]].name
-        is_out = verdict.scope < threshold
-        if is_out:
-            reason = f"out of scope: {verdict.scope:.2f} is below the threshold {threshold:.2f}"
-        elif constraints.min_confidence is not None and confidence < constraints.min_confidence:
-            is_out = True
-            reason = f"{best}: confidence {confidence:.2f} is below min_confidence"
         ranked = self._adapters_of(index, verdict)
         bases = self._bases(constraints, foretold)
-        if is_out:
+        reason = self._why_none(index, verdict, constraints)
+        if reason is not None:
             choice = self._choose(bases, constraints)
-            shown = self._choose(ranked, constraints).candidates
-            choice = replace(choice, excluded=excluded | choice.excluded)
-            return self._decision(index, verdict, None, choice, reason, shown=shown)
-        options, why = ranked, "probability"
-        if foretold:
-            # Outcomes say how well each answers what it was made for.
-            typical = float(np.mean([foretold.get(o.name, 1.0) for o in ranked]))
-            options = [
-                replace(o, quality=o.quality * np.clip(foretold.get(o.name, typical), 0, 1))
-                for o in ranked
-            ]
-            if foretold[""] >= _TRIED_NEARBY:
-                options += [o for o in bases if o.model in foretold]
-            why = "predicted quality"
-        choice = self._choose(options, constraints)
-        choice = replace(choice, excluded=excluded | choice.excluded)
-        if choice.best is None:
-            left = self._choose(bases, constraints)
-            choice = replace(choice, best=left.best, excluded=choice.excluded | left.excluded)
-            reason = "the constraints on cost leave no adapter that fits"
-            return self._decision(index, verdict, None, choice, reason)
-        reason = f"{choice.best.name}: {why} {choice.best.quality:.2f}"
-        if choice.passed_over is not None:
-            reason += (
-                f", nearly as good as {choice.passed_over.name} "
-                f"({choice.passed_over.quality:.2f}) and sooner there"
-            )
-        return self._decision(index, verdict, choice.best.adapter, choice, reason)
-
-    def _decision(
-        self,
-        index: _Index,
-        verdict: Verdict,
-        adapter: str | None,
-        choice: Choice,
-        reason: str,
-        *,
-        shown: tuple = (),
-    ) -> Decision:
+        else:
+            choice, reason = self._weigh(ranked, bases, foretold, constraints)
+        better = [index.adapters[label].card for label in verdict.before[:SHOWN_CANDIDATES]]
+        excluded = {card.name: constraints.objection(card) or "" for card in better}
+        adapter = choice.best.adapter if choice.best else None
         labels = {index.adapters[c].name: (c, p) for c, p in _ranking(verdict)}
         label, probability = labels.get(adapter, (verdict.classes[0], verdict.probabilities[0]))
         return Decision(
@@ -409,22 +366,74 @@ class PromptRouter:
             threshold=round(index.classifier.scope.threshold, 4),
             route=Route.AUTO,
             reason=reason,
-            candidates=shown + choice.candidates,
-            excluded=choice.excluded,
+            candidates=self._shown(choice, ranked, constraints),
+            excluded=excluded | choice.excluded,
             evidence=self._evidence(index, verdict, label) if adapter else (),
             versions=self._versions(index),
         )
+
+    def _why_none(self, index: _Index, verdict: Verdict, constraints: Constraints) -> str | None:
+        """Why no adapter is to be chosen, if so."""
+        threshold, least = index.classifier.scope.threshold, constraints.min_confidence
+        if verdict.scope < threshold:
+            return f"out of scope: {verdict.scope:.2f} is below the threshold {threshold:.2f}"
+        confidence = verdict.scope * verdict.probabilities[0]
+        if least is not None and confidence < least:
+            best = index.adapters[verdict.classes[0]].name
+            return f"{best}: confidence {confidence:.2f} is below min_confidence"
+        return None
+
+    def _weigh(
+        self,
+        ranked: list[Option],
+        bases: list[Option],
+        foretold: dict[str, float],
+        constraints: Constraints,
+    ) -> tuple[Choice, str]:
+        """Choose among the adapters that fit, and base models of which is known that they do."""
+        options = [o for o in ranked if o.quality >= _WORTH * ranked[0].quality]
+        why = "probability"
+        if foretold:
+            # Outcomes say how well each answers what it was made for.
+            typical = float(np.mean([foretold.get(o.name, 1.0) for o in options]))
+            options = [
+                replace(o, quality=o.quality * np.clip(foretold.get(o.name, typical), 0, 1))
+                for o in options
+            ]
+            if foretold[""] >= _TRIED_NEARBY:
+                options += [o for o in bases if o.model in foretold]
+            why = "predicted quality"
+        choice = self._choose(options, constraints)
+        if choice.best is None:
+            left = self._choose(bases, constraints)
+            choice = replace(choice, best=left.best, excluded=choice.excluded | left.excluded)
+            return choice, "the constraints on cost leave no adapter that fits"
+        reason = f"{choice.best.name}: {why} {choice.best.quality:.2f}"
+        if choice.passed_over is not None:
+            reason += (
+                f", nearly as good as {choice.passed_over.name} "
+                f"({choice.passed_over.quality:.2f}) and sooner there"
+            )
+        return choice, reason
+
+    def _shown(
+        self, choice: Choice, ranked: list[Option], constraints: Constraints
+    ) -> tuple[Candidate, ...]:
+        """What was weighed and what came behind it; base models last."""
+        weighed = {o.name for o, _ in choice.ranked} | choice.excluded.keys()
+        rest = self._choose([o for o in ranked if o.name not in weighed], constraints)
+        adapters = [c for c in (*choice.candidates, *rest.candidates) if c.adapter is not None]
+        bases = [c for c in choice.candidates if c.adapter is None]
+        return (*adapters[:SHOWN_CANDIDATES], *bases)
 
     def _choose(self, options: list[Option], constraints: Constraints) -> Choice:
         return choose(options, constraints, self._settings.cost_weights, self._settings.near_tie)
 
     def _adapters_of(self, index: _Index, verdict: Verdict) -> list[Option]:
-        options = []
-        least = _WORTH * verdict.probabilities[0]
-        for label, probability in _ranking(verdict)[:_WEIGHED]:
-            if probability >= least:
-                options.append(self._option(index.adapters[label], probability))
-        return options
+        return [
+            self._option(index.adapters[label], probability)
+            for label, probability in _ranking(verdict)[:_WEIGHED]
+        ]
 
     def _option(self, adapter: Adapter, quality: float) -> Option:
         key = f"{adapter.name}@{adapter.stable.number}"

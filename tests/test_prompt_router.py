@@ -77,6 +77,7 @@ def test_a_new_prompt_finds_its_adapter_and_says_why(trained, prompt, name):
     assert decision.route is Route.AUTO
     assert name in decision.reason
     assert decision.candidates[0].adapter == name
+    assert {c.adapter for c in decision.candidates} == set(CARDS), "the runners-up are shown"
     assert decision.confidence >= 0.5
 
 
