@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -92,9 +93,7 @@ def _store() -> Iterator[str]:
     yield ""
     yield "| | median | P99 |"
     yield "|---|---:|---:|"
-    for name, found in catalogue.items():
-        if isinstance(found, dict):
-            yield f"| {name} | {found['p50_ms']} ms | {found['p99_ms']} ms |"
+    yield from _times(catalogue)
     yield ""
     yield f"### A new version on {fan_out['replicas']} replicas (bar: P99 1 s)"
     yield ""
@@ -175,9 +174,7 @@ def _router() -> Iterator[str]:
     yield ""
     yield "| | P50 | P99 |"
     yield "|---|---:|---:|"
-    for name, found in report["scale"].items():
-        if isinstance(found, dict):
-            yield f"| {name} | {found['p50_ms']} ms | {found['p99_ms']} ms |"
+    yield from _times(report["scale"])
     endpoint = report["endpoint"]
     for name, title in (("added", "`auto` adds to a request, over Ray Serve"),
                         ("POST /v1/route", "`POST /v1/route`")):  # fmt: skip
@@ -186,6 +183,13 @@ def _router() -> Iterator[str]:
     holds = report["scale"]["shortlist holds the best"]
     yield "The rows of adapters are without the encoder. Of 10,000 adapters the shortlist holds"
     yield f"the one with the best score of all in {holds} % of the prompts."
+
+
+def _times(found: dict[str, Any]) -> Iterator[str]:
+    """A row for each measurement that has percentiles."""
+    for name, times in found.items():
+        if isinstance(times, dict):
+            yield f"| {name} | {times['p50_ms']} ms | {times['p99_ms']} ms |"
 
 
 def _bold(value: float, best: float) -> str:

@@ -24,6 +24,7 @@ from router.ridge import Examples, Ridge, without_own
 _NOISE = 0.05
 # An adapter with few examples has low scores even where it is right: k / n is what it lacks.
 _FEW_EXAMPLES = 3.0
+# That lends a score, but only so much counts as a sign that the prompt is known.
 _SURE_GAIN = 1.5
 # Of the posterior variance, which costs the square of them at each prompt.
 _VARIANCE_LANDMARKS = 512
@@ -98,7 +99,7 @@ class Verdict:
         probabilities: (s,) that the class is the right one, given that one is.
         scope: probability that one is.
         likeness: (m,) to the landmarks.
-        wording: (m,) the part of the likeness that shared wording is.
+        wording: (m,) the share of the likeness that shared wording makes, 0 to 1.
     """
 
     classes: np.ndarray
@@ -333,13 +334,16 @@ class Classifier:
         gain = _gain(self.counts)[classes]
         return np.minimum(scores / gain * np.minimum(gain, _SURE_GAIN), 1)
 
+    def _surest(self, scores: np.ndarray) -> np.ndarray:
+        """(n,) of the best of the scores (n, c)."""
+        return self._sure(scores.max(axis=1), scores.argmax(axis=1))
+
     def _signals_of(self, features: Features) -> np.ndarray:
         """(n, 3) best score, likeness of the nearest example, posterior variance."""
         regressors = self.kernel.regressors(features)
         likeness = regressors[:, : len(self.landmarks)]
         allowed = np.ones(self.classes, dtype=bool)
-        scores = self._score(regressors)
-        best = self._sure(scores.max(axis=1), scores.argmax(axis=1))
+        best = self._surest(self._score(regressors))
         return np.column_stack([best, self._familiarity(features, likeness, allowed)])
 
     def _familiarity(
@@ -414,7 +418,7 @@ class _LeftOut:
         known[inside, 1] = 1 / np.diag(made.variance)[held[inside]] - _NOISE
         return cls(
             scores,
-            np.column_stack([made._sure(scores.max(axis=1), scores.argmax(axis=1)), known]),
+            np.column_stack([made._surest(scores), known]),
             own,
         )
 

@@ -57,6 +57,10 @@ class Constraints(Value):
             return "tags"
         return None
 
+    def allows(self, card: Card) -> bool:
+        """Whether an adapter may be chosen, as far as its card says."""
+        return self.viewer.may_see(card) and self.objection(card) is None
+
     @property
     def on_cards(self) -> "Constraints":
         """Only what is asked of cards: equal for requests that leave the same adapters."""

@@ -22,6 +22,7 @@ import scipy.sparse
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from router.encoder import Encoder
+from router.prompts import ends_of
 
 # Part of the features' version: raise it when the n-grams or their window change.
 _WORDING_VERSION = 2
@@ -73,7 +74,7 @@ class FeatureExtractor:
 
     def __call__(self, texts: list[str]) -> Features:
         embeddings = self._encoder.encode(texts)
-        ends = [_ends_of(text) for text in texts]
+        ends = [ends_of(text, _WORDING_HEAD_CHARS, _WORDING_TAIL_CHARS) for text in texts]
         wording = scipy.sparse.hstack([_CHARS.transform(ends), _WORDS.transform(ends)])
         return Features(embeddings.meaning, embeddings.form, wording.tocsr())
 
@@ -165,9 +166,3 @@ class Kernel:
 
     def _weigh(self, features: Features) -> scipy.sparse.csr_matrix:
         return self._tfidf.transform(features.wording).astype(np.float32)
-
-
-def _ends_of(text: str) -> str:
-    if len(text) <= _WORDING_HEAD_CHARS + _WORDING_TAIL_CHARS:
-        return text
-    return f"{text[:_WORDING_HEAD_CHARS]}\n{text[-_WORDING_TAIL_CHARS:]}"

@@ -72,9 +72,7 @@ class _Index:
         known = self.masks.get(key)
         if known is not None:
             return known
-        found = [
-            key.viewer.may_see(a.card) and key.objection(a.card) is None for a in self.adapters
-        ]
+        found = [key.allows(a.card) for a in self.adapters]
         if len(self.masks) > 64:
             self.masks.clear()
         return self.masks.setdefault(key, np.array(found, dtype=bool))
@@ -265,11 +263,7 @@ class PromptRouter:
         """The adapter without a card whose weights respond to a prompt that no card fits."""
         if constraints.min_confidence is not None:
             return None  # what the weights say is not calibrated
-        asked = [
-            a
-            for a in index.silent
-            if constraints.viewer.may_see(a.card) and constraints.objection(a.card) is None
-        ]
+        asked = [a for a in index.silent if constraints.allows(a.card)]
         scores = {}
         for model, weights in self._weights.items():
             digests = [a.stable.digest for a in asked if a.card.base_model == model]
@@ -332,10 +326,10 @@ class PromptRouter:
         predictor = self._quality
         if predictor is None:
             return [{} for _ in range(len(features))]
-        rows = predictor.predict(features).tolist()
+        predicted, nearest = predictor.foretell(features)
         return [
             {**dict(zip(predictor.candidates, row, strict=True)), "": near}
-            for row, near in zip(rows, predictor.nearest(features).tolist(), strict=True)
+            for row, near in zip(predicted.tolist(), nearest.tolist(), strict=True)
         ]
 
     def _decide_one(

@@ -30,10 +30,14 @@ def prompt_of(value: Any) -> Prompt:
 
 def clip(text: str) -> str:
     """Head and tail of a long text, in characters that every tokenizer takes."""
-    text = text.encode("utf-8", "replace").decode()
-    if len(text) <= HEAD_CHARS + TAIL_CHARS:
+    return ends_of(text.encode("utf-8", "replace").decode(), HEAD_CHARS, TAIL_CHARS)
+
+
+def ends_of(text: str, head_chars: int, tail_chars: int) -> str:
+    """The text, or its head and its tail when it is longer than both."""
+    if len(text) <= head_chars + tail_chars:
         return text
-    return f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
+    return f"{text[:head_chars]}\n{text[-tail_chars:]}"
 
 
 def _content(content: Any) -> str:

@@ -71,11 +71,13 @@ class QualityPredictor:
 
     def predict(self, features: Features) -> np.ndarray:
         """(n, candidates); what is sure to fail or succeed may lie a little beyond 0 and 1."""
-        return self.kernel(features) @ self.coefficients + self.means
+        return self.foretell(features)[0]
 
-    def nearest(self, features: Features) -> np.ndarray:
-        """(n,) likeness of the nearest prompt of known outcome, among the landmarks."""
-        return self.kernel(features).max(axis=1)
+    def foretell(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
+        """What `predict` gives, and (n,) the likeness of the nearest prompt of known outcome, among
+        the landmarks."""
+        likeness = self.kernel(features)
+        return likeness @ self.coefficients + self.means, likeness.max(axis=1)
 
 
 def table_of(outcomes: Iterable[Outcome]) -> tuple[list[str], dict[str, np.ndarray]]:
