@@ -88,6 +88,26 @@ class Keys:
         """Who moves the adapter's rollout on; expires, so that another takes over."""
         return self._key("driver", name)
 
+    @property
+    def leader(self) -> str:
+        """Who makes the plans; expires, so that another takes over."""
+        return self._key("plan-leader")
+
+    @property
+    def fence(self) -> str:
+        """Counter of leaders: the number of the newest one."""
+        return self._key("plan-fence")
+
+    @property
+    def plan(self) -> str:
+        """The newest plan of what is where, as JSON."""
+        return self._key("plan")
+
+    @property
+    def plans(self) -> str:
+        """Stream of a note per plan, for those who wait for one."""
+        return self._key("plans")
+
     def decision(self, request_id: str) -> str:
         """What was decided about a request, as JSON; expires."""
         return self._key("decision", request_id)

@@ -398,6 +398,20 @@ class AdapterStore:
             raw = await self._server.redis.mget([self._keys.member(i) for i in ids]) if ids else []
         return [Member.model_validate_json(r) for r in raw if r]
 
+    async def follow_members(self) -> AsyncIterator[list[Member]]:
+        """The members now, and again whenever a report has changed or a lease may have ended.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        while True:
+            seen = await self._server.newest(self._keys.reports)
+            yield await self.members()
+            # A lease that ends tells nobody.
+            await self._server.read(
+                self._keys.reports, seen, block_s=min(self.lease_s / 3, BLOCK_S)
+            )
+
     async def confirmations(
         self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
     ) -> AsyncIterator[Member]:

@@ -158,6 +158,18 @@ def _router() -> Iterator[str]:
             "top3", "top1_min", "ece", "oos_auroc", "abstains_in_scope", "abstains_out_of_scope"
         )  # fmt: skip
         yield f"| {suite} | " + " | ".join(str(ours.get(k, "")) for k in keys) + " |"
+    weights = report["weights"]
+    yield ""
+    yield "### By the weights alone"
+    yield ""
+    yield f"The {weights['adapters']} adapters of the demo without their cards"
+    yield f"(Arrow's prototypes), {weights['prompts']} prompts:"
+    yield ""
+    yield "| what is run of the base model | right adapter first, % | P50 | P99 |"
+    yield "|---|---:|---:|---:|"
+    for name, times in weights.items():
+        if isinstance(times, dict):
+            yield f"| {name} | {times['top1']} | {times['p50_ms']} ms | {times['p99_ms']} ms |"
     experts = report["experts"]
     yield ""
     yield "### A weak and a strong model (bar: APGR 0.65)"

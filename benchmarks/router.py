@@ -1,6 +1,7 @@
 """How well and how fast the router chooses: `make bench-router` writes `results/router.json`.
 
-- adapters: BIG-Bench-Hard and CLINC150, from few and from all examples, beside the baselines
+- adapters: BIG-Bench-Hard and CLINC150, from names alone to all examples, beside the baselines
+- weights: the demo's adapters without their cards
 - expert models: MMLU by a weak and a strong model, 5 folds
 - ten thousand adapters: the time of a choice, and of a new card
 - the endpoint: what `auto` adds to a request, one in flight, over Ray Serve
@@ -22,9 +23,14 @@ import numpy as np
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
+from adapter_store.blobs import WEIGHTS
 from benchmarks import routing_data
 from benchmarks.routing_data import Labelled
 from cluster.settings import RouterSettings
+from examples.base_model import default_cache_dir, prepare_base_model
+from examples.evaluate import ADAPTERS, held_out
+from examples.skills import SKILLS
+from router.arrow import ArrowRouter
 from router.classifier import Classifier, Verdict, calibration_error
 from router.encoder import SentenceEncoder
 from router.evaluation import curve_of
@@ -110,15 +116,19 @@ def adapters(bench: Bench) -> dict[str, Any]:
     tasks = routing_data.bbh(bench.data)
     domains, intents = routing_data.clinc(bench.data)
     of_tasks = bench.read(tasks.texts, "BIG-Bench-Hard")
-    of_clinc = bench.read(domains.texts, "CLINC150")
+    of_domains = bench.read(domains.texts, "CLINC150, by domain")
+    of_intents = bench.read(intents.texts, "CLINC150, by intent")
     suites: dict[str, tuple[Labelled, Features, int | None]] = {
+        "27 BBH tasks, their names": (tasks, of_tasks, 0),
         "27 BBH tasks, 3 examples": (tasks, of_tasks, 3),
         "27 BBH tasks, 20 examples": (tasks, of_tasks, FEW),
-        "10 CLINC150 domains, 20 examples": (domains, of_clinc, FEW),
-        "10 CLINC150 domains, all examples": (domains, of_clinc, None),
-        "150 CLINC150 intents, 3 examples": (intents, of_clinc, 3),
-        "150 CLINC150 intents, 20 examples": (intents, of_clinc, FEW),
-        "150 CLINC150 intents, all examples": (intents, of_clinc, None),
+        "10 CLINC150 domains, 20 examples": (domains, of_domains, FEW),
+        "10 CLINC150 domains, 500 examples": (domains, of_domains, 500),
+        "10 CLINC150 domains, all examples": (domains, of_domains, None),
+        "150 CLINC150 intents, their names": (intents, of_intents, 0),
+        "150 CLINC150 intents, 3 examples": (intents, of_intents, 3),
+        "150 CLINC150 intents, 20 examples": (intents, of_intents, FEW),
+        "150 CLINC150 intents, all examples": (intents, of_intents, None),
     }
     found = {}
     for name, (labelled, features, few) in suites.items():
@@ -133,15 +143,18 @@ def adapters(bench: Bench) -> dict[str, Any]:
 
 
 def _split(labelled: Labelled, few: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from, and rows to choose for (in scope or not)."""
+    """Rows to learn from (0 examples: the names), and rows to choose for (in scope or not)."""
     rng = np.random.default_rng(seed)
+    is_name = labelled.split == "name"
     has_split = (labelled.split == "test").any()
-    is_train = labelled.split == "train" if has_split else np.ones(len(labelled.texts), dtype=bool)
+    is_train = labelled.split == "train" if has_split else ~is_name
     rows = [np.flatnonzero(is_train & (labelled.labels == c)) for c in range(len(labelled.names))]
     train = np.concatenate([rng.permutation(r)[:few] for r in rows])
     if has_split:
-        return train, np.flatnonzero(labelled.split == "test")
-    return train, np.setdiff1d(np.arange(len(labelled.texts)), train)
+        test = np.flatnonzero(labelled.split == "test")
+    else:
+        test = np.setdiff1d(np.flatnonzero(~is_name), train)
+    return (np.flatnonzero(is_name) if few == 0 else train), test
 
 
 def _measure(
@@ -246,6 +259,26 @@ def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
     if len(runs) > 1:
         means["top1_min"] = round(min(r["top1"] for r in runs), 2)
     return means
+
+
+def weights(bench: Bench) -> dict[str, Any]:
+    """Arrow's prototypes: of the demo's adapters nothing is known but their weights."""
+    base = str(prepare_base_model(default_cache_dir(), console))
+    asked = [(skill, e.prompt) for skill in SKILLS for e in held_out(skill)[:FEW]]
+    found: dict[str, Any] = {"adapters": len(SKILLS), "prompts": len(asked)}
+    for layers in (8, 30):
+        arrow = ArrowRouter(base, layers, EVERYDAY.read_text().splitlines())
+        for skill in SKILLS:
+            arrow.learn(skill, ADAPTERS / skill / WEIGHTS)
+        right, took = 0, []
+        for skill, prompt in asked:
+            started = time.perf_counter()
+            scores = arrow.scores(prompt, SKILLS)
+            took.append(time.perf_counter() - started)
+            right += max(scores, key=lambda s: scores[s]) == skill
+        top1 = round(100 * right / len(asked), 1)
+        found[f"first {layers} layers"] = {"top1": top1} | _percentiles(took)
+    return found
 
 
 # -- choosing among expert models ---------------------------------------------------------------
@@ -421,6 +454,7 @@ def _asked(client: Any, path: str, body: dict[str, Any]) -> float:
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "adapters": adapters,
+    "weights": weights,
     "experts": experts,
     "scale": scale,
     "endpoint": endpoint,

@@ -16,7 +16,8 @@ class Labelled:
 
     Attributes:
         labels: (n,) class; -1 is out of scope.
-        split: (n,) ``train``, ``val`` or ``test``.
+        split: (n,) ``train``, ``val`` or ``test``, or ``name``: a text that is but the name of its
+            class, which is all that a card without examples may say.
     """
 
     texts: list[str]
@@ -31,7 +32,8 @@ def bbh(data: Path) -> Labelled:
     found = [[e["input"] for e in json.loads(f.read_text())["examples"]] for f in files]
     labels = np.repeat(np.arange(len(files)), [len(texts) for texts in found])
     texts = [text for task in found for text in task]
-    return Labelled(texts, labels, np.full(len(texts), ""), [f.stem for f in files])
+    split = np.full(len(texts), "", dtype="U5")
+    return _with_names(Labelled(texts, labels, split, [f.stem for f in files]))
 
 
 def clinc(data: Path) -> tuple[Labelled, Labelled]:
@@ -47,19 +49,23 @@ def clinc(data: Path) -> tuple[Labelled, Labelled]:
             intents.append(intent)
     by_domain, by_intent = sorted(domains), sorted(domain_of)
     splits = np.array(split)
+    by = {
+        "domain": [by_domain.index(domain_of[i]) if i in domain_of else -1 for i in intents],
+        "intent": [by_intent.index(i) if i in domain_of else -1 for i in intents],
+    }
     return (
-        Labelled(
-            texts,
-            np.array([by_domain.index(domain_of[i]) if i in domain_of else -1 for i in intents]),
-            splits,
-            by_domain,
-        ),
-        Labelled(
-            texts,
-            np.array([by_intent.index(i) if i in domain_of else -1 for i in intents]),
-            splits,
-            by_intent,
-        ),
+        _with_names(Labelled(texts, np.array(by["domain"]), splits, by_domain)),
+        _with_names(Labelled(texts, np.array(by["intent"]), splits, by_intent)),
+    )
+
+
+def _with_names(labelled: Labelled) -> Labelled:
+    names = [name.replace("_", " ") for name in labelled.names]
+    return Labelled(
+        [*labelled.texts, *names],
+        np.concatenate([labelled.labels, np.arange(len(names))]),
+        np.concatenate([labelled.split, np.full(len(names), "name")]),
+        labelled.names,
     )
 
 

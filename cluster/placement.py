@@ -1,17 +1,233 @@
-"""Which replicas hold an adapter that wants a number of them. Pure."""
+"""Which replicas should hold which adapters. Pure.
+
+`plan` gives every adapter replicas in proportion to its demand and takes them from rendezvous
+hashing (Thaler and Ravishankar 1998), so that little moves when replicas come and go. Who holds an
+adapter keeps it; the room goes first to pinned adapters and wanted numbers, then to what is asked
+for most.
+"""
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from cluster.settings import PlacementSettings
+from cluster.state import ModelPlan
+
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+# Positions in the hash order that are worked out; a replica further down is taken in any order.
+_CHOICES = 16
+
+
+@dataclass(frozen=True)
+class Need:
+    """An adapter as the plan sees it.
+
+    Attributes:
+        rate: requests a second.
+        at_least: replicas that its card asks for.
+        entries: versions that serve, each of which takes a place in host memory.
+        bytes: of all of them.
+    """
+
+    rate: float = 0.0
+    at_least: int = 0
+    is_pinned: bool = False
+    entries: int = 1
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Host:
+    """A replica as the plan sees it.
+
+    Attributes:
+        entries: adapter versions that it can hold; bytes likewise.
+        places: requests that it takes at a time; service_s: mean time of one.
+        held: adapters that are there, or on their way.
+        loading: how many are on their way.
+    """
+
+    id: str
+    node: str = ""
+    entries: int = 1
+    bytes: float = math.inf
+    places: int = 1
+    service_s: float = 0.0
+    held: frozenset[str] = frozenset()
+    loading: int = 0
 
 
 def holders(name: str, count: int, replica_ids: Iterable[str]) -> list[str]:
-    """The replicas that are to hold an adapter, the first one first.
+    """The replicas that come first for an adapter: every process works out the same ones."""
+    ids = sorted(replica_ids)
+    if not ids:
+        return []
+    return [ids[i] for i in _orders([name], ids)[0, :count]]
 
-    Rendezvous hashing (Thaler and Ravishankar 1998): every replica works out the same answer by
-    itself, and when one comes or goes, only the adapters on it move.
+
+def plan(
+    needs: Mapping[str, Need],
+    hosts: Sequence[Host],
+    before: ModelPlan,
+    settings: PlacementSettings,
+) -> ModelPlan:
+    """The next plan; unchanged needs and hosts give the same one.
+
+    Args:
+        before: the plan that this one replaces: its holders stay where they can.
+    """
+    wanted = _wanted(needs, hosts, before, settings)
+    room = _Room(hosts)
+    names = sorted(wanted, key=lambda name: _urgency(name, needs[name]))
+    choices = room.choices(names)
+    for name in names:
+        room.claim(needs[name], before.holders.get(name, ()))
+    found: dict[str, tuple[str, ...]] = {}
+    reasons: dict[str, str] = {}
+    for name, order in zip(names, choices, strict=True):
+        where = room.place(needs[name], wanted[name], before.holders.get(name, ()), order)
+        if where:
+            found[name] = where
+        if len(where) < min(wanted[name], len(hosts)):
+            reasons[name] = (
+                f"on {len(where)} of {wanted[name]} replicas: all room is taken by adapters that "
+                "are pinned, have a wanted number, or are asked for more"
+            )
+    return ModelPlan(holders=found, loads=_loads(found, names, hosts, settings), reasons=reasons)
+
+
+def _urgency(name: str, need: Need) -> tuple[bool, bool, float, str]:
+    return not need.is_pinned, not need.at_least, -need.rate / need.entries, name
+
+
+def _wanted(
+    needs: Mapping[str, Need], hosts: Sequence[Host], before: ModelPlan, settings: PlacementSettings
+) -> dict[str, int]:
+    """Adapter -> replicas, by Little's law: rate times time is how many requests are under way."""
+    if not hosts:
+        return {}
+    service_s = sum(h.service_s for h in hosts) / len(hosts)
+    places = sum(h.places for h in hosts) / len(hosts) * settings.share_of_replica
+    found = {}
+    for name, need in needs.items():
+        per_replica = need.rate * service_s / places
+        useful = max(1, math.ceil(per_replica)) if need.rate else 0
+        had = len(before.holders.get(name, ()))
+        if useful < had and per_replica > settings.keep_below * (had - 1):
+            useful = had
+        count = max(useful, need.at_least, int(need.is_pinned))
+        if count:
+            found[name] = min(count, len(hosts))
+    return found
+
+
+def _loads(
+    found: Mapping[str, tuple[str, ...]],
+    names: Sequence[str],
+    hosts: Sequence[Host],
+    settings: PlacementSettings,
+) -> dict[str, tuple[str, ...]]:
+    """What each replica should load now: a few at a time, for loads slow what runs."""
+    held = {h.id: h.held for h in hosts}
+    left = {h.id: settings.moves_per_replica - h.loading for h in hosts}
+    loads: dict[str, list[str]] = {}
+    for name in names:
+        for replica in found.get(name, ()):
+            if name not in held[replica] and left[replica] > 0:
+                left[replica] -= 1
+                loads.setdefault(replica, []).append(name)
+    return {replica: tuple(names) for replica, names in loads.items()}
+
+
+class _Room:
+    """What is left on each replica while a plan is made.
+
+    A claim is room where an adapter is that has not had its turn yet. Newcomers take it only where
+    nothing else is left, so that one move does not set off a chain of them.
     """
 
-    def weight(replica_id: str) -> bytes:
-        return hashlib.sha256(f"{name}\0{replica_id}".encode()).digest()
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self._hosts = sorted(hosts, key=lambda h: h.id)
+        self._ids = [h.id for h in self._hosts]
+        self._index = {h.id: i for i, h in enumerate(self._hosts)}
+        self._entries = [h.entries for h in self._hosts]
+        self._bytes = [h.bytes for h in self._hosts]
+        self._claims = [0] * len(hosts)
+        # Those with any room at all.
+        self._open = {i for i, h in enumerate(self._hosts) if h.entries > 0}
 
-    return sorted(replica_ids, key=weight)[:count]
+    def claim(self, need: Need, before: Collection[str]) -> None:
+        for i in self._known(before):
+            self._claims[i] += need.entries
+
+    def choices(self, names: Sequence[str]) -> list[list[int]]:
+        """For each adapter the replicas in its order, the first few of them."""
+        if not names or not self._ids:
+            return [[] for _ in names]
+        return _orders(names, self._ids, _CHOICES).tolist()
+
+    def place(
+        self, need: Need, count: int, before: Collection[str], order: Sequence[int]
+    ) -> tuple[str, ...]:
+        """Take room on up to `count` replicas: those of before, then those of nodes without it."""
+        chosen: list[int] = []
+        for i in self._known(before):
+            self._claims[i] -= need.entries
+            self._take((i,), need, count, chosen)
+        if len(chosen) < count and self._open:
+            for i in order:
+                if self._hosts[i].node not in {self._hosts[c].node for c in chosen}:
+                    self._take((i,), need, count, chosen, spare=True)
+        if len(chosen) < count and self._open:
+            rest = (*order, *sorted(self._open))
+            self._take(rest, need, count, chosen, spare=True)
+            self._take(rest, need, count, chosen)
+        return tuple(self._ids[i] for i in chosen)
+
+    def _known(self, replicas: Collection[str]) -> list[int]:
+        return [i for replica in replicas if (i := self._index.get(replica)) is not None]
+
+    def _take(
+        self,
+        among: Iterable[int],
+        need: Need,
+        count: int,
+        chosen: list[int],
+        *,
+        spare: bool = False,
+    ) -> None:
+        for i in among:
+            if len(chosen) == count:
+                return
+            left = self._entries[i] - (self._claims[i] if spare else 0)
+            if left >= need.entries and self._bytes[i] >= need.bytes and i not in chosen:
+                self._entries[i] -= need.entries
+                self._bytes[i] -= need.bytes
+                chosen.append(i)
+                if not self._entries[i]:
+                    self._open.discard(i)
+
+
+def _orders(names: Sequence[str], ids: Sequence[str], first: int | None = None) -> np.ndarray:
+    """(n, first) for each name the positions of the ids, by falling hash of the pair."""
+    pairs = np.array([_hash(n) for n in names], dtype=np.uint64)[:, None] ^ np.array(
+        [_hash(i) for i in ids], dtype=np.uint64
+    )
+    # The finaliser of splitmix64: every bit of the pair moves every bit of the weight.
+    for shift, factor in ((30, _MIX[0]), (27, _MIX[1])):
+        pairs = (pairs ^ (pairs >> np.uint64(shift))) * factor
+    weights = ~(pairs ^ (pairs >> np.uint64(31)))
+    if first is not None and first < len(ids):
+        best = np.argpartition(weights, first, axis=1)[:, :first]
+        order = np.argsort(np.take_along_axis(weights, best, axis=1), axis=1)
+        return np.take_along_axis(best, order, axis=1)
+    return np.argsort(weights, axis=1)
+
+
+@lru_cache(maxsize=100_000)
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

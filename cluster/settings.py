@@ -255,6 +255,73 @@ class RouterSettings(Section):
     )
 
 
+class DispatchSettings(Section):
+    """The choice of the replica: what counts, in seconds until the first token."""
+
+    policy: Literal["adapters", "hash", "serve"] = Field(
+        "adapters",
+        description="`adapters` weighs where the adapter is against load; `hash` always takes the "
+        "adapter's home; `serve` leaves it to Ray Serve, which knows of load alone.",
+    )
+    spread: float = Field(
+        0.25, ge=0, description="How far above its share of the load a replica may be for affinity."
+    )
+    spread_from: int = Field(
+        4, ge=1, description="Requests on a replica below which its share does not matter."
+    )
+    load_s: float = Field(
+        0.1, gt=0, description="Time of a load, until a replica has measured its own."
+    )
+    swap_s: float = Field(0.004, ge=0, description="From host memory into a slot.")
+    evict_weight: float = Field(
+        0.5, ge=0, description="What moving another adapter out costs, in loads."
+    )
+    crowding: float = Field(
+        0.1, ge=0, description="How much each request of a batch slows the others, 0 to 1."
+    )
+    prompt_token_s: float = Field(
+        0.0005, ge=0, description="What one token of a cached prompt start saves."
+    )
+    home_s: float = Field(
+        0.002, ge=0, description="Bonus of the replica where hashing puts the adapter."
+    )
+    near_s: float = Field(0.0005, ge=0, description="Bonus of a replica on the ingress's own node.")
+
+
+class AdmissionSettings(Section):
+    """Who waits for a replica, and for how long."""
+
+    max_wait_s: float = Field(
+        60, gt=0, description="Requests that could not start within it get 429, at once if known."
+    )
+    patience_s: float = Field(
+        2,
+        ge=0,
+        description="How long requests for running adapters may pass one that needs another slot.",
+    )
+
+
+class PlacementSettings(Section):
+    """Which replicas should hold which adapters."""
+
+    period_s: float = Field(1, gt=0, description="Time between two plans.")
+    half_life_s: float = Field(60, gt=0, description="Of what counts as demand.")
+    share_of_replica: float = Field(
+        0.5, gt=0, le=1, description="Of a replica's places, what one adapter may take up there."
+    )
+    keep_below: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="A replica is given up only when demand falls under this part of what it took "
+        "to get it.",
+    )
+    moves_per_replica: int = Field(
+        2, ge=1, description="Loads that a plan may ask of one replica at a time."
+    )
+    prefetch: bool = Field(True, description="Load what the plan wants before it is asked for.")
+
+
 class ApiKey(Section):
     """One key, stored as a hash only."""
 
@@ -291,6 +358,15 @@ class Settings(BaseSettings):
         default_factory=NodeCacheSettings, description="Adapter files on each node."
     )
     router: RouterSettings = Field(default_factory=RouterSettings, description="The prompt router.")
+    dispatch: DispatchSettings = Field(
+        default_factory=DispatchSettings, description="The choice of the replica."
+    )
+    admission: AdmissionSettings = Field(
+        default_factory=AdmissionSettings, description="The queue before the replicas."
+    )
+    placement: PlacementSettings = Field(
+        default_factory=PlacementSettings, description="The plan of what is where."
+    )
     auth: AuthSettings = Field(default_factory=AuthSettings, description="API keys.")
     default_model: str | None = Field(
         None, description="Base model that answers when no adapter fits; default: the first."

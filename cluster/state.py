@@ -306,6 +306,11 @@ class Member(Value):
     ongoing: int = 0
     max_ongoing: int = 0
     service_s: float = Field(0.0, description="mean time of the last requests")
+    load_s: float = Field(0.0, description="mean time of the last loads from the node's own files")
+    running: tuple[str, ...] = Field((), description="versions that requests use now")
+    demand: dict[str, float] = Field(
+        default_factory=dict, description="requests a second by adapter, as an ingress sees them"
+    )
     problems: dict[str, str] = Field(
         default_factory=dict, description="adapter version -> why it could not be loaded"
     )
@@ -378,6 +383,31 @@ class Outcome(Value):
     input: str
     candidate: str = Field(description="name of an adapter or of a base model")
     score: Share
+
+
+class ModelPlan(Value):
+    """What should be where, of the adapters of one base model."""
+
+    holders: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="adapter -> replicas that should hold it"
+    )
+    loads: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="replica -> adapters to load now, in this order"
+    )
+    reasons: dict[str, str] = Field(
+        default_factory=dict, description="adapter -> why it has fewer replicas than it should"
+    )
+
+
+class PlacementPlan(Value):
+    """The newest plan, as the store keeps it."""
+
+    leader: str = Field("", description="the planner that made it")
+    at: float = Field(0.0, description="Unix time in seconds")
+    demand: dict[str, float] = Field(
+        default_factory=dict, description="requests a second by adapter, that it was made for"
+    )
+    models: dict[str, ModelPlan] = Field(default_factory=dict, description="by base model")
 
 
 class DeploymentState(Value):

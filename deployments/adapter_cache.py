@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,9 @@ from deployments.adapter_files import AdapterFiles
 from deployments.engine import Engine
 
 logger = logging.getLogger(__name__)
+
+# Weight of the newest load in the mean time that one takes.
+_NEWEST = 0.1
 
 
 class AdapterCache:
@@ -52,9 +55,12 @@ class AdapterCache:
         # Versions on their way out for good; the event is set when no lease is left.
         self._leaving: dict[str, asyncio.Event] = {}
         self._usage = UsageLog()
+        self._kept: frozenset[str] = frozenset()
         self._refresh: asyncio.Task[None] | None = None
         self._is_stale = False
         self.residency = Residency()
+        # Mean time of the loads that found their files on the node.
+        self.load_s = 0.0
         self.problems: dict[str, str] = {}
 
     @property
@@ -66,6 +72,11 @@ class AdapterCache:
     def loading(self) -> tuple[str, ...]:
         """Versions on their way in, by key."""
         return tuple(self._flights)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Versions that requests use or wait for, by key."""
+        return tuple(self._leases)
 
     def has(self, ref: AdapterRef) -> bool:
         """Whether a version is here, or on its way in."""
@@ -139,6 +150,10 @@ class AdapterCache:
             self._is_stale = False
             await self.refresh()
 
+    def keep(self, names: Iterable[str]) -> None:
+        """Adapters that others are moved out for, not they."""
+        self._kept = frozenset(names)
+
     def clear_problems(self, name: str) -> None:
         """Forget the failed loads of an adapter: it was changed or removed since."""
         for key in [k for k in self.problems if k.partition("@")[0] == name]:
@@ -150,6 +165,7 @@ class AdapterCache:
         return self._files.tier(ref)
 
     async def _load(self, ref: AdapterRef) -> None:
+        began, is_near = time.monotonic(), self._files.tier(ref) is Tier.NODE
         try:
             async with self._files.opened(ref) as folder:
                 await self._make_room()
@@ -161,6 +177,9 @@ class AdapterCache:
             raise
         self.problems.pop(ref.key, None)
         await self.refresh()
+        if is_near:
+            taken_s = time.monotonic() - began
+            self.load_s += _NEWEST * (taken_s - self.load_s) if self.load_s else taken_s
 
     async def _take(self, ref: AdapterRef, folder: Path) -> None:
         try:
@@ -186,7 +205,11 @@ class AdapterCache:
         free = [ref for key, ref in self._held.items() if not self._leases[key]]
         return min(
             free,
-            key=lambda ref: (self._is_pinned(ref.name), self._usage.rank(ref.key)),
+            key=lambda ref: (
+                self._is_pinned(ref.name),
+                ref.name in self._kept,
+                self._usage.rank(ref.key),
+            ),
             default=None,
         )
 

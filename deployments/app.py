@@ -11,11 +11,12 @@ def build(args: dict[str, Any]) -> Any:
 
 
 def wire(settings: Settings) -> Any:
-    """The ingress, bound to the prompt router and to one deployment per base model."""
+    """The ingress, bound to the prompt router, the planner and one deployment per base model."""
     from deployments.ingress import ingress_app
+    from deployments.planner import planner_app
     from deployments.prompt_router import prompt_router_app
     from deployments.replica import replica_app
 
     router = prompt_router_app(settings)
     models = {model.id: replica_app(settings, model) for model in settings.models}
-    return ingress_app(settings, router, models)
+    return ingress_app(settings, router, planner_app(settings), models)

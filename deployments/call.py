@@ -19,7 +19,8 @@ class Call:
     """One request as the ingress hands it over: already authorised and routed.
 
     `body` is the JSON for the engine, with the engine's name of the model in it. `position` is how
-    far the ingress had followed the store when it resolved the adapter.
+    far the ingress had followed the store when it resolved the adapter. `replica` is the one that
+    it should go to; empty leaves that to Ray Serve.
     """
 
     path: str
@@ -27,6 +28,12 @@ class Call:
     body: bytes
     adapter: AdapterRef | None
     position: str
+    replica: str = ""
+
+    @property
+    def key(self) -> str | None:
+        """Of the adapter's version; None for the base model."""
+        return self.adapter.key if self.adapter else None
 
 
 Admit = Callable[[Call], Awaitable[None]]

@@ -44,6 +44,7 @@ from cluster.state import (
 )
 from deployments.call import Call
 from deployments.engine import ResponseStart
+from deployments.terms import Terms, terms_of
 from router.constraints import Constraints, constraints_in_headers, merged, take_flags
 from router.prompts import prompt_of
 
@@ -59,8 +60,13 @@ EVALUATION_TOKENS = 256
 class ReplicaPool(Protocol):
     """The replicas of one base model."""
 
-    def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
-        """Send the call to a replica; raises :class:`Overloaded` when all are full."""
+    def answer(self, call: Call, terms: Terms) -> AsyncIterator[ResponseStart | bytes]:
+        """Send the call to a replica when its turn comes.
+
+        Raises:
+            Overloaded: its turn would come too late.
+            ReplicaLost: the replica died while it had the call.
+        """
 
 
 class Chooser(Protocol):
@@ -102,6 +108,7 @@ class Gateway:
         pools: Mapping[str, ReplicaPool],
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
         record: Callable[[RoutedRequest], None],
+        want: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._deployments = deployments
@@ -110,6 +117,7 @@ class Gateway:
         self._chooser = chooser
         self._pools = pools
         self._record = record
+        self._want = want
 
     # -- one request ------------------------------------------------------------------------
 
@@ -123,13 +131,18 @@ class Gateway:
     ) -> Answer:
         """Serve a chat or text completion; `headers` may carry constraints."""
         constraints = take_request_fields(path, body, viewer, headers)
+        prompt = encode_json(body["messages"] if path == CHAT_PATH else body["prompt"])
+        terms = terms_of(body, prompt, viewer, headers)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
         self._keep(chosen, request_id, viewer)
         self._refuse_when_out_of_scope(chosen)
+        if chosen.adapter is not None:
+            # It counts from here on, not when its turn comes: time to have the adapter in place.
+            self._want(chosen.adapter.name)
         model = chosen.adapter.key if chosen.adapter else chosen.base_model
         content = encode_json({**body, "model": model})
         call = Call(path, request_id, content, chosen.adapter, self._catalogue.position)
-        return await self._dispatch(chosen, call)
+        return await self._dispatch(chosen, call, terms)
 
     async def _choose(
         self, path: str, body: dict[str, Any], constraints: Constraints, key: str
@@ -218,14 +231,14 @@ class Gateway:
             fallback = Decision(adapter=None, confidence=0, route=Route.FALLBACK, reason=reason)
             return [fallback for _ in prompts]
 
-    async def _dispatch(self, chosen: Chosen, call: Call) -> Answer:
+    async def _dispatch(self, chosen: Chosen, call: Call, terms: Terms) -> Answer:
         pool = self._pools[chosen.base_model]
         try:
-            answer = pool.answer(call)
+            answer = pool.answer(call, terms)
             start = await anext(answer)
         except ReplicaLost:
             # Nothing was sent to the client yet, so another replica may start afresh.
-            answer = pool.answer(call)
+            answer = pool.answer(call, terms)
             start = await anext(answer)
         headers = {
             "x-roundhouse-adapter": chosen.adapter.name if chosen.adapter else "base",
@@ -365,7 +378,7 @@ class Gateway:
         }
         call = Call(CHAT_PATH, uuid.uuid4().hex, encode_json(body), ref, self._catalogue.position)
         chosen = Chosen(adapter.card.base_model, ref, Route.EXPLICIT)
-        answer = await self._dispatch(chosen, call)
+        answer = await self._dispatch(chosen, call, Terms(tokens=EVALUATION_TOKENS))
         content = b"".join([chunk async for chunk in answer.body])
         if answer.start.status != 200:
             error = json.loads(content)["error"]

@@ -1,11 +1,14 @@
 """The ingress: the gateway over Ray Serve handles, spoken to by HTTP."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -18,15 +21,18 @@ from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import RouterSettings, Settings
 from cluster.state import Decision, DeploymentState, Member, Prompt
 from deployments.admin import AdapterAdmin
+from deployments.admission import Admission
 from deployments.auth import Authoriser
 from deployments.call import Call
 from deployments.engine import ResponseStart
 from deployments.feedback import Feedback
+from deployments.fleet import Fleet
 from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.membership import Participant
 from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
+from deployments.terms import Terms
 from router.constraints import Constraints
 
 logger = logging.getLogger(__name__)
@@ -37,12 +43,24 @@ _CONTROLLER_S = 3.0
 class ServePool:
     """The replicas of a base model behind a Serve handle. Implements `ReplicaPool`."""
 
-    def __init__(self, model_id: str, handle: DeploymentHandle) -> None:
+    def __init__(
+        self, model_id: str, handle: DeploymentHandle, admission: Admission | None
+    ) -> None:
         self._model_id = model_id
         self._handle = handle.options(stream=True, method_name="answer")
+        self._admission = admission
 
-    async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
-        response = self._handle.remote(call)
+    async def answer(self, call: Call, terms: Terms) -> AsyncIterator[ResponseStart | bytes]:
+        if self._admission is None:
+            turn = contextlib.nullcontext("")
+        else:
+            turn = self._admission.turn(call, terms)
+        async with turn as replica, contextlib.aclosing(self._send(call, replica)) as answer:
+            async for item in answer:
+                yield item
+
+    async def _send(self, call: Call, replica: str) -> AsyncIterator[ResponseStart | bytes]:
+        response = self._handle.remote(replace(call, replica=replica))
         try:
             async for item in response:
                 yield item
@@ -88,18 +106,34 @@ class Ingress:
     """One HTTP process."""
 
     def __init__(
-        self, settings: Settings, router: DeploymentHandle, models: dict[str, DeploymentHandle]
+        self,
+        settings: Settings,
+        router: DeploymentHandle,
+        planner: DeploymentHandle,
+        models: dict[str, DeploymentHandle],
     ) -> None:
+        """`planner` is never called; Serve runs what the ingress is bound to, and nothing else."""
         self._settings = settings
         self._id = serve.get_replica_context().replica_id.unique_id
         self._participant = Participant(settings.store, self._report, self._heed)
         store, catalogue = self._participant.store, self._participant.catalogue
-        pools = {model_id: ServePool(model_id, handle) for model_id, handle in models.items()}
+        self._fleet = Fleet(store, settings.placement)
+        pools = {
+            model_id: ServePool(model_id, handle, self._admission_of(model_id))
+            for model_id, handle in models.items()
+        }
         chooser = ServeChooser(router, settings.router)
         self._log = RoutingLog(settings.store, keep_s=settings.router.keep_decisions_s)
         self._recorder = RoutingRecorder(self._log)
         self._gateway = Gateway(
-            settings, store, catalogue, chooser, pools, self._deployments, self._recorder.record
+            settings,
+            store,
+            catalogue,
+            chooser,
+            pools,
+            self._deployments,
+            self._recorder.record,
+            self._fleet.want,
         )
         self._admin = AdapterAdmin(settings, store, catalogue)
         self._driver = RolloutDriver(store, catalogue, self._id, self._gateway.ask)
@@ -107,13 +141,31 @@ class Ingress:
     async def check_health(self) -> None:
         self._participant.check()
         self._driver.check()
+        self._fleet.check()
         self._recorder.check()
 
     async def _heed(self, changes: Changes) -> None:
         await self._driver.heed(changes)
 
     def _report(self) -> Member:
-        return Member(id=self._id, kind="ingress", position=self._participant.catalogue.position)
+        return Member(
+            id=self._id,
+            kind="ingress",
+            position=self._participant.catalogue.position,
+            demand=self._fleet.demand(),
+        )
+
+    def _admission_of(self, model_id: str) -> Admission | None:
+        settings = self._settings
+        if settings.dispatch.policy == "serve":
+            return None
+        return Admission(
+            self._fleet,
+            settings.model(model_id),
+            settings.dispatch,
+            settings.admission,
+            ray.util.get_node_ip_address(),
+        )
 
     async def _deployments(self) -> tuple[DeploymentState, ...]:
         """None at all while Serve's controller does not answer: the rest is told all the same."""
@@ -137,16 +189,18 @@ class Ingress:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         await self._participant.start()
+        await self._fleet.start()
         await self._driver.start()
         self._recorder.start()
         yield
         await self._recorder.stop()
         await self._driver.stop()
+        await self._fleet.stop()
         await self._participant.stop()
         await self._log.close()
 
 
-def ingress_app(settings: Settings, router: Any, models: dict[str, Any]) -> Any:
+def ingress_app(settings: Settings, router: Any, planner: Any, models: dict[str, Any]) -> Any:
     """The deployment, bound to the deployments that it calls."""
     return (
         serve.deployment(serve.ingress()(Ingress))
@@ -156,5 +210,5 @@ def ingress_app(settings: Settings, router: Any, models: dict[str, Any]) -> Any:
             max_ongoing_requests=4096,
             ray_actor_options={"num_cpus": 0.1},
         )
-        .bind(settings, router, models)
+        .bind(settings, router, planner, models)
     )

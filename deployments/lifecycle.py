@@ -189,6 +189,10 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would run its workers at the lowest priority; here they are what serves.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Calls between deployments go straight from process to process, by the caller's own event loop:
+    # a third less time for a request that costs the engine nothing.
+    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+    os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
     import ray
 
     if address is None:

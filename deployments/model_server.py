@@ -10,10 +10,12 @@ from typing import Any
 from adapter_store.blobs import open_blobs
 from adapter_store.catalogue import Changes
 from adapter_store.node_cache import NodeCache
+from adapter_store.plans import Plans
+from adapter_store.tasks import cancel
 from cluster.errors import AdapterLoadFailed, ModelNotFound, StoreUnavailable
 from cluster.placement import holders
 from cluster.settings import BaseModelSettings, Settings
-from cluster.state import Adapter, AdapterRef, BaseModelFacts, Member, Version
+from cluster.state import Adapter, AdapterRef, BaseModelFacts, Member, ModelPlan, Version
 from deployments.adapter_cache import AdapterCache
 from deployments.adapter_files import AdapterFiles
 from deployments.call import Call, serve_call
@@ -23,6 +25,7 @@ from deployments.membership import Participant
 logger = logging.getLogger(__name__)
 
 _CATCH_UP_S = 5.0
+_RETRY_S = 0.5
 # Weight of the newest request in the mean time that one takes.
 _NEWEST = 0.1
 
@@ -51,6 +54,9 @@ class ModelServer:
         # The peers among whom they were last shared out.
         self._shared_among: frozenset[str] = frozenset()
         self._participant = Participant(settings.store, self._report, self._follow, self._refresh)
+        self._plans = Plans(settings.store)
+        self._prefetches = settings.placement.prefetch
+        self._planning: asyncio.Task | None = None
 
     async def start(self) -> None:
         self._facts = await self.engine.start()
@@ -58,14 +64,20 @@ class ModelServer:
         await self._participant.store.put_base_model(self._facts)
         await self._adapters.refresh()
         await self._participant.start()
+        self._planning = asyncio.create_task(self._follow_plans(), name="plans")
 
     async def stop(self) -> None:
+        if self._planning is not None:
+            await cancel(self._planning)
+        await self._plans.close()
         await self._participant.stop()
         await self.engine.stop()
 
     async def check_health(self) -> None:
         await self.engine.check_health()
         self._participant.check()
+        if self._planning is not None and self._planning.done():
+            self._planning.result()
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
@@ -122,6 +134,28 @@ class ModelServer:
         if self._counted & changes.keys():
             await self._meet_peers()
         await self._load_wanted(mine.values())
+
+    async def _follow_plans(self) -> None:
+        """Move toward every new plan; without the store, the last one holds."""
+        while True:
+            try:
+                async for plan in self._plans.follow():
+                    self._heed(plan.models.get(self._model.id, ModelPlan()))
+            except StoreUnavailable as e:
+                logger.warning("the plan stays as it was: %s", e)
+                await asyncio.sleep(_RETRY_S)
+
+    def _heed(self, plan: ModelPlan) -> None:
+        """Keep what should be here, and load what should come: requests need not ask first."""
+        self._adapters.keep(name for name, replicas in plan.holders.items() if self._id in replicas)
+        if not self._prefetches:
+            return
+        for name in plan.loads.get(self._id, ()):
+            adapter = self._participant.catalogue.adapters.get(name)
+            for version in adapter.serving if adapter else ():
+                ref = AdapterRef.of(adapter, version)
+                if not self._adapters.has(ref):
+                    self._in_background(self._load_quietly(adapter, version), f"prefetch {ref.key}")
 
     async def _refresh(self) -> None:
         """Before each report; takes over from replicas that have died."""
@@ -215,6 +249,8 @@ class ModelServer:
             ongoing=self.engine.unfinished(),
             max_ongoing=self._model.max_ongoing,
             service_s=self._service_s,
+            load_s=self._adapters.load_s,
+            running=self._adapters.running,
             problems=self._adapters.problems,
         )
 

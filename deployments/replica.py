@@ -8,11 +8,13 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 
 from cluster.settings import BaseModelSettings, Settings
 from deployments.call import Call
 from deployments.engine import ResponseStart
 from deployments.model_server import ModelServer
+from deployments.request_router import AssignedReplicaRouter
 from deployments.vllm_plugin import IN_REPLICA
 
 logger = logging.getLogger(__name__)
@@ -66,10 +68,19 @@ def replica_app(settings: Settings, model: BaseModelSettings) -> Any:
             health_check_period_s=_HEALTH_PERIOD_S,
             health_check_timeout_s=60,
             graceful_shutdown_timeout_s=20,
+            **_dispatch(settings),
             **_resources(model),
         )
         .bind(settings, model.id)
     )
+
+
+def _dispatch(settings: Settings) -> dict[str, Any]:
+    """Who picks the replica: our admission, or Ray Serve alone."""
+    if settings.dispatch.policy == "serve":
+        return {}
+    path = f"{AssignedReplicaRouter.__module__}.{AssignedReplicaRouter.__qualname__}"
+    return {"request_router_config": RequestRouterConfig(request_router_class=path)}
 
 
 def _resources(model: BaseModelSettings) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class LocalPool:
     async def admit(self, call) -> None:
         """This replica sees the ingress's own catalogue: there is nothing to wait for."""
 
-    async def answer(self, call) -> AsyncIterator[ResponseStart | bytes]:
+    async def answer(self, call, terms) -> AsyncIterator[ResponseStart | bytes]:
         if self.is_full:
             raise Overloaded("full", retry_after_s=3)
         if self.deaths_left:
@@ -131,7 +131,17 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     log = RoutingLog(store_settings, keep_s=settings.router.keep_decisions_s)
     it.log = log
     recorder = RoutingRecorder(log)
-    gateway = Gateway(settings, store, catalogue, it.chooser, pools, deployments, recorder.record)
+    wanted: list[str] = []
+    gateway = Gateway(
+        settings,
+        store,
+        catalogue,
+        it.chooser,
+        pools,
+        deployments,
+        recorder.record,
+        wanted.append,
+    )
     driver = RolloutDriver(store, catalogue, "test", gateway.ask)
 
     @asynccontextmanager

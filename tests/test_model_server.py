@@ -1,85 +1,20 @@
 """A fleet of model servers with echo engines, in this process: they follow the store."""
 
 import asyncio
-import time
-from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
-from adapter_store.registration import Registrar, Registration
-from adapter_store.store import AdapterStore
 from cluster.placement import holders
-from cluster.settings import parse_settings
-from cluster.state import AdapterRef
-from deployments.call import Call
-from deployments.model_server import ModelServer
 from tests.conftest import ECHO_FACTS, LEASE_S, until
+from tests.fleet import ServerFleet, ask, running
 
 pytestmark = pytest.mark.redis
 
 
-class Fleet:
-    """Some servers, and what changes adapters."""
-
-    def __init__(self, redis_url: str, namespace: str, folder, lora) -> None:
-        model = {"id": "echo", "path": "none", "engine": "echo", "lora": lora}
-        self.settings = parse_settings(
-            {
-                "models": [model],
-                "store": {
-                    "url": redis_url,
-                    "namespace": namespace,
-                    "lease_s": LEASE_S,
-                    "data_dir": str(folder / "data"),
-                },
-                "node_cache": {"path": str(folder / "node")},
-            }
-        )
-        self.store = AdapterStore(self.settings.store)
-        self.registrar = Registrar(self.store, self.settings.store)
-        self.servers: dict[str, ModelServer] = {}
-
-    async def join(self, name: str) -> ModelServer:
-        server = ModelServer(self.settings, "echo", name, "node")
-        await server.start()
-        self.servers[name] = server
-        return server
-
-    async def add(self, folder, mode: str = "upsert", **fields):
-        sent = Registration(source=str(folder), **fields)
-        return await self.registrar.register(sent, mode=mode)
-
-    async def held(self, key: str) -> set[str]:
-        """Who has a version in a slot or in host memory, by the reports in the store."""
-        members = await self.store.members()
-        return {m.id for m in members if m.residency.tier(key) is not None}
-
-    async def converged(self, position: str):
-        return await self.store.converged(position, timeout_s=10, at_least=len(self.servers))
-
-
 @pytest.fixture
 def fleet(redis_url, tmp_path):
-    @asynccontextmanager
-    async def make(size: int, *, slots: int = 2, host_entries: int = 4):
-        lora = {"slots": slots, "host_entries": host_entries, "max_rank": 8}
-        it = Fleet(redis_url, f"fleet-{time.time_ns()}", tmp_path, lora)
-        try:
-            await asyncio.gather(*(it.join(f"r{i}") for i in range(size)))
-            yield it
-        finally:
-            await asyncio.gather(*(server.stop() for server in it.servers.values()))
-            await it.store.close()
-
-    return make
-
-
-async def ask(server: ModelServer, stored, text: str = "hello") -> tuple[int, bytes]:
-    ref = AdapterRef.of(stored.adapter, stored.version)
-    body = f'{{"model": "{ref.key}", "messages": [{{"role": "user", "content": "{text}"}}]}}'
-    call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position)
-    start, *chunks = [item async for item in server.answer(call)]
-    return start.status, b"".join(chunks)
+    return partial(running, redis_url=redis_url, folder=tmp_path)
 
 
 async def test_a_fleet_of_64_confirms_an_adapter_and_its_removal(fleet, make_adapter):
@@ -93,7 +28,7 @@ async def test_a_fleet_of_64_confirms_an_adapter_and_its_removal(fleet, make_ada
         await until(lambda: _none_holds(it, "cron@1"))
 
 
-async def _none_holds(it: Fleet, key: str) -> bool:
+async def _none_holds(it: ServerFleet, key: str) -> bool:
     return not await it.held(key)
 
 

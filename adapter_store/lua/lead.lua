@@ -1,0 +1,9 @@
+-- Become, or stay, the one who makes plans. A new leader gets a higher number than all before it.
+-- KEYS: leader, fence
+-- ARGV: who, term in ms
+-- Returns the leader's number, or 0 when somebody else leads.
+local leader = redis.call('GET', KEYS[1])
+if leader and leader ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if leader then return tonumber(redis.call('GET', KEYS[2])) end
+return redis.call('INCR', KEYS[2])

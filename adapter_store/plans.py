@@ -1,0 +1,60 @@
+"""The newest plan of what is where: one leader writes it, every replica follows it."""
+
+from collections.abc import AsyncIterator
+
+from adapter_store.keys import Keys
+from adapter_store.server import Server, answering
+from adapter_store.store import BLOCK_S
+from cluster.settings import StoreSettings
+from cluster.state import PlacementPlan
+
+
+class Plans:
+    """The plan in the store."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._server = Server(settings)
+        self._keys = Keys(settings.namespace)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def lead(self, who: str, *, for_s: float) -> int:
+        """Become or stay the leader for a while; its number, or 0 when somebody else leads.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        keys = [self._keys.leader, self._keys.fence]
+        return await self._server.run("lead", keys, [who, round(for_s * 1000)])
+
+    async def put(self, leader: int, plan: PlacementPlan) -> bool:
+        """Publish a plan; False when `leader` leads no more.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        keys = [self._keys.plan, self._keys.plans, self._keys.fence]
+        return bool(await self._server.run("put_plan", keys, [leader, plan.model_dump_json()]))
+
+    async def newest(self) -> PlacementPlan:
+        """An empty one before the first.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        with answering():
+            raw = await self._server.redis.get(self._keys.plan)
+        return PlacementPlan.model_validate_json(raw) if raw else PlacementPlan()
+
+    async def follow(self) -> AsyncIterator[PlacementPlan]:
+        """The plan now, and every newer one as soon as it is there.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        while True:
+            seen = await self._server.newest(self._keys.plans)
+            yield await self.newest()
+            while not await self._server.read(self._keys.plans, seen, block_s=BLOCK_S):
+                pass

@@ -1,0 +1,134 @@
+"""What one ingress knows of the replicas: their newest reports, and its own requests on them."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adapter_store.store import AdapterStore
+from adapter_store.tasks import cancel
+from cluster.demand import Demand
+from cluster.errors import StoreUnavailable
+from cluster.settings import PlacementSettings
+from cluster.state import Member
+from router.dispatch import ReplicaView
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The unchanging part of a view, made once per report."""
+
+    member: Member
+    slots: frozenset[str]
+    host: frozenset[str]
+    loading: frozenset[str]
+
+
+class Fleet:
+    """Follows the reports of all replicas; a change is here as soon as Redis tells it."""
+
+    def __init__(self, store: AdapterStore, settings: PlacementSettings) -> None:
+        self._store = store
+        self._known: dict[str, _Known] = {}
+        self._ingresses = 1
+        # Requests that this process has under way, by replica and adapter version.
+        self._mine: dict[str, Counter[str | None]] = {}
+        self._demand = Demand(settings.half_life_s)
+        self._listeners: list[Callable[[], None]] = []
+        self._task: asyncio.Task | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._follow(), name="fleet")
+
+    def check(self) -> None:
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            await cancel(self._task)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call it after every change of the reports."""
+        self._listeners.append(listener)
+
+    def replicas(self, model: str) -> list[ReplicaView]:
+        """The replicas of a base model now."""
+        return [self._view(k) for k in self._known.values() if k.member.model == model]
+
+    def begin(self, replica: str, key: str | None) -> None:
+        """A request of this process goes to a replica."""
+        self._mine.setdefault(replica, Counter())[key] += 1
+
+    def end(self, replica: str, key: str | None) -> None:
+        mine = self._mine[replica]
+        mine[key] -= 1
+        if not mine[key]:
+            del mine[key]
+        if not mine:
+            del self._mine[replica]
+
+    def want(self, adapter: str) -> None:
+        """Somebody asked for an adapter, whether or not a replica has a place for it now."""
+        self._demand.count(adapter, time.monotonic())
+
+    def demand(self) -> dict[str, float]:
+        """Requests a second by adapter, of this process."""
+        return self._demand.rates(time.monotonic())
+
+    def _view(self, known: _Known) -> ReplicaView:
+        member = known.member
+        mine = self._mine.get(member.id, Counter())
+        running = {key: n for key, n in mine.items() if key is not None}
+        ongoing = mine.total()
+        if self._ingresses > 1:
+            # The others' requests are known as of the last report only.
+            running |= {key: 1 for key in member.running if key not in running}
+            ongoing = max(ongoing, member.ongoing)
+        return ReplicaView(
+            id=member.id,
+            node=member.node,
+            slots=known.slots,
+            host=known.host,
+            loading=known.loading,
+            slot_capacity=member.residency.slot_capacity,
+            host_capacity=member.residency.host_capacity,
+            running=running,
+            ongoing=ongoing,
+            max_ongoing=max(1, member.max_ongoing),
+            service_s=member.service_s,
+            load_s=member.load_s,
+            problems=member.problems,
+        )
+
+    def take(self, members: list[Member]) -> None:
+        """The newest reports."""
+        self._known = {
+            m.id: _Known(
+                m,
+                frozenset(m.residency.slots),
+                frozenset(m.residency.host),
+                frozenset(m.loading),
+            )
+            for m in members
+            if m.kind == "replica"
+        }
+        self._ingresses = sum(m.kind == "ingress" for m in members)
+        for listener in self._listeners:
+            listener()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for members in self._store.follow_members():
+                    self.take(members)
+            except StoreUnavailable as e:
+                # What was known is as good as anything: a wrong guess costs a load, not an answer.
+                logger.warning("the reports of the replicas stay as they were: %s", e)
+                await asyncio.sleep(_RETRY_S)

@@ -1,0 +1,149 @@
+"""The placement controller: reads what is asked for, plans what should be where, tells replicas.
+
+Nothing waits for it. Without it the last plan stays, replicas load what they are asked for, and the
+dispatcher goes by what is really there. Only the leader's plans are taken (`adapter_store.plans`).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ray import serve
+
+from adapter_store.catalogue import Catalogue
+from adapter_store.plans import Plans
+from adapter_store.store import AdapterStore
+from adapter_store.tasks import cancel
+from cluster.demand import total_demand
+from cluster.errors import StoreUnavailable
+from cluster.placement import Host, Need, plan
+from cluster.settings import BaseModelSettings, Settings
+from cluster.state import Adapter, Member, ModelPlan, PlacementPlan
+
+logger = logging.getLogger(__name__)
+
+# Of periods: a leader that is silent for so long is replaced.
+_TERM = 5
+
+
+class Planner:
+    """One controller. Any number may run: one of them leads. Knows nothing of Ray."""
+
+    def __init__(self, settings: Settings, who: str) -> None:
+        self._settings = settings
+        self._who = who
+        self._store = AdapterStore(settings.store)
+        self._plans = Plans(settings.store)
+        self._catalogue = Catalogue(self._store)
+        self._last = PlacementPlan()
+        self._was_leader = False
+        self._task: asyncio.Task | None = None
+
+    async def start(self) -> None:
+        await self._catalogue.start()
+        self._task = asyncio.create_task(self._plan_for_ever(), name="planner")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            await cancel(self._task)
+        await self._catalogue.stop()
+        await self._plans.close()
+        await self._store.close()
+
+    def check(self) -> None:
+        """Raise what ended a background task, so that a health check sees it."""
+        self._catalogue.check()
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def step(self) -> PlacementPlan | None:
+        """Plan once, and publish what is new; None when another one leads.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        leader = await self._plans.lead(self._who, for_s=_TERM * self._settings.placement.period_s)
+        if not leader:
+            self._was_leader = False
+            return None
+        if not self._was_leader:
+            # What the one before has planned stays where it is.
+            self._last = await self._plans.newest()
+            self._was_leader = True
+        members = await self._store.members()
+        models = {m.id: self._plan(m, members) for m in self._settings.models}
+        if models != self._last.models:
+            demand = {k: round(v, 4) for k, v in total_demand(members).items()}
+            new = PlacementPlan(leader=self._who, at=time.time(), demand=demand, models=models)
+            if not await self._plans.put(leader, new):
+                return None
+            self._last = new
+        return self._last
+
+    def _plan(self, model: BaseModelSettings, members: list[Member]) -> ModelPlan:
+        adapters = [a for a in self._catalogue.adapters.values() if a.card.base_model == model.id]
+        demand = total_demand(members)
+        return plan(
+            {a.name: _need(a, demand.get(a.name, 0.0)) for a in adapters},
+            list(_hosts(model, members)),
+            self._last.models.get(model.id, ModelPlan()),
+            self._settings.placement,
+        )
+
+    async def _plan_for_ever(self) -> None:
+        while True:
+            try:
+                await self.step()
+            except StoreUnavailable as e:
+                logger.warning("the plan stays as it was: %s", e)
+            await asyncio.sleep(self._settings.placement.period_s)
+
+
+def _need(adapter: Adapter, rate: float) -> Need:
+    wanted = adapter.card.replicas
+    return Need(
+        rate=rate,
+        at_least=0 if wanted == "auto" else wanted,
+        is_pinned=adapter.card.pinned,
+        entries=len(adapter.serving),
+    )
+
+
+def _hosts(model: BaseModelSettings, members: Iterable[Member]) -> Iterable[Host]:
+    for member in members:
+        if member.kind == "replica" and member.model == model.id:
+            there = (*member.residency.slots, *member.residency.host)
+            yield Host(
+                id=member.id,
+                node=member.node,
+                entries=model.lora.host_entries,
+                places=model.max_ongoing,
+                service_s=member.service_s,
+                held=frozenset(key.partition("@")[0] for key in (*there, *member.loading)),
+                loading=len(member.loading),
+            )
+
+
+class PlannerDeployment:
+    """The planner as an actor of Ray Serve."""
+
+    async def __init__(self, settings: Settings) -> None:
+        self._planner = Planner(settings, serve.get_replica_context().replica_id.unique_id)
+        await self._planner.start()
+
+    async def check_health(self) -> None:
+        self._planner.check()
+
+    async def __del__(self) -> None:
+        await self._planner.stop()
+
+
+def planner_app(settings: Settings) -> Any:
+    """The deployment, bound."""
+    return (
+        serve.deployment(PlannerDeployment)
+        .options(name="Planner", ray_actor_options={"num_cpus": 0})
+        .bind(settings)
+    )

@@ -1,0 +1,93 @@
+"""How a request wants to be served: whose turn it takes, how urgent it is, what it may cost."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import InvalidRequest
+from cluster.state import Viewer
+from router.prefixes import chain_of
+
+PRIORITY_HEADER = "x-roundhouse-priority"
+FIRST_TOKEN_HEADER = "x-roundhouse-first-token-s"
+_PRIORITIES = range(-100, 101)
+_BYTES_PER_TOKEN = 4
+# Of an answer whose length the client leaves open.
+_USUAL_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the queue needs to know of a request.
+
+    Attributes:
+        tenant: whose turn it takes.
+        priority: higher ones come first.
+        first_token_s: the answer is of no use when it starts later than this.
+        tokens: of prompt and answer, at most, about.
+        prefix: of the prompt, see `router.prefixes`.
+    """
+
+    tenant: str = ""
+    priority: int = 0
+    first_token_s: float = math.inf
+    tokens: float = 1.0
+    prefix: tuple[bytes, ...] = ()
+
+
+def terms_of(
+    body: Mapping[str, Any], prompt: bytes, viewer: Viewer, headers: Mapping[str, str]
+) -> Terms:
+    """Read them off a request.
+
+    Args:
+        prompt: the messages or the prompt, as JSON.
+
+    Raises:
+        InvalidRequest: a header that cannot be what it should be; names it.
+    """
+    answer = body.get("max_completion_tokens") or body.get("max_tokens")
+    return Terms(
+        tenant=viewer.owner,
+        priority=_priority(headers, viewer),
+        first_token_s=_first_token_s(headers),
+        tokens=len(prompt) / _BYTES_PER_TOKEN
+        + (answer if isinstance(answer, int) and answer > 0 else _USUAL_TOKENS),
+        prefix=chain_of(prompt),
+    )
+
+
+def _priority(headers: Mapping[str, str], viewer: Viewer) -> int:
+    sent = headers.get(PRIORITY_HEADER, "0")
+    try:
+        priority = int(sent)
+    except ValueError:
+        priority = None
+    if priority not in _PRIORITIES:
+        raise InvalidRequest(
+            f"{PRIORITY_HEADER} must be a whole number from {_PRIORITIES[0]} to {_PRIORITIES[-1]}",
+            param=PRIORITY_HEADER,
+        )
+    if priority > 0 and not viewer.sees_all:
+        raise InvalidRequest(
+            f"{PRIORITY_HEADER} above 0 needs an admin key: it passes other tenants; leave it out, "
+            "or send a negative one for work that can wait",
+            param=PRIORITY_HEADER,
+        )
+    return priority
+
+
+def _first_token_s(headers: Mapping[str, str]) -> float:
+    sent = headers.get(FIRST_TOKEN_HEADER, "inf")
+    try:
+        first_token_s = float(sent)
+    except ValueError:
+        first_token_s = -1.0
+    if not first_token_s > 0:
+        raise InvalidRequest(
+            f"{FIRST_TOKEN_HEADER} must be a number of seconds above 0: after so long the answer "
+            "is of no use any more",
+            param=FIRST_TOKEN_HEADER,
+        )
+    return first_token_s

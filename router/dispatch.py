@@ -1,0 +1,165 @@
+"""Which replica a request goes to: the one that should give the first token soonest. Pure.
+
+Every replica gets an expected time, in seconds:
+
+    cost = standing + queue - prefix - home
+
+`standing` is the way of the adapter into a batch (below), `queue` what the requests before it take,
+`prefix` what a cached prompt start saves, `home` a small bonus where rendezvous hashing puts the
+adapter, so that processes that know nothing of each other agree.
+
+Affinity is bounded (consistent hashing with bounded loads, Mirrokni et al. 2018): a replica with
+more than (1 + spread) times the mean comes after all others, whatever it holds. So a hot adapter
+gets further replicas as its load grows, and a cold one stays where it is.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+
+from cluster.placement import holders
+from cluster.settings import DispatchSettings
+
+
+class Standing(StrEnum):
+    """How far an adapter is from a replica's batch, best first."""
+
+    SLOT = "slot"
+    HOST = "host"
+    COMING = "coming"  # on its way in, for an earlier request
+    ROOM = "room"  # not here, and nothing must leave for it
+    EVICTABLE = "evictable"  # something unused leaves for it
+    SATURATED = "saturated"  # every slot has an adapter that generates now
+
+
+@dataclass(frozen=True)
+class ReplicaView:
+    """A replica as the dispatcher sees it.
+
+    Attributes:
+        running: requests under way by adapter version; the base model is not in it.
+        ongoing: requests under way, all of them.
+        service_s: mean time of a request; load_s: of a load that found the files on the node.
+        problems: versions that it could not load.
+    """
+
+    id: str
+    node: str = ""
+    slots: frozenset[str] = frozenset()
+    host: frozenset[str] = frozenset()
+    loading: frozenset[str] = frozenset()
+    slot_capacity: int = 1
+    host_capacity: int = 1
+    running: Mapping[str, int] = field(default_factory=dict)
+    ongoing: int = 0
+    max_ongoing: int = 1
+    service_s: float = 0.0
+    load_s: float = 0.0
+    problems: Collection[str] = ()
+
+    @property
+    def is_full(self) -> bool:
+        return self.ongoing >= self.max_ongoing
+
+    def standing(self, key: str | None) -> Standing:
+        """Where an adapter version stands here; the base model is always in place."""
+        if key is None:
+            return Standing.SLOT
+        if key not in self.running and len(self.running) >= self.slot_capacity:
+            return Standing.SATURATED
+        if key in self.slots:
+            return Standing.SLOT
+        if key in self.host:
+            return Standing.HOST
+        if key in self.loading or key in self.running:
+            return Standing.COMING
+        held = len(self.slots | self.host | self.loading)
+        return Standing.ROOM if held < self.host_capacity else Standing.EVICTABLE
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request needs of a replica.
+
+    Attributes:
+        key: adapter version (``name@version``), or None for the base model.
+        cached: replica id -> prompt tokens whose keys and values it has, for this adapter.
+    """
+
+    key: str | None
+    cached: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One replica for a request."""
+
+    replica: str
+    standing: Standing
+    cost_s: float
+    is_over_share: bool
+    is_full: bool
+
+    @property
+    def may_start(self) -> bool:
+        """Whether the request would be worked on, not wait there."""
+        return not self.is_full and self.standing is not Standing.SATURATED
+
+
+def rank(
+    ask: Ask, replicas: Sequence[ReplicaView], settings: DispatchSettings, *, node: str = ""
+) -> list[Option]:
+    """All replicas, the best first; those that refused the adapter only when all did.
+
+    Args:
+        node: of the process that asks; between equals the nearer one is taken.
+    """
+    able = [r for r in replicas if ask.key not in r.problems] or list(replicas)
+    if not able:
+        return []
+    share = (1 + settings.spread) * (sum(r.ongoing for r in able) + 1) / len(able)
+    limit = max(math.ceil(share), settings.spread_from)
+    homes = _homes(ask.key.partition("@")[0], tuple(sorted(r.id for r in able))) if ask.key else []
+    if settings.policy == "hash" and homes:
+        able = [r for r in able if r.id in homes]
+    options = [
+        Option(
+            replica=r.id,
+            standing=(standing := r.standing(ask.key)),
+            cost_s=_cost_s(ask, r, standing, settings)
+            - settings.home_s * (r.id == homes[0] if homes else 0)
+            - settings.near_s * (r.node == node),
+            is_over_share=r.ongoing >= limit,
+            is_full=r.is_full,
+        )
+        for r in able
+    ]
+    return sorted(options, key=lambda o: (o.is_full, o.is_over_share, o.cost_s, o.replica))
+
+
+def _cost_s(
+    ask: Ask, replica: ReplicaView, standing: Standing, settings: DispatchSettings
+) -> float:
+    load_s = replica.load_s or settings.load_s
+    evict_s = load_s * (1 + settings.evict_weight)
+    way_s = {
+        Standing.SLOT: 0.0,
+        Standing.HOST: settings.swap_s,
+        Standing.COMING: load_s / 2,
+        Standing.ROOM: load_s,
+        Standing.EVICTABLE: evict_s,
+        # Half of a request's time passes, on average, before a slot's last request ends.
+        Standing.SATURATED: evict_s + replica.service_s / 2,
+    }[standing]
+    each_s = replica.service_s / replica.max_ongoing
+    crowd_s = settings.crowding * each_s * replica.ongoing
+    wait_s = each_s * max(0, replica.ongoing + 1 - replica.max_ongoing)
+    saved_s = settings.prompt_token_s * ask.cached.get(replica.id, 0)
+    return way_s + crowd_s + wait_s - saved_s
+
+
+@lru_cache(maxsize=20_000)
+def _homes(name: str, replica_ids: tuple[str, ...]) -> list[str]:
+    return holders(name, 1, replica_ids)

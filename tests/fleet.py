@@ -1,0 +1,78 @@
+"""A fleet of model servers with echo engines, in this process."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from adapter_store.registration import Registrar, Registration
+from adapter_store.store import AdapterStore
+from cluster.settings import parse_settings
+from cluster.state import AdapterRef
+from deployments.call import Call
+from deployments.model_server import ModelServer
+from tests.conftest import LEASE_S
+
+
+class ServerFleet:
+    """Some servers, and what changes adapters."""
+
+    def __init__(self, redis_url: str, namespace: str, folder, lora) -> None:
+        model = {"id": "echo", "path": "none", "engine": "echo", "lora": lora}
+        self.settings = parse_settings(
+            {
+                "models": [model],
+                "store": {
+                    "url": redis_url,
+                    "namespace": namespace,
+                    "lease_s": LEASE_S,
+                    "data_dir": str(folder / "data"),
+                },
+                "node_cache": {"path": str(folder / "node")},
+            }
+        )
+        self.store = AdapterStore(self.settings.store)
+        self.registrar = Registrar(self.store, self.settings.store)
+        self.servers: dict[str, ModelServer] = {}
+
+    async def join(self, name: str) -> ModelServer:
+        server = ModelServer(self.settings, "echo", name, "node")
+        await server.start()
+        self.servers[name] = server
+        return server
+
+    async def add(self, folder, mode: str = "upsert", **fields):
+        sent = Registration(source=str(folder), **fields)
+        return await self.registrar.register(sent, mode=mode)
+
+    async def held(self, key: str) -> set[str]:
+        """Who has a version in a slot or in host memory, by the reports in the store."""
+        members = await self.store.members()
+        return {m.id for m in members if m.residency.tier(key) is not None}
+
+    async def converged(self, position: str):
+        return await self.store.converged(position, timeout_s=10, at_least=len(self.servers))
+
+
+@asynccontextmanager
+async def running(
+    size: int, redis_url: str, folder: Path, *, slots: int = 2, host_entries: int = 4
+) -> AsyncIterator[ServerFleet]:
+    """Servers r0, r1, ... that have joined."""
+    lora = {"slots": slots, "host_entries": host_entries, "max_rank": 8}
+    it = ServerFleet(redis_url, f"fleet-{time.time_ns()}", folder, lora)
+    try:
+        await asyncio.gather(*(it.join(f"r{i}") for i in range(size)))
+        yield it
+    finally:
+        await asyncio.gather(*(server.stop() for server in it.servers.values()))
+        await it.store.close()
+
+
+async def ask(server: ModelServer, stored, text: str = "hello") -> tuple[int, bytes]:
+    ref = AdapterRef.of(stored.adapter, stored.version)
+    body = f'{{"model": "{ref.key}", "messages": [{{"role": "user", "content": "{text}"}}]}}'
+    call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position)
+    start, *chunks = [item async for item in server.answer(call)]
+    return start.status, b"".join(chunks)

@@ -1,0 +1,182 @@
+"""The queue before the replicas: who starts, where, and who gets 429."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cluster.errors import Overloaded
+from cluster.settings import (
+    AdmissionSettings,
+    BaseModelSettings,
+    DispatchSettings,
+    PlacementSettings,
+)
+from cluster.state import AdapterRef, Member, Residency
+from deployments.admission import Admission
+from deployments.call import Call
+from deployments.fleet import Fleet
+from deployments.terms import Terms
+
+MODEL = "echo"
+
+
+def member(id="r1", *, slots=(), places=2, capacity=1, service_s=1.0, **changes) -> Member:
+    residency = Residency(slots=slots, slot_capacity=capacity, host_capacity=8)
+    return Member(
+        id=id,
+        kind="replica",
+        model=MODEL,
+        residency=residency,
+        max_ongoing=places,
+        service_s=service_s,
+        **changes,
+    )
+
+
+def call(name: str | None) -> Call:
+    ref = AdapterRef(name=name, version=1, digest="0" * 64) if name else None
+    return Call("/v1/completions", "id", b"{}", ref, "0-0")
+
+
+class Desk:
+    """An admission without Ray or a store, and those who are inside."""
+
+    def __init__(self, *members: Member, max_queued: int = 8, **settings) -> None:
+        self.fleet = Fleet(None, PlacementSettings())
+        self.fleet.take(list(members))
+        model = BaseModelSettings(id=MODEL, path="none", engine="echo", max_queued=max_queued)
+        self.admission = Admission(
+            self.fleet, model, DispatchSettings(), AdmissionSettings(**settings), ""
+        )
+        self.started: list[tuple[str | None, str]] = []
+
+    @asynccontextmanager
+    async def request(self, name: str | None, **terms):
+        """A request; the block is entered when it waits or works, and ends it."""
+        leave = asyncio.Event()
+
+        async def work() -> str:
+            async with self.admission.turn(call(name), Terms(**terms)) as replica:
+                self.started.append((name, replica))
+                await leave.wait()
+                return replica
+
+        task = asyncio.create_task(work())
+        await settle()
+        try:
+            yield task
+        finally:
+            leave.set()
+            if not task.done() and name not in [n for n, _ in self.started]:
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_what_a_replica_would_work_on_starts_at_once():
+    desk = Desk(member(slots=("a@1",), places=2))
+    async with desk.request("a"), desk.request("a"):
+        assert desk.started == [("a", "r1"), ("a", "r1")]
+
+
+async def test_the_next_one_starts_when_a_place_gets_free():
+    desk = Desk(member(places=1))
+    async with desk.request("a"):
+        waiting = desk.request("b")
+        await waiting.__aenter__()
+        assert desk.started == [("a", "r1")]
+    await settle()
+    assert desk.started == [("a", "r1"), ("b", "r1")]
+    await waiting.__aexit__(None, None, None)
+
+
+async def test_an_adapter_that_runs_passes_one_that_needs_the_slot():
+    desk = Desk(member(places=4, capacity=1), patience_s=30)
+    async with desk.request("a"), desk.request("cold"), desk.request("a"):
+        assert [name for name, _ in desk.started] == ["a", "a"]
+
+
+async def test_but_not_for_ever():
+    desk = Desk(member(places=4, capacity=1), patience_s=0.05)
+    async with desk.request("a"), desk.request("cold"):
+        assert [name for name, _ in desk.started] == ["a"]
+        await asyncio.sleep(0.1)
+        assert [name for name, _ in desk.started] == ["a", "cold"]
+
+
+async def test_a_new_replica_lets_those_who_wait_in():
+    desk = Desk(member(places=1))
+    async with desk.request("a"), desk.request("b"):
+        desk.fleet.take([member(places=1), member("r2", places=1)])
+        await settle()
+        assert desk.started == [("a", "r1"), ("b", "r2")]
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back():
+    desk = Desk(member(places=1, service_s=20), max_queued=2)
+    async with desk.request("a"), desk.request("b"), desk.request("c"), desk.request("d") as task:
+        with pytest.raises(Overloaded, match="queue is full") as caught:
+            await task
+        assert caught.value.retry_after_s == pytest.approx(60, rel=0.1)
+
+
+async def test_who_would_come_too_late_is_told_at_once():
+    desk = Desk(member(places=1, service_s=20))
+    async with desk.request("a"), desk.request("b", first_token_s=5) as task:
+        with pytest.raises(Overloaded, match=r"about 20\.0 s, which is too late"):
+            await task
+
+
+async def test_who_waited_too_long_is_told_then():
+    desk = Desk(member(places=1, service_s=0.01))
+    async with desk.request("a"), desk.request("b", first_token_s=0.1) as task:
+        assert not task.done()
+        with pytest.raises(Overloaded, match="no replica could start it in time"):
+            await task
+        async with desk.request("c"):
+            assert desk.started == [("a", "r1")]
+
+
+async def test_a_client_that_leaves_the_queue_takes_no_place():
+    desk = Desk(member(places=1))
+    async with desk.request("a"):
+        async with desk.request("b") as task:
+            task.cancel()
+            await settle()
+        late = desk.request("c")
+        await late.__aenter__()
+    await settle()
+    assert desk.started == [("a", "r1"), ("c", "r1")]
+    await late.__aexit__(None, None, None)
+
+
+async def test_priorities_come_first():
+    desk = Desk(member(places=1))
+    async with desk.request("a"):
+        waiting = [desk.request("low", priority=-1), desk.request("high", priority=1)]
+        for one in waiting:
+            await one.__aenter__()
+    await settle()
+    assert [name for name, _ in desk.started] == ["a", "high"]
+    for one in reversed(waiting):
+        await one.__aexit__(None, None, None)
+
+
+async def test_without_reports_ray_serve_decides():
+    desk = Desk()
+    async with desk.request("a"):
+        assert desk.started == [("a", "")]
+
+
+async def test_demand_counts_those_who_wait():
+    desk = Desk(member(places=1))
+    for _ in range(10):
+        desk.fleet.want("a")
+    desk.fleet.want("b")
+    rates = desk.fleet.demand()
+    assert rates["a"] == pytest.approx(10 * rates["b"], rel=0.01)

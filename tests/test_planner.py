@@ -1,0 +1,136 @@
+"""The placement controller over a real store, and the replicas that follow it."""
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from adapter_store.plans import Plans
+from cluster.state import AdapterRef, Member, ModelPlan, PlacementPlan
+from deployments.planner import Planner
+from tests.conftest import until
+from tests.fleet import ServerFleet, ask, running
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def fleet(redis_url, tmp_path):
+    return partial(running, redis_url=redis_url, folder=tmp_path)
+
+
+async def wanted(it: ServerFleet, **rates: float) -> None:
+    """An ingress reports demand."""
+    await it.store.renew(Member(id="ingress", kind="ingress", demand=rates))
+
+
+async def all_hold(it: ServerFleet, key: str, count: int) -> bool:
+    return len(await it.held(key)) >= count
+
+
+async def test_what_is_asked_for_is_loaded_before_it_is_asked_for_there(fleet, make_adapter):
+    async with fleet(4, host_entries=1, slots=1) as it:
+        for name in ("cold", "hot"):
+            await it.add(make_adapter(name))
+        for server in it.servers.values():
+            await ask(server, await it.add(make_adapter("filler")))
+        await wanted(it, hot=1.0)
+        planner = Planner(it.settings, "p1")
+        await planner.start()
+        try:
+            await until(lambda: all_hold(it, "hot@1", 1))
+        finally:
+            await planner.stop()
+
+
+async def test_what_the_plan_keeps_is_moved_out_last(fleet, make_adapter):
+    async with fleet(1, host_entries=2, slots=1) as it:
+        (server,) = it.servers.values()
+        kept = await it.add(make_adapter("kept"))
+        other = await it.add(make_adapter("other"))
+        await ask(server, kept)
+        plans = Plans(it.settings.store)
+        leader = await plans.lead("test", for_s=60)
+        plan = ModelPlan(holders={"kept": ("r0",)})
+        await plans.put(leader, PlacementPlan(models={"echo": plan}))
+        for _ in range(3):
+            await ask(server, other)  # by use alone, it would stay
+        await asyncio.sleep(0.2)  # until the plan is heard
+        third = await it.add(make_adapter("third"))
+        await ask(server, third)
+        await until(lambda: all_hold(it, "third@1", 1))
+        assert await it.held("kept@1") and not await it.held("other@1")
+        await plans.close()
+
+
+async def test_one_plans_and_another_takes_over(store_settings):
+    plans = Plans(store_settings)
+    first = await plans.lead("first", for_s=0.2)
+    assert await plans.lead("first", for_s=0.2) == first
+    assert await plans.lead("second", for_s=0.2) == 0
+    await asyncio.sleep(0.3)
+    second = await plans.lead("second", for_s=60)
+    assert second > first
+    mine = PlacementPlan(leader="second", models={"m": ModelPlan(holders={"a": ("r1",)})})
+    assert await plans.put(second, mine)
+    # The first one wakes up and does not know yet.
+    assert not await plans.put(first, PlacementPlan(leader="first"))
+    assert await plans.newest() == mine
+    await plans.close()
+
+
+async def test_a_new_leader_goes_on_from_the_plan_it_finds(fleet, make_adapter):
+    async with fleet(4) as it:
+        for i in range(4):
+            await it.add(make_adapter(f"a{i}"))
+        await wanted(it, a0=1.0, a1=1.0)
+        plans = Plans(it.settings.store)
+        planners = [Planner(it.settings, who) for who in ("one", "two")]
+        # `start` would plan for ever; here the steps are counted.
+        for planner in planners:
+            await planner._catalogue.start()
+        before = await planners[0].step()
+        assert await planners[1].step() is None
+        await it.store._server.redis.delete(plans._keys.leader)
+        after = await planners[1].step()
+        holders = [plan.models["echo"].holders for plan in (before, after)]
+        assert holders[0] == holders[1] and set(holders[0]) == {"a0", "a1"}
+        for planner in planners:
+            await planner.stop()
+        await plans.close()
+
+
+async def test_plans_are_followed(store_settings):
+    plans, heard = Plans(store_settings), []
+    leader = await plans.lead("p", for_s=60)
+
+    async def follow():
+        async for plan in plans.follow():
+            heard.append(plan.at)  # noqa: PERF401  (it is read while the loop runs)
+
+    task = asyncio.create_task(follow())
+    for at in (1.0, 2.0):
+        await asyncio.sleep(0.1)
+        await plans.put(leader, PlacementPlan(at=at))
+    await until(lambda: _is(heard[-1:], [2.0]))
+    assert heard[0] == 0.0  # none yet
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await plans.close()
+
+
+async def _is(a, b) -> bool:
+    return a == b
+
+
+async def test_the_plan_of_an_adapter_that_is_gone_is_harmless(fleet, make_adapter):
+    async with fleet(1) as it:
+        stored = await it.add(make_adapter("here"))
+        plans = Plans(it.settings.store)
+        leader = await plans.lead("test", for_s=60)
+        plan = ModelPlan(holders={"gone": ("r0",)}, loads={"r0": ("gone", "here")})
+        await plans.put(leader, PlacementPlan(models={"echo": plan}))
+        key = AdapterRef.of(stored.adapter, stored.version).key
+        await until(lambda: all_hold(it, key, 1))
+        await it.servers["r0"].check_health()
+        await plans.close()
