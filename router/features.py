@@ -30,8 +30,8 @@ _WORDING_VERSION = 2
 _WORDING_HEAD_CHARS, _WORDING_TAIL_CHARS = 1200, 600
 # Counts only: signed hashes could cancel out to 0, which tf-idf has no logarithm for.
 _HASHING = {"n_features": 2**18, "norm": None, "alternate_sign": False, "dtype": np.float32}
-# Weights of the linear kernel beside a likeness of 1, and so of the coordinates their roots.
-_LINEAR = {"meaning": 0.1, "form": 0.2}
+# Weight of the linear kernel of meanings beside a likeness of 1; of its coordinates, the root.
+_LINEAR_MEANING = 0.1
 _CHARS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), **_HASHING)
 _WORDS = HashingVectorizer(analyzer="word", ngram_range=(1, 2), **_HASHING)
 
@@ -81,11 +81,13 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class KernelWeights:
-    """How much each kind of likeness counts: a, b and c of the module's formula."""
+    """How much each kind of likeness counts: a, b and c of the module's formula; `linear_form` is
+    the weight of the linear kernel of forms beside it."""
 
     meaning: float = 1.0
     form: float = 0.8
     wording: float = 0.25
+    linear_form: float = 0.2
 
 
 class Kernel:
@@ -104,7 +106,7 @@ class Kernel:
         # Encoders without layers have no form to tell texts apart by.
         has_form = reference.form.shape[1] > 0 and apart.mean() > 1e-6
         self._per_form = np.float32(1 / apart.mean() if has_form else 0)
-        self._centre = {name: getattr(reference, name).mean(axis=0) for name in _LINEAR}
+        self._centre = {name: getattr(reference, name).mean(axis=0) for name in ("meaning", "form")}
         self._set_landmarks(landmarks)
 
     def of(self, landmarks: Features) -> "Kernel":
@@ -123,10 +125,11 @@ class Kernel:
 
     def coordinates(self, features: Features) -> np.ndarray:
         """(n, d + h) where n texts lie; inner products are the linear kernel."""
+        linear = {"meaning": _LINEAR_MEANING, "form": self.weights.linear_form}
         return np.concatenate(
             [
                 np.sqrt(np.float32(weight)) * (getattr(features, name) - self._centre[name])
-                for name, weight in _LINEAR.items()
+                for name, weight in linear.items()
             ],
             axis=1,
         )
