@@ -24,7 +24,6 @@ _CONFIG = """\
 bind 127.0.0.1
 port {port}
 requirepass {password}
-dir {folder}
 appendonly yes
 appendfsync always
 save ""
@@ -50,11 +49,12 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Raises :class:`Unavailable` when the server does not come up; the folder has its log."""
-        config = _CONFIG.format(port=self._port, password=self._password, folder=self._folder)
+        config = _CONFIG.format(port=self._port, password=self._password)
         with (self._folder / "server.log").open("ab") as log:
             self._server = subprocess.Popen(
                 [get_binary_path(), "-"],
                 stdin=subprocess.PIPE,
+                cwd=self._folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent,

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,6 @@ def echo(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _echo_traces(base: Load) -> dict[str, list[Request]]:
-    from dataclasses import replace
-
     steady = draw(base)
     return {
         "alpha 0.6": steady,
@@ -290,14 +289,9 @@ def _play_all(
 
 async def _unloaded(url: str, request: Request, model_of: Callable[[int], str]) -> float:
     """The first token of a request that is alone, its adapter in place."""
-    played = [
-        (await replay(url, [Request(0, *_of(request))], model_of)).played[0] for _ in range(5)
-    ]
+    alone = [Request(0, request.adapter, request.prompt_words, request.answer_tokens)]
+    played = [(await replay(url, alone, model_of)).played[0] for _ in range(5)]
     return min(p.ttft_s for p in played if p.ttft_s is not None)
-
-
-def _of(request: Request) -> tuple[int, int, int]:
-    return request.adapter, request.prompt_words, request.answer_tokens
 
 
 def _medians(all: list[dict[str, Any]]) -> dict[str, float]:
@@ -352,8 +346,8 @@ def _roundhouse(
         for i, source in enumerate(sources):
             card = {"source": str(source), "name": f"a{i}", "base_model": model["id"]}
             client.post("/v1/adapters", card)
-        url = (folder / "data" / "store.url").read_text().strip()
-        peer = _Roundhouse(running.url, StoreSettings(url=url, data_dir=folder / "data"))
+        (file,) = (folder / "data").rglob("url")
+        peer = _Roundhouse(running.url, StoreSettings(url=file.read_text().strip()))
         yield peer
     finally:
         if peer is not None:
