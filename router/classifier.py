@@ -8,6 +8,7 @@ mean (Rasmussen & Williams 2006, eq. 2.26) - between the examples, each scored w
 a shipped list of everyday prompts.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,7 +16,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from router.features import Features, Kernel, KernelWeights
@@ -65,7 +66,12 @@ class Scope:
 # describes prompts rather than being one: it shares their meaning, less their form and wording.
 _OF_DESCRIPTIONS = KernelWeights(meaning=2.0, form=0.2, wording=0.05, linear_form=0.05)
 _DEFAULT_TEMPERATURE = 10.0
-_DEFAULT_SCOPE = Scope(np.array([2.8, 18.8, 0.0]), -5.3, 0.3)
+_DEFAULT_WEIGHTS, _DEFAULT_THRESHOLD = np.array([2.8, 18.8, 0.0]), 0.3
+# Everyday prompts that must be told apart before prompts may be less alike than the examples.
+_EVERYDAY_OUT = 0.8
+# How alike prompts and descriptions are differs between catalogues; how many everyday prompts may
+# seem in scope does not.
+_EVERYDAY_IN_SCOPE = 0.3
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,9 @@ class Classifier:
         ridge = Ridge.fit(prior, _blocks(kernel, features, labels, noise, classes))
         near = min(len(landmarks), _VARIANCE_LANDMARKS)
         variance = _inverse(prior[:near, :near])
-        blank = Report(len(labels), len(landmarks), _DEFAULT_TEMPERATURE, 0.5, weights)
+        blank = Report(
+            len(labels), len(landmarks), _DEFAULT_TEMPERATURE, _DEFAULT_THRESHOLD, weights
+        )
         made = cls(
             kernel,
             ridge,
@@ -186,14 +194,14 @@ class Classifier:
             _coefficients(ridge, counts),
             variance,
             _DEFAULT_TEMPERATURE,
-            _DEFAULT_SCOPE,
+            Scope(_DEFAULT_WEIGHTS, 0.0, _DEFAULT_THRESHOLD),
             blank,
             _centroids(features, labels),
         )
         # From the end: what is no landmark comes nearest to a prompt never seen.
         held = np.flatnonzero(counts[labels[order]] > 1)[-_SAMPLE:]
         if len(held) < _MIN_LEFT_OUT:
-            return made
+            return replace(made, scope=_scope_without_examples(made._signals_of(background)))
         return made._calibrated(
             _LeftOut.of(made, features, labels, noise, order, held),
             made._signals_of(background),
@@ -367,7 +375,8 @@ class Classifier:
         accept_rate: float,
         in_scope_share: float,
     ) -> "Classifier":
-        temperature = _fit_temperature(left_out.scores, left_out.labels)
+        twins = _twins(left_out.scores, left_out.labels)
+        temperature = _fit_temperature(*left_out.without(twins))
         scope = _fit_scope(left_out.signals, outside, accept_rate, in_scope_share)
         probabilities = softmax(temperature * left_out.scores, axis=1)
         right = left_out.scores.argmax(axis=1) == left_out.labels
@@ -378,7 +387,7 @@ class Classifier:
             top1=float(right.mean()),
             ece=calibration_error(probabilities.max(axis=1), right),
             scope_auroc=scope.auroc,
-            twins=_twins(left_out.scores, left_out.labels),
+            twins=twins,
         )
         return replace(self, temperature=temperature, scope=scope, report=report)
 
@@ -423,6 +432,14 @@ class _LeftOut:
             np.column_stack([made._surest(scores), known]),
             own,
         )
+
+    def without(self, twins: Iterable[tuple[int, int, float]]) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and labels of all but the twins: that one is as good as the other must not make
+        the probabilities of everything else flat."""
+        alone = ~np.isin(self.labels, [c for a, b, _ in twins for c in (a, b)])
+        if alone.sum() < _MIN_LEFT_OUT:
+            return self.scores, self.labels
+        return self.scores[alone], self.labels[alone]
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
@@ -521,11 +538,13 @@ def _fit_scope(
     weights = fitted.coef_[0] / spread
     # Balanced classes were a half each; the traffic is not.
     odds = np.log(in_scope_share / (1 - in_scope_share))
-    scope = Scope(weights, float(fitted.intercept_[0] - mean @ weights + odds), 0.5)
-    known, unknown = scope(inside), scope(outside)
+    intercept = float(fitted.intercept_[0] - mean @ weights + odds)
+    known, unknown = inside @ weights + intercept, outside @ weights + intercept
     above = (known[:, None] > unknown).mean() + (known[:, None] == unknown).mean() / 2
-    threshold = min(0.5, float(np.quantile(known, 1 - accept_rate)))
-    return replace(scope, threshold=threshold, auroc=float(above))
+    # As low as the examples need; where most of the everyday prompts lie lower still, half way.
+    least, most = np.quantile(known, 1 - accept_rate), np.quantile(unknown, _EVERYDAY_OUT)
+    threshold = float(expit(min(least, (least + most) / 2)))
+    return Scope(weights, intercept, threshold, float(above))
 
 
 def _twins(scores: np.ndarray, labels: np.ndarray) -> tuple[tuple[int, int, float], ...]:
@@ -539,6 +558,13 @@ def _twins(scores: np.ndarray, labels: np.ndarray) -> tuple[tuple[int, int, floa
             pairs[pair] = pairs.get(pair, 0) + 1
     shares = ((a, b, n / (seen[a] + seen[b])) for (a, b), n in sorted(pairs.items()) if n > 3)
     return tuple((a, b, round(float(s), 3)) for a, b, s in shares if s >= _TWINS)
+
+
+def _scope_without_examples(outside: np.ndarray) -> Scope:
+    """The default weights, with the odds at which a set share of everyday prompts is in scope."""
+    evidence = np.quantile(outside @ _DEFAULT_WEIGHTS, 1 - _EVERYDAY_IN_SCOPE)
+    intercept = float(logit(_DEFAULT_THRESHOLD) - evidence)
+    return Scope(_DEFAULT_WEIGHTS, intercept, _DEFAULT_THRESHOLD)
 
 
 def _tune(features: Features, labels: np.ndarray, rng: np.random.Generator) -> KernelWeights:
