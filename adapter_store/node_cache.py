@@ -48,6 +48,10 @@ class NodeCache:
             os.utime(folder)
             yield folder
 
+    def has_room(self, wanted: int) -> bool:
+        """Whether an entry of so many bytes fits without another having to go."""
+        return self.size_bytes() + wanted <= self._max_bytes
+
     def discard(self, key: str) -> None:
         """Forget an entry that turned out to be of no use; the next who wants it builds it anew."""
         with contextlib.suppress(BlockingIOError, FileNotFoundError):

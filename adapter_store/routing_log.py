@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import time
+import uuid
 from collections import deque
 from typing import TypeVar
 
@@ -58,11 +60,11 @@ class RoutingLog:
         """Raises NotFound when it expired, never was, or is somebody else's."""
         with answering():
             record = await self._server.redis.get(self._keys.decision(request_id))
-        found = RoutedRequest.model_validate_json(record) if record else None
+        found = _read(RoutedRequest, record) if record else None
         if found is None or not (viewer.sees_all or found.owner == viewer.owner):
             raise NotFound(
                 f"no decision about request {request_id!r} is kept; give the x-request-id of an "
-                f"answer of the last {self._keep_s:g} s (router.keep_decisions_s)",
+                f"answer to model 'auto' of the last {self._keep_s:g} s (router.keep_decisions_s)",
                 param="request_id",
             )
         return found
@@ -72,21 +74,16 @@ class RoutingLog:
         with answering():
             entries = await self._server.redis.xrevrange(self._keys.decisions, count=limit)
         found = (_read(RoutedRequest, fields["record"]) for _, fields in entries)
-        return [request for request in found if request is not None]
+        since = time.time() - self._keep_s
+        return [request for request in found if request is not None and request.at >= since]
 
     async def add_outcome(self, request_id: str, outcome: Outcome) -> bool:
         """False when the request has one already."""
-        keys, keep_ms = self._keys, round(self._keep_s * 1000)
-        with answering():
-            if not await self._server.redis.set(keys.rated(request_id), 1, nx=True, px=keep_ms):
-                return False
-            await self._server.redis.xadd(
-                self._keys.outcomes,
-                {"record": outcome.model_dump_json()},
-                maxlen=MAX_OUTCOMES,
-                approximate=True,
-            )
-        return True
+        token = uuid.uuid4().hex
+        keys = [self._keys.rated(request_id), self._keys.outcomes, self._keys.once(token)]
+        keep_ms = round(self._keep_s * 1000)
+        args = [outcome.model_dump_json(), keep_ms, MAX_OUTCOMES]
+        return bool(await self._server.run("add_outcome", keys, args))
 
     async def outcomes(self, after: str) -> list[tuple[str, Outcome | None]]:
         """Those behind a position, with theirs; None for what this release cannot read."""

@@ -118,6 +118,11 @@ class NodeCacheSettings(Section):
     max_bytes: int = Field(
         8 * 2**30, gt=0, description="Beyond this, the least recently used files are removed."
     )
+    prepare_ahead: bool = Field(
+        True,
+        description="While there is room, make every adapter ready on every node before it is "
+        "asked for.",
+    )
 
     @property
     def root(self) -> Path:

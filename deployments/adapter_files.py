@@ -31,6 +31,8 @@ class AdapterFiles:
         self._engine = engine
         # Behind the engine, which needs the processor for requests that run.
         self._threads = ThreadPoolExecutor(4, "adapter-files", initializer=os.nice, initargs=(10,))
+        # One by one, and behind everything that somebody waits for.
+        self._ahead = ThreadPoolExecutor(1, "prepare-ahead", initializer=os.nice, initargs=(19,))
 
     def tier(self, ref: AdapterRef) -> Tier:
         return Tier.NODE if self._cache.has(self._key(ref)) else Tier.REMOTE
@@ -49,6 +51,28 @@ class AdapterFiles:
             except OSError as e:
                 raise AdapterLoadFailed(f"could not read {ref.key}: {e}") from e
             yield folder
+
+    async def prepare_ahead(self, ref: AdapterRef, size_bytes: int) -> bool:
+        """Have a version ready on this node before anybody asks for it.
+
+        Returns:
+            False when others would have to leave the node's cache for it.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._ahead, self._prepare_ahead, ref, size_bytes)
+
+    def _prepare_ahead(self, ref: AdapterRef, size_bytes: int) -> bool:
+        if self.tier(ref) is Tier.NODE:
+            return True
+        if not self._cache.has_room(size_bytes):
+            return False
+        with contextlib.ExitStack() as held:
+            try:
+                self._ready(ref, held)
+            except (AdapterLoadFailed, OSError) as e:
+                # Whoever asks for it is told.
+                logger.warning("%s cannot be prepared: %s", ref.key, e)
+        return True
 
     def discard(self, ref: AdapterRef) -> None:
         """The engine refused what is in the cache: make it anew, should it be asked for again."""

@@ -1,6 +1,7 @@
 """The command `roundhouse eval-router`: how well the router chooses. Needs no running cluster."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich.table import Table
 from cluster.errors import ConfigError
 from cluster.settings import RouterSettings, load_settings
 from deployments.cli_common import AsJson, console, errors, print_json
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def eval_router(
@@ -42,6 +45,10 @@ def eval_router(
 ) -> None:
     """Measure the choice: of adapters (CARDS and PROMPTS) or of expert models (OUTCOMES, TEST)."""
     settings = load_settings(config).router if config else RouterSettings()
+    _check_writable("--out", out)
+    _check_writable("--pareto", pareto)
+    if pareto is not None and pareto.suffix not in _PICTURES:
+        raise ConfigError(f"--pareto {pareto}: the name must end in {', '.join(_PICTURES)}")
     match (cards, prompts, outcomes, test):
         case (Path(), Path(), None, None) if pareto is None:
             report = _of_cards(cards, prompts, out, settings)
@@ -60,6 +67,12 @@ def eval_router(
         if name != "points":
             table.add_row(name, json.dumps(value) if isinstance(value, list | dict) else str(value))
     console.print(table)
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Before the work, not after it."""
+    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+        raise ConfigError(f"{option} {path}: not a file in a folder that can be written to")
 
 
 def _of_cards(cards: Path, prompts: Path, out: Path | None, settings: RouterSettings) -> Any:
@@ -87,9 +100,7 @@ def _of_outcomes(train: Path, test: Path, pareto: Path | None, settings: RouterS
 def _encoder(settings: RouterSettings) -> Any:
     from router.encoder import SentenceEncoder
 
-    return SentenceEncoder(
-        settings.encoder, prefix=settings.encoder_prefix, window_tokens=settings.window_tokens
-    )
+    return SentenceEncoder.of(settings)
 
 
 @contextmanager

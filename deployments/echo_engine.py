@@ -225,5 +225,5 @@ class EchoEngine:
 def _prompt(request: dict[str, Any], chat: bool) -> str:
     if not chat:
         return str(request["prompt"])
-    content = request["messages"][-1]["content"]
+    content = request["messages"][-1].get("content") or ""
     return content if isinstance(content, str) else json.dumps(content)

@@ -42,9 +42,9 @@ class ModelServer:
         self._service_s = 0.0
         self._background: set[asyncio.Task] = set()
         self._cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
-        files = AdapterFiles(open_blobs(settings.store), self._cache, self.engine)
+        self._files = AdapterFiles(open_blobs(settings.store), self._cache, self.engine)
         self._adapters = AdapterCache(
-            self.engine, files, self._model.lora.host_entries, self._is_pinned
+            self.engine, self._files, self._model.lora.host_entries, self._is_pinned
         )
         # What was loaded on behalf of the registry or of a request, by name and version.
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
@@ -57,6 +57,10 @@ class ModelServer:
         self._plans = Plans(settings.store)
         self._prefetches = settings.placement.prefetch
         self._planning: asyncio.Task | None = None
+        self._preparing: asyncio.Task | None = None
+        self._to_prepare: asyncio.Queue[tuple[AdapterRef, int]] | None = (
+            asyncio.Queue() if settings.node_cache.prepare_ahead else None
+        )
 
     async def start(self) -> None:
         self._facts = await self.engine.start()
@@ -65,10 +69,13 @@ class ModelServer:
         await self._adapters.refresh()
         await self._participant.start()
         self._planning = asyncio.create_task(self._follow_plans(), name="plans")
+        if self._to_prepare is not None:
+            self._preparing = asyncio.create_task(self._prepare_ahead(), name="prepare ahead")
 
     async def stop(self) -> None:
-        if self._planning is not None:
-            await cancel(self._planning)
+        for task in (self._planning, self._preparing):
+            if task is not None:
+                await cancel(task)
         await self._plans.close()
         await self._participant.stop()
         await self.engine.stop()
@@ -76,8 +83,9 @@ class ModelServer:
     async def check_health(self) -> None:
         await self.engine.check_health()
         self._participant.check()
-        if self._planning is not None and self._planning.done():
-            self._planning.result()
+        for task in (self._planning, self._preparing):
+            if task is not None and task.done():
+                task.result()
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
@@ -134,6 +142,19 @@ class ModelServer:
         if self._counted & changes.keys():
             await self._meet_peers()
         await self._load_wanted(mine.values())
+        if self._to_prepare is not None:
+            for adapter in mine.values():
+                for version in adapter.serving:
+                    ref = AdapterRef.of(adapter, version)
+                    self._to_prepare.put_nowait((ref, version.size_bytes))
+
+    async def _prepare_ahead(self) -> None:
+        """Make what was registered ready on this node, as long as its cache has room."""
+        while True:
+            ref, size_bytes = await self._to_prepare.get()
+            adapter = self._participant.catalogue.adapters.get(ref.name)
+            if adapter is not None and ref.version in adapter.versions:
+                await self._files.prepare_ahead(ref, size_bytes)
 
     async def _follow_plans(self) -> None:
         """Move toward every new plan; without the store, the last one holds."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 _COSTS_S = 1.0
 # Learning anew takes seconds of a core that requests could use.
 _LEARN_S = 5.0
+# Times what the last learning took: prompts must have the core for most of the time.
+_LEARN_SHARE = 10
 
 
 class PromptRouterDeployment:
@@ -33,12 +36,7 @@ class PromptRouterDeployment:
 
     async def __init__(self, settings: Settings) -> None:
         chosen = settings.router
-        encoder = await asyncio.to_thread(
-            SentenceEncoder,
-            chosen.encoder,
-            prefix=chosen.encoder_prefix,
-            window_tokens=chosen.window_tokens,
-        )
+        encoder = await asyncio.to_thread(SentenceEncoder.of, chosen)
         models = sorted(settings.models, key=lambda m: m.id != settings.fallback_model)
         self._blobs = open_blobs(settings.store)
         self._weights = await asyncio.to_thread(_weight_routers, settings)
@@ -117,9 +115,10 @@ class PromptRouterDeployment:
 
     async def _learn_anew(self) -> None:
         """Outcomes, and cards that were worked in, whenever there are new ones."""
-        outcomes = OutcomeReader(self._log)
+        outcomes, took_s = OutcomeReader(self._log), 0.0
         while True:
-            await asyncio.sleep(_LEARN_S)
+            await asyncio.sleep(max(_LEARN_S, _LEARN_SHARE * took_s))
+            began = time.monotonic()
             try:
                 has_new = await outcomes.read()
             except StoreUnavailable as e:
@@ -130,6 +129,7 @@ class PromptRouterDeployment:
             if not self._router.is_whole:
                 await asyncio.to_thread(self._router.refresh)
                 self._participant.announce()
+            took_s = time.monotonic() - began
 
     def _report(self) -> Member:
         return Member(

@@ -45,6 +45,8 @@ _TUNING_GRID = {
 }
 # Adapters that take each other's prompts this often (a coin would: half) cannot be told apart.
 _TWINS = 0.35
+# Likeness of a text and its copy, up to rounding.
+_SAME = 0.999
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ _DEFAULT_TEMPERATURE = 10.0
 _DEFAULT_WEIGHTS, _DEFAULT_THRESHOLD = np.array([2.8, 18.8, 0.0]), 0.3
 # Everyday prompts that must be told apart before prompts may be less alike than the examples.
 _EVERYDAY_OUT = 0.8
+_NEARER = 1 / 3
 # How alike prompts and descriptions are differs between catalogues; how many everyday prompts may
 # seem in scope does not.
 _EVERYDAY_IN_SCOPE = 0.3
@@ -422,6 +425,8 @@ class _LeftOut:
         blind = regressors[:, : len(made.landmarks)].copy()
         is_landmark = held < len(made.landmarks)
         blind[is_landmark, held[is_landmark]] = 0
+        # The same text on another card would be found again: of a prompt there is no copy.
+        blind[blind > _SAME] = 0
         everything = np.ones(made.classes, dtype=bool)
         known = made._familiarity(features[rows], blind, everything)
         # Of an example that the variance is made from: 1 / Q_ii is what it has without itself.
@@ -541,9 +546,10 @@ def _fit_scope(
     intercept = float(fitted.intercept_[0] - mean @ weights + odds)
     known, unknown = inside @ weights + intercept, outside @ weights + intercept
     above = (known[:, None] > unknown).mean() + (known[:, None] == unknown).mean() / 2
-    # As low as the examples need; where most of the everyday prompts lie lower still, half way.
+    # As low as the examples need. Where most of the everyday prompts lie lower still, nearer to
+    # them: prompts are less like the examples than these are like each other.
     least, most = np.quantile(known, 1 - accept_rate), np.quantile(unknown, _EVERYDAY_OUT)
-    threshold = float(expit(min(least, (least + most) / 2)))
+    threshold = float(expit(min(least, most + _NEARER * (least - most))))
     return Scope(weights, intercept, threshold, float(above))
 
 

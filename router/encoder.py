@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cluster.errors import ConfigError
+from cluster.settings import RouterSettings
 
 PACKAGE_SCHEME = "package:"
 # Joins the two ends of a long prompt; most tokenizers know it as one token.
@@ -54,20 +55,29 @@ class SentenceEncoder:
             last third: the instruction stands first, the question last, and time grows with length.
     """
 
-    def __init__(self, source: str, *, prefix: str = "", window_tokens: int = 256) -> None:
+    def __init__(self, source: str, *, prefix: str = "", window_tokens: int) -> None:
         from sentence_transformers import SentenceTransformer
 
         self._model = SentenceTransformer(
             str(resolve_encoder(source)), device="cpu", model_kwargs={"dtype": _fastest_dtype()}
         ).eval()
         self._prefix = prefix
-        self._window = window_tokens
+        # Room for the prefix and the marks at both ends: what is longer, the model would cut off.
+        reserved = len(self._model.tokenizer.tokenize(prefix)) + 4
+        self._window = min(window_tokens, max(8, (self._model.max_seq_length or 512) - reserved))
         self.version = f"{_short_name(source)}:{_digest(self._model)}:{window_tokens}:{prefix}"
         transformer = getattr(self._model[0], "auto_model", None)
         if transformer is not None:
             transformer.config.output_hidden_states = True
         # Its tokenizer keeps state while it runs, and must not be entered by two threads.
         self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, settings: RouterSettings) -> "SentenceEncoder":
+        """The encoder that the settings name."""
+        return cls(
+            settings.encoder, prefix=settings.encoder_prefix, window_tokens=settings.window_tokens
+        )
 
     def encode(self, texts: list[str]) -> Embeddings:
         import torch

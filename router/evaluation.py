@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -56,24 +56,24 @@ class OutcomeLine(_Line):
 
     input: str
     scores: dict[str, Share] = Field(min_length=1)
-    costs: dict[str, FiniteFloat] = Field(default_factory=dict)
+    costs: dict[str, Annotated[FiniteFloat, Field(ge=0, le=1e12)]] = Field(default_factory=dict)
 
 
 def read_lines(path: Path, kind: type[Line]) -> list[Line]:
     """Raises :class:`ConfigError`, which names the line and the field."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} cannot be read: {e}") from e
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             lines.append(kind.model_validate(json.loads(line)))
         except ValidationError as e:
             raise ConfigError(f"{path}:{number}: {explain(e)}") from e
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ConfigError(f"{path}:{number}: not JSON: {e}") from e
     if not lines:
         raise ConfigError(f"{path}: has no lines")
@@ -291,15 +291,22 @@ def _extract(encoder: Encoder, texts: list[str], progress: Progress):
     return type(parts[0]).stack(parts)
 
 
+def _mean_cost(name: str, lines: Sequence[OutcomeLine]) -> float:
+    costs = [line.costs[name] for line in lines if name in line.costs]
+    return float(np.mean(costs)) if costs else 0.0
+
+
 def _costs(
     train: Sequence[OutcomeLine], test: Sequence[OutcomeLine], names: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean cost of each candidate, which is known when it is chosen, and its cost on each test
     prompt. Without costs in the lines, the candidate that is better on average costs 1, the next
     one less, down to 0."""
-    if all(set(names) <= set(line.costs) for line in (*train, *test)):
-        known = np.mean([[line.costs[n] for n in names] for line in train], axis=0)
-        return known, np.array([[line.costs[n] for n in names] for line in test])
+    told = [*(line for line in train if line.costs), *(line for line in test if line.costs)]
+    if all(any(name in line.costs for line in told) for name in names):
+        known = np.array([_mean_cost(name, train) or _mean_cost(name, test) for name in names])
+        mean = dict(zip(names, known.tolist(), strict=True))
+        return known, np.array([[line.costs.get(n, mean[n]) for n in names] for line in test])
     means = np.mean([[line.scores[n] for n in names] for line in train], axis=0)
     known = means.argsort().argsort() / (len(names) - 1)
     return known, np.broadcast_to(known, (len(test), len(names)))

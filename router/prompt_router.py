@@ -246,6 +246,10 @@ class PromptRouter:
             reason = "the constraints leave no adapter"
             return [self._nothing(index, constraints, reason) for _ in prompts]
         decisions = self._decide(index, [p.text for p in prompts], constraints, allowed)
+        for i, prompt in enumerate(prompts):
+            if not any(character.isalnum() for character in prompt.text):
+                reason = "the prompt has nothing to read"
+                decisions[i] = self._nothing(index, constraints, reason)
         # A last turn that says little by itself ("and in Python?") is read with those before.
         unsure = [i for i, p in enumerate(prompts) if p.context and decisions[i].adapter is None]
         if unsure:
@@ -439,10 +443,11 @@ class PromptRouter:
         """The base models that may answer; the default one, unless outcomes tell them apart."""
         wanted = constraints.base_model
         models = [m.id for m in self._base_models if wanted in (None, m.id)]
-        known = [m for m in models if m in foretold]
-        if not known:
-            return [Option(None, m, 1.0, self._costs.base_model(m)) for m in models[:1]]
-        return [Option(None, m, foretold[m], self._costs.base_model(m)) for m in known]
+        known = {m: foretold[m] for m in models if m in foretold}
+        # Of the default nothing need be known: it is as good as the others, or there are none.
+        typical = float(np.mean(list(known.values()))) if known else 1.0
+        qualities = {m: typical for m in models[:1]} | known
+        return [Option(None, m, q, self._costs.base_model(m)) for m, q in qualities.items()]
 
     def _evidence(self, index: _Index, verdict: Verdict, label: int) -> tuple[Evidence, ...]:
         """The examples of the adapter that made most of its score."""
@@ -451,7 +456,7 @@ class PromptRouter:
         own = np.flatnonzero(classifier.landmarks == label)
         top = own[np.argsort(-made[own])][:_EVIDENCE]
         texts = _texts(index.adapters[label].card)
-        total = max(float(verdict.scores[0]), 1e-6)
+        total = max(float(verdict.scores[verdict.classes == label][0]), 1e-6)
         return tuple(
             Evidence(
                 example=texts[classifier.rows[i]][:_EXCERPT_CHARS],

@@ -91,7 +91,7 @@ def gcs_bucket() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def trained_once() -> PromptRouter:
-    return PromptRouter(SentenceEncoder(RouterSettings().encoder), RouterSettings())
+    return PromptRouter(SentenceEncoder.of(RouterSettings()), RouterSettings())
 
 
 @pytest.fixture

@@ -37,11 +37,14 @@ def test_of_a_long_text_the_ends_count_and_the_middle_does_not(encoder):
 def test_the_version_tells_encoders_windows_and_prefixes_apart(encoder):
     same = SentenceEncoder(SOURCE, window_tokens=32)
     assert same.version == encoder.version
-    others = [SentenceEncoder(SOURCE, window_tokens=64), SentenceEncoder(SOURCE, prefix="query: ")]
+    others = [
+        SentenceEncoder(SOURCE, window_tokens=64),
+        SentenceEncoder(SOURCE, prefix="query: ", window_tokens=32),
+    ]
     assert len({e.version for e in (encoder, *others)}) == 3
     assert encoder.version in FeatureExtractor(encoder).version
 
 
 def test_a_package_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match=r"router\.encoder.*no_such_package"):
-        SentenceEncoder("package:no_such_package/model")
+        SentenceEncoder("package:no_such_package/model", window_tokens=32)

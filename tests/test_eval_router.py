@@ -34,6 +34,18 @@ def files(tmp_path):
     }
 
 
+def test_line_separators_inside_a_string_are_not_the_ends_of_lines(files, tmp_path):
+    line = json.dumps({"input": "every monday\u2028at 7", "adapter": "cron"}, ensure_ascii=False)
+    (tmp_path / "separators.jsonl").write_text(line + "\n", encoding="utf-8-sig")
+    report = run(files | {"--prompts": str(tmp_path / "separators.jsonl")}, "--json")
+    assert report["top1"] == 1.0
+
+
+@pytest.mark.parametrize("option", ["--out", "--pareto"])
+def test_where_nothing_can_be_written_is_said_before_the_work(files, tmp_path, option):
+    assert option in run(files | {option: str(tmp_path / "no" / "file.png")})
+
+
 def run(options: dict[str, str], *flags: str):
     words = [word for pair in options.items() for word in pair]
     result = CliRunner().invoke(app, ["eval-router", *words, *flags])

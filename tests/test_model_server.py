@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from adapter_store.node_cache import NodeCache
 from cluster.placement import holders
 from tests.conftest import ECHO_FACTS, LEASE_S, until
 from tests.fleet import ServerFleet, ask, running
@@ -154,3 +155,15 @@ def test_when_a_replica_goes_only_its_adapters_move():
     assert all(before[n] == after[n] for n in before if "r0" not in before[n])
     counts = [sum(r in held for held in before.values()) for r in fleet]
     assert min(counts) > 30, "they are spread"
+
+
+async def test_what_has_no_room_in_memory_is_made_ready_on_the_node(fleet, make_adapter):
+    async with fleet(2, slots=1, host_entries=1) as it:
+        stored = [await it.add(make_adapter(name)) for name in ("first", "second")]
+        key = f"{stored[1].version.digest}-echo"
+        await until(lambda: _is_on_node(it, key))
+        assert await it.held("second@1") == set()
+
+
+async def _is_on_node(it: ServerFleet, key: str) -> bool:
+    return NodeCache(it.settings.node_cache.root, 1).has(key)

@@ -107,7 +107,54 @@ def test_a_description_alone_is_enough_to_be_found(trained):
     cards = {name: adapter(name, examples) for name, examples in CARDS.items()}
     trained.update(cards | {"haiku": described})
     (decision,) = choose(trained, "a haiku about nature in winter")
-    assert decision.candidates[0].adapter == "haiku"
+    assert decision.adapter == "haiku"
+
+
+DESCRIBED = {
+    "sql": (
+        "Writes SQL queries for questions about the data of a shop",
+        "which customers of the shop spent the most",
+    ),
+    "cron": ("Turns a schedule into a cron line", "schedule it every weekday at nine"),
+    "haiku": ("Writes haiku poems about nature and the seasons", "a haiku about the first snow"),
+    "translate": ("Translates English text into French", "translate good morning into French"),
+    "recipes": ("Suggests recipes for given ingredients", "what can I cook with eggs and leeks"),
+}
+
+
+def test_descriptions_alone_make_a_catalogue_that_abstains_too(prompt_router):
+    prompt_router.update(
+        {name: adapter(name, description=text) for name, (text, _) in DESCRIBED.items()}
+    )
+    found = choose(prompt_router, *(prompt for _, prompt in DESCRIBED.values()))
+    assert [d.adapter for d in found] == list(DESCRIBED)
+    outside = choose(
+        prompt_router, "who was the first man on the moon?", "my cat is afraid of the neighbour",
+        "what does entropy mean", "how tall is the Eiffel tower",
+    )  # fmt: skip
+    assert [d.adapter for d in outside] == [None] * 4
+    assert prompt_router.report().threshold == pytest.approx(found[0].threshold, abs=1e-3)
+
+
+def test_a_copy_of_one_card_leaves_the_confidence_of_the_others(trained):
+    (before,) = choose(trained, "merge main into my branch")
+    cards = {name: adapter(name, examples) for name, examples in CARDS.items()}
+    trained.update(cards | {"sql-copy": adapter("sql-copy", CARDS["sql"])})
+    (after,) = choose(trained, "merge main into my branch")
+    assert after.confidence > 0.9 * before.confidence
+
+
+def test_copies_alone_are_not_turned_away(prompt_router):
+    prompt_router.update({name: adapter(name, CARDS["sql"]) for name in ("a", "b")})
+    (decision,) = choose(prompt_router, "total value of orders from Paris")
+    assert decision.adapter in ("a", "b")
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", "\u202e\u200b", "?!"])
+def test_a_prompt_without_a_word_has_nothing_to_choose_by(trained, prompt):
+    (decision,) = choose(trained, prompt)
+    assert decision.adapter is None
+    assert "nothing to read" in decision.reason
 
 
 def test_a_removed_adapter_is_not_chosen_again(trained):
@@ -244,7 +291,7 @@ def test_outcomes_rank_adapters_that_fit_and_never_those_that_do_not(prompt_rout
 
 def test_outcomes_send_prompts_that_no_adapter_fits_to_the_base_model_that_answers_them():
     models = [BaseModelSettings(id=name, path="p") for name in ("small", "large")]
-    router = PromptRouter(SentenceEncoder(RouterSettings().encoder), RouterSettings(), models)
+    router = PromptRouter(SentenceEncoder.of(RouterSettings()), RouterSettings(), models)
     router.update({name: adapter(name, examples) for name, examples in CARDS.items()})
     animals = ("elephants", "parrots", "cats", "penguins", "snails", "horses", "bees", "owls")
     topics = ("gravity", "inflation", "photosynthesis", "democracy", "irony", "vaccines")
@@ -334,7 +381,7 @@ def test_an_adapter_without_a_card_is_known_by_its_weights(tmp_path):
     arrow.learn("d", tmp_path / "weights.safetensors")
 
     router = PromptRouter(
-        SentenceEncoder(RouterSettings().encoder), RouterSettings(), weights={"m": arrow}
+        SentenceEncoder.of(RouterSettings()), RouterSettings(), weights={"m": arrow}
     )
     silent = adapter("silent")
     router.update({"silent": silent.model_copy(update={"versions": {1: weights_of("d")}})})

@@ -12,7 +12,7 @@ from tests.test_prompt_router import CARDS
 def extract():
     from cluster.settings import RouterSettings
 
-    return FeatureExtractor(SentenceEncoder(RouterSettings().encoder))
+    return FeatureExtractor(SentenceEncoder.of(RouterSettings()))
 
 
 @pytest.fixture(scope="module")

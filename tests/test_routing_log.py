@@ -1,11 +1,16 @@
 """Decisions and outcomes in the store, and the recorder that no request waits for."""
 
+import time
+
 import pytest
 
 from adapter_store.routing_log import OutcomeReader, RoutingLog, RoutingRecorder
 from cluster.errors import NotFound, StoreUnavailable
 from cluster.state import OPERATOR, Decision, Outcome, Route, RoutedRequest, Viewer
 from tests.conftest import until
+
+# Later than any of the tests ends.
+NOW = time.time() + 3600
 
 
 @pytest.fixture
@@ -18,15 +23,20 @@ async def log(store_settings):
 def request(number: int, owner: str = "") -> RoutedRequest:
     decision = Decision(adapter="cron", confidence=0.9, route=Route.AUTO, reason="test")
     return RoutedRequest(
-        request_id=f"r{number}", at=number, owner=owner, input="x", answered_by="cron",
+        request_id=f"r{number}", at=NOW + number, owner=owner, input="x", answered_by="cron",
         decision=decision,
     )  # fmt: skip
 
 
 async def test_decisions_are_found_by_request_and_newest_first(log):
     await log.put([request(i) for i in range(5)])
-    assert (await log.get("r3", OPERATOR)).at == 3
+    assert (await log.get("r3", OPERATOR)).at == NOW + 3
     assert [r.request_id for r in await log.newest(2)] == ["r4", "r3"]
+
+
+async def test_old_ones_are_not_listed_though_the_stream_has_them(log):
+    await log.put([request(-7200), request(0)])
+    assert [r.request_id for r in await log.newest(10)] == ["r0"]
 
 
 async def test_they_expire(store_settings):
