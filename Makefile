@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest
 COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast bench-engine bench-router bench-store lint format docs lock clean
+.PHONY: help setup model demo test test-fast bench-engine bench-router bench-store bench-cluster lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ bench-router: $(DEV_STAMP) ## Measure the choice of the adapter: quality beside 
 
 bench-store: $(DEV_STAMP) ## Measure the adapter store: 10,000 adapters, 64 replicas, updates under load (10 min).
 	@$(BIN)/python -m benchmarks.store
+
+bench-cluster: $(DEV_STAMP) model ## Measure placement and dispatch, beside Ray Serve LLM (70 min).
+	@$(BIN)/python -m benchmarks.cluster
 
 lint: $(DEV_STAMP) ## Check style and formatting.
 	@$(BIN)/ruff check .

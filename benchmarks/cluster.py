@@ -9,6 +9,7 @@ Every peer plays the same traces, with its adapters warm from the one before:
   and even, steady and bursty, with a hot set that moves and with a flash crowd
 - cliff: the working set within, and at twice, the slots
 - planner: 10,000 adapters on 256 replicas
+- news: from a replica's report until an ingress knows, beside 64 replicas
 """
 
 import argparse
@@ -35,6 +36,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
+from adapter_store.embedded import embedded_server
 from adapter_store.store import AdapterStore
 from benchmarks.adapters import write_adapter
 from benchmarks.replay import Replay, replay, summarise
@@ -50,8 +52,9 @@ from benchmarks.trace import (
 )
 from cluster.placement import Host, Need, plan
 from cluster.settings import BaseModelSettings, PlacementSettings, StoreSettings
-from cluster.state import Member, ModelPlan
+from cluster.state import Member, ModelPlan, Residency
 from deployments.client import Client
+from deployments.fleet import Fleet
 from examples.base_model import default_cache_dir, prepare_base_model
 
 HERE = Path(__file__).parent
@@ -140,15 +143,23 @@ def _write_adapters(
 ECHO_COSTS = {"prefill_s": 0.08, "token_s": 0.02, "crowd": 0.06, "load_s": 0.08, "swap_s": 0.004}
 
 
+# Adapters -> who plays, and what.
+_TRACES = ("alpha 0.6", "alpha 0.1", "alpha 1", "bursts, cv 4", "hot set moves", "flash crowd")
+ECHO_PARTS: dict[int, tuple[Sequence[str], Sequence[str]]] = {
+    100: (tuple(OURS), _TRACES),
+    1000: (("Ray Serve's choice", "Roundhouse"), ("alpha 0.6", "hot set moves", "flash crowd")),
+}
+
+
 def echo(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Many traces on many replicas: what the choice of the replica alone is worth."""
     found: dict[str, Any] = {"replicas": args.replicas, "costs": ECHO_COSTS}
-    for adapters in (100, 1000):
+    for adapters, (peers, names) in ECHO_PARTS.items():
         base = Load(adapters, args.echo_rate, args.seconds, answer_tokens=(4, 12))
-        traces = _echo_traces(base)
+        traces = {name: trace for name, trace in _echo_traces(base).items() if name in names}
         part = _described(traces, capacity=args.replicas * LORA["host_entries"], load=base)
         sources = _write_adapters(folder / f"{adapters}", ECHO_SHAPES, adapters, ECHO_TARGETS)
-        for name, changes in OURS.items():
+        for name, changes in ((peer, OURS[peer]) for peer in peers):
             where = folder / f"{name.replace(' ', '-')}-{adapters}"
             with _roundhouse(where, _echo_model(args.replicas), sources, changes) as running:
                 oracle = running.oracle if name == ORACLE else None
@@ -228,6 +239,45 @@ def planner(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "first_ms": round(took[0], 1),
         "p50_ms": round(statistics.median(took[1:]), 1),
         "max_ms": round(max(took[1:]), 1),
+    }
+
+
+def news(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """How long an ingress goes on believing what was."""
+    with embedded_server(folder) as server:
+        return asyncio.run(_news(StoreSettings(url=server.url), replicas=64, reports=300))
+
+
+async def _news(settings: StoreSettings, replicas: int, reports: int) -> dict[str, Any]:
+    store = AdapterStore(settings)
+    fleet = Fleet(store, PlacementSettings())
+    held = tuple(f"a{i}@1" for i in range(LORA["host_entries"]))
+
+    def report(number: int, newest: str) -> Member:
+        residency = Residency(slots=(newest,), host=held, slot_capacity=4, host_capacity=16)
+        return Member(id=f"r{number}", kind="replica", model="m", residency=residency)
+
+    for i in range(replicas):
+        await store.renew(report(i, "none@1"))
+    await fleet.start()
+    heard = asyncio.Event()
+    fleet.on_change(heard.set)
+    took = []
+    for i in range(reports):
+        key, number = f"new-{i}@1", i % replicas
+        started = time.perf_counter()
+        await store.renew(report(number, key))
+        while not any(key in replica.slots for replica in fleet.replicas("m")):
+            heard.clear()
+            await heard.wait()
+        took.append(1000 * (time.perf_counter() - started))
+    await fleet.stop()
+    await store.close()
+    return {
+        "replicas": replicas,
+        "reports": reports,
+        "p50_ms": round(statistics.median(took), 1),
+        "p99_ms": round(float(np.percentile(took, 99)), 1),
     }
 
 
@@ -432,6 +482,7 @@ def _count_downloads() -> list[str]:
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "planner": planner,
+    "news": news,
     "cliff": cliff,
     "echo": echo,
     "vllm": vllm,

@@ -9,7 +9,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    return "\n".join(["# Benchmarks", "", *_HOW, "", *_router(), "", *_engine(), "", *_store(), ""])
+    parts = (_router(), _cluster(), _engine(), _store())
+    return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
 _HOW = [
@@ -195,6 +196,85 @@ def _router() -> Iterator[str]:
     holds = report["scale"]["shortlist holds the best"]
     yield "The rows of adapters are without the encoder. Of 10,000 adapters the shortlist holds"
     yield f"the one with the best score of all in {holds} % of the prompts."
+
+
+_CLUSTER_COLUMNS = {
+    "hit_ratio": "slot + host hits, %",
+    "loads": "loads",
+    "ttft_p50_ms": "TTFT P50, ms",
+    "ttft_p99_ms": "TTFT P99, ms",
+    "tpot_p50_ms": "TPOT P50, ms",
+    "requests_per_s_with_drain": "requests/s",
+    "max_over_mean_load": "max / mean load",
+    "refused (429)": "429",
+    "failed": "failed",
+}
+
+
+def _cluster() -> Iterator[str]:
+    report = json.loads((RESULTS / "cluster.json").read_text())
+    yield "## Placement and dispatch"
+    yield ""
+    yield f"`{report['command']}` (`make bench-cluster`), {report['machine']};"
+    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield "Every peer plays the same traces, streamed, its caches warm from the one before."
+    vllm = report["vllm"]
+    yield ""
+    adapters, rate = vllm["load"]["adapters"], vllm["load"]["requests_per_s"]
+    yield f"### Real vLLM: {adapters} adapters on 2 replicas of 4 slots and 16 entries"
+    yield ""
+    best = vllm["offline optimum"]["hit_ratio"]
+    yield f"{rate} requests a second, alpha 0.6; the offline optimum over the memory of both"
+    yield f"replicas hits {best} %. Medians of three traces. Ray Serve LLM fetches an adapter from"
+    yield "S3 at each load; its loads are counted there."
+    yield ""
+    yield from _peers(vllm, "median")
+    for size in ("100 adapters", "1000 adapters"):
+        part = report["echo"].get(size)
+        if part is None:
+            continue
+        yield ""
+        yield f"### {report['echo']['replicas']} replicas of the echo engine, {size}"
+        yield ""
+        yield f"{part['load']['requests_per_s']:g} requests a second; costs as measured on vLLM:"
+        yield ", ".join(f"{k} {v}" for k, v in report["echo"]["costs"].items()) + ". The offline"
+        yield f"optimum over all traces hits {part['offline optimum']['hit_ratio']} %."
+        for trace, drawn in part["traces"].items():
+            yield ""
+            yield f"**{trace}** (the first tenth of the adapters gets"
+            yield f"{100 * drawn['share of the first tenth']:.0f} % of the requests)"
+            yield ""
+            yield from _peers(part, trace)
+    yield ""
+    yield "### The cliff: all adapters in slots, and twice as many (bar: 5 times the median TTFT)"
+    yield ""
+    yield "| | within, ms | beyond, ms | ratio |"
+    yield "|---|---:|---:|---:|"
+    for peer, found in report["cliff"].items():
+        within, beyond = (one["median"]["ttft_p50_ms"] for one in found.values())
+        yield f"| {peer} | {within} | {beyond} | {beyond / within:.2f} |"
+    news = report["news"]
+    yield ""
+    yield "### From a replica's report until the ingress knows (bar: 50 ms)"
+    yield ""
+    yield f"Of {news['replicas']} replicas: median {news['p50_ms']} ms, P99 {news['p99_ms']} ms."
+    planner = report["planner"]
+    yield ""
+    yield "### The planner (bar: 100 ms)"
+    yield ""
+    yield f"{planner['adapters']:,} adapters on {planner['replicas']} replicas: median"
+    yield f"{planner['p50_ms']} ms, longest {planner['max_ms']} ms, the first plan"
+    yield f"{planner['first_ms']} ms."
+
+
+def _peers(part: dict[str, Any], trace: str) -> Iterator[str]:
+    """A row for each peer that played a trace."""
+    yield "| | " + " | ".join(_CLUSTER_COLUMNS.values()) + " |"
+    yield "|---|" + "---:|" * len(_CLUSTER_COLUMNS)
+    for peer, found in part.items():
+        if trace in found and peer != "traces":
+            cells = (str(found[trace].get(key, "")) for key in _CLUSTER_COLUMNS)
+            yield f"| {peer} | " + " | ".join(cells) + " |"
 
 
 def _times(found: dict[str, Any]) -> Iterator[str]:

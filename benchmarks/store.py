@@ -27,6 +27,7 @@ from rich.console import Console
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.embedded import embedded_server
+from adapter_store.plans import Plans
 from adapter_store.records import new_version
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.store import AdapterStore
@@ -177,9 +178,11 @@ def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
 
         async def __aexit__(self, *_: object) -> None: ...
 
-    log = RoutingLog(settings.store, keep_s=1)
+    log, plans = RoutingLog(settings.store, keep_s=1), Plans(settings.store)
     record = RoutingRecorder(log).record
-    gateway = Gateway(settings, store, known, None, {"echo": None}, deployments, record)
+    gateway = Gateway(
+        settings, store, known, None, {"echo": None}, deployments, plans.newest, record, print
+    )
     return build_http(
         gateway,
         AdapterAdmin(settings, store, known),

@@ -223,7 +223,11 @@ class RouterSettings(Section):
         "threshold.",
     )
     in_scope_share: float = Field(
-        0.9, gt=0, lt=1, description="Share of `auto` prompts expected to be in scope."
+        0.9,
+        gt=0,
+        lt=1,
+        description="Share of `auto` prompts expected to be in scope; shapes the probability, not "
+        "what is turned away.",
     )
     out_of_scope: Literal["base", "refuse"] = Field(
         "base", description="Out-of-scope prompts go to the base model, or get 422."

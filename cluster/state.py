@@ -428,3 +428,6 @@ class ClusterSnapshot(Value):
     deployments: tuple[DeploymentState, ...] = ()
     store: str = Field(description="ok | stale")
     position: str
+    plan: PlacementPlan | None = Field(
+        None, description="what should be where; for those who may see every adapter"
+    )

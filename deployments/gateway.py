@@ -35,6 +35,7 @@ from cluster.state import (
     Decision,
     DeploymentState,
     Member,
+    PlacementPlan,
     Prompt,
     Route,
     RoutedRequest,
@@ -107,11 +108,13 @@ class Gateway:
         chooser: Chooser,
         pools: Mapping[str, ReplicaPool],
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
+        plan: Callable[[], Awaitable[PlacementPlan]],
         record: Callable[[RoutedRequest], None],
         want: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._deployments = deployments
+        self._plan = plan
         self._store = store
         self._catalogue = catalogue
         self._chooser = chooser
@@ -274,8 +277,9 @@ class Gateway:
         """What runs, without other tenants' private adapters."""
         try:
             members, store = await self._store.members(), "ok"
+            plan = await self._plan() if viewer.sees_all else None
         except StoreUnavailable:
-            members, store = [], "stale"
+            members, store, plan = [], "stale", None
         return ClusterSnapshot(
             models=tuple(self._pools),
             adapters=len(self._visible(viewer)),
@@ -283,6 +287,7 @@ class Gateway:
             deployments=await self._deployments(),
             store="stale" if self._catalogue.is_stale else store,
             position=self._catalogue.position,
+            plan=plan,
         )
 
     async def not_ready(self) -> list[str]:
@@ -349,6 +354,8 @@ class Gateway:
                 "loading": tuple(filter(may_see, member.loading)),
                 "problems": {k: v for k, v in member.problems.items() if may_see(k)},
                 "router": member.router and self._report_for(viewer, member.router),
+                "running": tuple(filter(may_see, member.running)),
+                "demand": {k: v for k, v in member.demand.items() if may_see(k)},
             }
         )
 

@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from adapter_store.catalogue import Changes
+from adapter_store.plans import Plans
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import RouterSettings, Settings
@@ -117,6 +118,7 @@ class Ingress:
         self._id = serve.get_replica_context().replica_id.unique_id
         self._participant = Participant(settings.store, self._report, self._heed)
         store, catalogue = self._participant.store, self._participant.catalogue
+        self._plans = Plans(settings.store)
         self._fleet = Fleet(store, settings.placement)
         pools = {
             model_id: ServePool(model_id, handle, self._admission_of(model_id))
@@ -132,6 +134,7 @@ class Ingress:
             chooser,
             pools,
             self._deployments,
+            self._plans.newest,
             self._recorder.record,
             self._fleet.want,
         )
@@ -198,6 +201,7 @@ class Ingress:
         await self._fleet.stop()
         await self._participant.stop()
         await self._log.close()
+        await self._plans.close()
 
 
 def ingress_app(settings: Settings, router: Any, planner: Any, models: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from adapter_store.blobs import open_blobs
 from adapter_store.catalogue import Catalogue
 from adapter_store.node_cache import NodeCache
+from adapter_store.plans import Plans
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import parse_settings
@@ -132,6 +133,7 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     it.log = log
     recorder = RoutingRecorder(log)
     wanted: list[str] = []
+    plans = Plans(store_settings)
     gateway = Gateway(
         settings,
         store,
@@ -139,6 +141,7 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
         it.chooser,
         pools,
         deployments,
+        plans.newest,
         recorder.record,
         wanted.append,
     )
@@ -166,6 +169,7 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     await driver.stop()
     await catalogue.stop()
     await log.close()
+    await plans.close()
 
 
 @pytest.fixture

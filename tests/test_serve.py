@@ -97,6 +97,56 @@ def test_the_commands_show_what_is_there(cluster, http, make_adapter):
     wait_until(lambda: all("shown@1" not in r["residency"]["slots"] for r in replicas(http)))
 
 
+def test_a_cold_adapter_is_loaded_once_and_found_again(cluster, http, make_adapter):
+    # Of ten, eight fit: the last ones are nowhere until they are asked for.
+    names = [f"cold-{i}" for i in range(10)]
+    for name in names:
+        cluster.command("adapters", "add", str(make_adapter(name)))
+    answers = [http.post("/v1/chat/completions", json=chat("x", names[-1])) for _ in range(6)]
+    assert len({a.headers["x-roundhouse-replica"] for a in answers}) == 1
+    assert [a.headers["x-roundhouse-residency"] for a in answers[1:]] == ["slot"] * 5
+    for name in names:
+        cluster.command("adapters", "rm", name)
+
+
+def test_losing_the_planner_changes_nothing_for_requests(cluster, http, make_adapter):
+    cluster.command("adapters", "add", str(make_adapter("planned")))
+
+    def plan() -> dict:
+        # Demand is what plans are made of.
+        assert http.post("/v1/chat/completions", json=chat("x", "planned")).status_code == 200
+        return http.get("/v1/cluster").json()["plan"] or {}
+
+    wait_until(lambda: "planned" in plan().get("models", {}).get("echo", {}).get("holders", {}))
+    first = plan()["leader"]
+    (planner,) = [p for p in family(cluster) if "Planner" in " ".join(p.cmdline())]
+    planner.kill()
+    http.post("/v1/adapters", json={"source": str(make_adapter("later")), "base_model": "echo"})
+    assert http.post("/v1/chat/completions", json=chat("x", "later")).status_code == 200
+    wait_until(lambda: plan()["leader"] != first, timeout_s=60)
+    for name in ("planned", "later"):
+        cluster.command("adapters", "rm", name)
+
+
+def test_who_cannot_wait_is_told_when_to_come_back(cluster, http):
+    """Two replicas with two places each, and a queue before them."""
+    slow = " ".join(["word"] * 150)  # 1.5 s
+    late = {"x-roundhouse-first-token-s": "0.3"}
+    with ThreadPoolExecutor(8) as pool:
+        running = [
+            pool.submit(http.post, "/v1/chat/completions", json=chat(slow, stream=False))
+            for _ in range(8)
+        ]
+        time.sleep(0.5)
+        refused = http.post("/v1/chat/completions", json=chat("x"), headers=late)
+        patient = http.post("/v1/chat/completions", json=chat("x"))
+        assert [r.result().status_code for r in running] == [200] * 8
+    assert refused.status_code == 429
+    assert "too late" in refused.json()["error"]["message"] or "in time" in refused.text
+    assert int(refused.headers["retry-after"]) >= 1
+    assert patient.status_code == 200
+
+
 def test_a_new_version_takes_over_and_the_old_one_still_answers_by_number(
     cluster, http, make_adapter
 ):
