@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 
 from cluster.state import Member
 
+# Half-lives after which counts are brought to the present, before they get too large.
+_REBASE = 50
+
 
 class Demand:
     """Requests a second by adapter, the older ones counting less.
@@ -24,23 +27,24 @@ class Demand:
 
     def count(self, name: str, now: float, times: float = 1.0) -> None:
         """One request."""
-        if not self._counts:
-            self._at = now
+        if not self._counts or now - self._at > _REBASE * self._half_life_s:
+            self.rates(now)
         # Instead of decaying all others, the newcomer counts more.
-        self._counts[name] = self._counts.get(name, 0.0) + times * self._growth(now)
+        self._counts[name] = self._counts.get(name, 0.0) + times / self._decay(now)
 
     def rates(self, now: float) -> dict[str, float]:
         """Requests a second by adapter, without those asked for once five half-lives ago."""
-        scale = math.log(2) / self._half_life_s / self._growth(now)
-        least = math.log(2) / self._half_life_s * 2**-5
+        per_count = math.log(2) / self._half_life_s
+        scale, least = per_count * self._decay(now), per_count * 2**-5
         rates = {name: c * scale for name, c in self._counts.items() if c * scale > least}
         kept = sorted(rates, key=lambda name: -rates[name])[: self._most]
-        self._counts = {name: rates[name] * self._half_life_s / math.log(2) for name in kept}
+        self._counts = {name: rates[name] / per_count for name in kept}
         self._at = now
         return {name: rates[name] for name in kept}
 
-    def _growth(self, now: float) -> float:
-        return 2.0 ** ((now - self._at) / self._half_life_s)
+    def _decay(self, now: float) -> float:
+        """Of what was counted at the last look."""
+        return 0.5 ** ((now - self._at) / self._half_life_s)
 
 
 def total_demand(members: Iterable[Member]) -> Mapping[str, float]:

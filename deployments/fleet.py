@@ -44,6 +44,8 @@ class Fleet:
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
+        """Read the reports (raises :class:`StoreUnavailable`), then follow in the background."""
+        self.take(await self._store.members())
         self._task = asyncio.create_task(self._follow(), name="fleet")
 
     def check(self) -> None:

@@ -15,7 +15,15 @@ from adapter_store.tasks import cancel
 from cluster.errors import AdapterLoadFailed, ModelNotFound, StoreUnavailable
 from cluster.placement import holders
 from cluster.settings import BaseModelSettings, Settings
-from cluster.state import Adapter, AdapterRef, BaseModelFacts, Member, ModelPlan, Version
+from cluster.state import (
+    Adapter,
+    AdapterRef,
+    BaseModelFacts,
+    Member,
+    ModelPlan,
+    PlacementPlan,
+    Version,
+)
 from deployments.adapter_cache import AdapterCache
 from deployments.adapter_files import AdapterFiles
 from deployments.call import Call, serve_call
@@ -68,6 +76,7 @@ class ModelServer:
         await self._participant.store.put_base_model(self._facts)
         await self._adapters.refresh()
         await self._participant.start()
+        self._heed(self._part_of(await self._plans.newest()))
         self._planning = asyncio.create_task(self._follow_plans(), name="plans")
         if self._to_prepare is not None:
             self._preparing = asyncio.create_task(self._prepare_ahead(), name="prepare ahead")
@@ -161,10 +170,13 @@ class ModelServer:
         while True:
             try:
                 async for plan in self._plans.follow():
-                    self._heed(plan.models.get(self._model.id, ModelPlan()))
+                    self._heed(self._part_of(plan))
             except StoreUnavailable as e:
                 logger.warning("the plan stays as it was: %s", e)
                 await asyncio.sleep(_RETRY_S)
+
+    def _part_of(self, plan: PlacementPlan) -> ModelPlan:
+        return plan.models.get(self._model.id, ModelPlan())
 
     def _heed(self, plan: ModelPlan) -> None:
         """Keep what should be here, and load what should come: requests need not ask first."""

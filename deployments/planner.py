@@ -43,6 +43,7 @@ class Planner:
 
     async def start(self) -> None:
         await self._catalogue.start()
+        self._last = await self._plans.newest()
         self._task = asyncio.create_task(self._plan_for_ever(), name="planner")
 
     async def stop(self) -> None:

@@ -1,0 +1,57 @@
+"""How much each adapter is asked for."""
+
+import pytest
+
+from cluster.demand import Demand, total_demand
+from cluster.state import Member
+
+
+def asked(demand: Demand, name: str, rate: float, since: float, until: float) -> None:
+    for i in range(round((until - since) * rate)):
+        demand.count(name, since + i / rate)
+
+
+def test_a_steady_rate_is_told_as_it_is():
+    demand = Demand(half_life_s=10)
+    asked(demand, "a", 20, 0, 100)
+    assert demand.rates(100)["a"] == pytest.approx(20, rel=0.05)
+
+
+def test_looking_changes_nothing():
+    looked, other = Demand(half_life_s=10), Demand(half_life_s=10)
+    for second in range(60):
+        for demand in (looked, other):
+            asked(demand, "a", 5, second, second + 1)
+        looked.rates(second + 1)
+    assert looked.rates(60)["a"] == pytest.approx(other.rates(60)["a"])
+
+
+def test_it_is_halved_in_a_half_life_and_forgotten_after_five():
+    demand = Demand(half_life_s=10)
+    demand.count("a", 0)
+    first = demand.rates(0)["a"]
+    assert demand.rates(10)["a"] == pytest.approx(first / 2)
+    assert demand.rates(60) == {}
+
+
+def test_of_too_many_the_least_asked_for_are_forgotten():
+    demand = Demand(half_life_s=10, most=2)
+    for i, times in enumerate((3, 1, 2)):
+        demand.count(f"a{i}", 0, times)
+    assert set(demand.rates(0)) == {"a0", "a2"}
+
+
+def test_after_days_without_a_look_the_numbers_are_still_numbers():
+    demand = Demand(half_life_s=1)
+    demand.count("a", 0)
+    demand.count("b", 500_000)
+    assert demand.rates(500_000) == {"b": pytest.approx(0.693, rel=0.01)}
+
+
+def test_ingresses_add_up():
+    members = [
+        Member(id="i1", kind="ingress", demand={"a": 1.0, "b": 2.0}),
+        Member(id="i2", kind="ingress", demand={"a": 0.5}),
+        Member(id="r", kind="replica"),
+    ]
+    assert total_demand(members) == {"a": 1.5, "b": 2.0}
