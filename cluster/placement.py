@@ -47,7 +47,7 @@ class Host:
     Attributes:
         entries: adapter versions that it can hold; bytes likewise.
         places: requests that it takes at a time; service_s: mean time of one.
-        held: adapters that are there, or on their way.
+        held: adapters that are there, or on their way; refused: that it could not load.
         loading: how many are on their way.
     """
 
@@ -58,6 +58,7 @@ class Host:
     places: int = 1
     service_s: float = 0.0
     held: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
     loading: int = 0
 
 
@@ -81,15 +82,23 @@ def plan(
         before: the plan that this one replaces: its holders stay where they can.
     """
     wanted = _wanted(needs, hosts, before, settings)
+    there = _holders_now(hosts, before)
     room = _Room(hosts)
-    names = sorted(wanted, key=lambda name: _urgency(name, needs[name]))
+
+    def urgency(name: str) -> tuple[bool, bool, float, str]:
+        need = needs[name]
+        # Who is there must be clearly less wanted to have to go.
+        rate = need.rate / (settings.keep_below if name in before.holders else 1)
+        return not need.is_pinned, not need.at_least, -rate / need.entries, name
+
+    names = sorted(wanted, key=urgency)
     choices = room.choices(names)
     for name in names:
-        room.claim(needs[name], before.holders.get(name, ()))
+        room.claim(needs[name], there.get(name, ()))
     found: dict[str, tuple[str, ...]] = {}
     reasons: dict[str, str] = {}
     for name, order in zip(names, choices, strict=True):
-        where = room.place(needs[name], wanted[name], before.holders.get(name, ()), order)
+        where = room.place(needs[name], wanted[name], there.get(name, ()), order)
         if where:
             found[name] = where
         if len(where) < min(wanted[name], len(hosts)):
@@ -100,8 +109,15 @@ def plan(
     return ModelPlan(holders=found, loads=_loads(found, names, hosts, settings), reasons=reasons)
 
 
-def _urgency(name: str, need: Need) -> tuple[bool, bool, float, str]:
-    return not need.is_pinned, not need.at_least, -need.rate / need.entries, name
+def _holders_now(hosts: Sequence[Host], before: ModelPlan) -> dict[str, tuple[str, ...]]:
+    """Adapter -> where it stays if it can: where the last plan has it, then where it is anyway."""
+    there = {name: list(where) for name, where in before.holders.items()}
+    for host in sorted(hosts, key=lambda h: h.id):
+        for name in host.held:
+            where = there.setdefault(name, [])
+            if host.id not in where:
+                where.append(host.id)
+    return {name: tuple(where) for name, where in there.items()}
 
 
 def _wanted(
@@ -110,7 +126,9 @@ def _wanted(
     """Adapter -> replicas, by Little's law: rate times time is how many requests are under way."""
     if not hosts:
         return {}
-    service_s = sum(h.service_s for h in hosts) / len(hosts)
+    # Of those that have ended a request.
+    known = [h.service_s for h in hosts if h.service_s]
+    service_s = sum(known) / len(known) if known else 0.0
     places = sum(h.places for h in hosts) / len(hosts) * settings.share_of_replica
     found = {}
     for name, need in needs.items():
@@ -132,12 +150,12 @@ def _loads(
     settings: PlacementSettings,
 ) -> dict[str, tuple[str, ...]]:
     """What each replica should load now: a few at a time, for loads slow what runs."""
-    held = {h.id: h.held for h in hosts}
+    out = {h.id: h.held | h.refused for h in hosts}
     left = {h.id: settings.moves_per_replica - h.loading for h in hosts}
     loads: dict[str, list[str]] = {}
     for name in names:
         for replica in found.get(name, ()):
-            if name not in held[replica] and left[replica] > 0:
+            if name not in out[replica] and left[replica] > 0:
                 left[replica] -= 1
                 loads.setdefault(replica, []).append(name)
     return {replica: tuple(names) for replica, names in loads.items()}

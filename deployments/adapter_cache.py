@@ -31,6 +31,7 @@ class AdapterCache:
     Args:
         capacity: versions that the engine holds at most, in slots or in host memory.
         is_pinned: whether an adapter, by name, leaves only when nothing else can.
+        on_change: called when something has moved, or is on its way in.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class AdapterCache:
         files: AdapterFiles,
         capacity: int,
         is_pinned: Callable[[str], bool] = lambda name: False,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._is_pinned = is_pinned
+        self._on_change = on_change
         self._files = files
         self._capacity = capacity
         self._flights: dict[str, asyncio.Task[None]] = {}
@@ -110,6 +113,7 @@ class AdapterCache:
         if flight is None:
             flight = asyncio.create_task(self._load(ref), name=f"load {ref.key}")
             self._flights[ref.key] = flight
+            self._on_change()
             flight.add_done_callback(lambda _: self._flights.pop(ref.key, None))
             flight.add_done_callback(_note)
         await asyncio.shield(flight)
@@ -136,7 +140,9 @@ class AdapterCache:
             key: math.inf if self._is_pinned(ref.name) else self._usage.worth(key)
             for key, ref in self._held.items()
         }
-        self.residency = await self._engine.residency(worth)
+        before, self.residency = self.residency, await self._engine.residency(worth)
+        if self.residency != before:
+            self._on_change()
 
     def refresh_soon(self) -> None:
         """For when the engine has moved something by itself; many calls make one refresh."""
@@ -165,10 +171,11 @@ class AdapterCache:
         return self._files.tier(ref)
 
     async def _load(self, ref: AdapterRef) -> None:
-        began, is_near = time.monotonic(), self._files.tier(ref) is Tier.NODE
+        is_near = self._files.tier(ref) is Tier.NODE
         try:
             async with self._files.opened(ref) as folder:
                 await self._make_room()
+                began = time.monotonic()
                 await self._take(ref, folder)
         except AdapterLoadFailed as e:
             self._files.discard(ref)

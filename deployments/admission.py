@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.errors import Overloaded
 from cluster.settings import AdmissionSettings, BaseModelSettings, DispatchSettings
@@ -29,10 +29,18 @@ _LATER = "try again after the time in Retry-After"
 
 @dataclass(eq=False)
 class _Turn(Waiting):
-    """A waiting request; `given` is the replica that it is to go to, as soon as there is one."""
+    """A waiting request.
+
+    Attributes:
+        replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
+        given: done when there is one.
+    """
 
     prefix: tuple[bytes, ...] = ()
-    given: asyncio.Future[str] | None = None
+    replica: str | None = None
+    given: asyncio.Future[str] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
     @property
     def key(self) -> str | None:
@@ -110,23 +118,22 @@ class Admission:
             tokens=terms.tokens,
             priority=terms.priority,
             since=now,
-            until=now + min(terms.first_token_s, self._settings.max_wait_s),
+            until=min(terms.since + terms.first_token_s, now + self._settings.max_wait_s),
             prefix=terms.prefix,
-            given=asyncio.get_running_loop().create_future(),
         )
         if not self._queue:
             self._ended_at = now
         self._queue.push(turn)
-        self._let_in()
-        if not turn.given.done():
-            self._refuse_if_hopeless(turn)
         try:
+            self._let_in()
+            if not turn.given.done():
+                self._refuse_the_hopeless(turn)
             return await self._given(turn)
         except BaseException:
-            if turn.given.done():
-                self._end(turn.given.result(), call.key)
-            else:
+            if turn in self._queue:
                 self._queue.remove(turn)
+            elif turn.replica is not None:
+                self._end(turn.replica, turn.key)
             raise
 
     async def _given(self, turn: _Turn) -> str:
@@ -134,26 +141,31 @@ class Admission:
         while not turn.given.done():
             now = time.monotonic()
             if now >= turn.until:
-                raise self._overloaded("no replica could start it in time", turn)
+                raise self._overloaded("no replica could start it in time")
             wake = patience_ends if now < patience_ends < turn.until else turn.until
-            try:
-                await asyncio.wait_for(asyncio.shield(turn.given), wake - now)
-            except TimeoutError:
+            if not (await asyncio.wait([turn.given], timeout=wake - now))[0]:
                 self._let_in()
         return turn.given.result()
 
-    def _refuse_if_hopeless(self, turn: _Turn) -> None:
-        """Raise at once what would be known later."""
+    def _refuse_the_hopeless(self, turn: _Turn) -> None:
+        """Say at once what would be known later.
+
+        Raises:
+            Overloaded: it is this one that has to go.
+        """
         if len(self._queue) > self._model.max_queued:
-            self._queue.remove(turn)
+            why = f"every replica of {self._model.id} is busy and its queue is full"
+            surplus = self._queue.newest_of_most()
+            if surplus is turn:
+                raise self._overloaded(why)
+            self._queue.remove(surplus)
+            surplus.given.set_exception(self._overloaded(why))
+        ahead = self._queue.ahead_of(turn)
+        expected_s = (ahead + 1) * self._pace_s()
+        # Whoever is next may wait: how else would a wrong estimate be found out?
+        if ahead and turn.since + expected_s > turn.until:
             raise self._overloaded(
-                f"every replica of {self._model.id} is busy and its queue is full", turn
-            )
-        expected_s = self._expected_wait_s(turn)
-        if turn.since + expected_s > turn.until:
-            self._queue.remove(turn)
-            raise self._overloaded(
-                f"its turn would come in about {expected_s:.1f} s, which is too late", turn
+                f"its turn would come in about {expected_s:.1f} s, which is too late"
             )
 
     def _let_in(self) -> None:
@@ -161,29 +173,33 @@ class Admission:
         while self._queue:
             replicas = self._fleet.replicas(self._model.id)
             opening = _Opening.of(replicas)
-            turn = self._queue.pop(lambda t, o=opening: self._may_start(t, o))
+            turn = self._queue.pop(lambda t, r=replicas, o=opening: self._finds_place(t, r, o))
             if turn is None:
                 return
-            replica = self._best(turn, replicas, opening)
-            # It counts from now on; its own task comes to that later.
-            self._fleet.begin(replica, turn.key)
-            self._prefixes.note(turn.key, turn.prefix, replica)
-            turn.given.set_result(replica)
+            if turn.replica:
+                # It counts from now on; its own task comes to that later.
+                self._fleet.begin(turn.replica, turn.key)
+                self._prefixes.note(turn.key, turn.prefix, turn.replica)
+            turn.given.set_result(turn.replica)
 
-    def _may_start(self, turn: _Turn, opening: "_Opening") -> bool:
-        return opening.admits(turn.key) or (
-            opening.has_place and time.monotonic() - turn.since >= self._settings.patience_s
-        )
-
-    def _best(self, turn: _Turn, replicas: list[ReplicaView], opening: "_Opening") -> str:
+    def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: "_Opening") -> bool:
+        """Whether a request may start now; notes where."""
+        if not replicas:
+            turn.replica = ""  # nobody reports any more: Ray Serve knows who is there
+            return True
+        out_of_patience = time.monotonic() - turn.since >= self._settings.patience_s
+        if not opening.admits(turn.key) and not (out_of_patience and opening.has_place):
+            return False
         ask = Ask(turn.key, self._prefixes.cached(turn.key, turn.prefix))
-        options = rank(ask, replicas, self._dispatch, node=self._node)
-        # Out of patience, a place will do.
-        able = [o for o in options if o.may_start or not opening.admits(turn.key)]
-        return (able or options)[0].replica
+        for option in rank(ask, replicas, self._dispatch, node=self._node):
+            if option.may_start or (out_of_patience and option.may_wait_there):
+                turn.replica = option.replica
+                return True
+        return False
 
     def _end(self, replica: str, key: str | None) -> None:
-        self._fleet.end(replica, key)
+        if replica:
+            self._fleet.end(replica, key)
         now = time.monotonic()
         if self._queue:
             taken_s = now - self._ended_at
@@ -193,10 +209,6 @@ class Admission:
         self._ended_at = now
         self._let_in()
 
-    def _expected_wait_s(self, turn: _Turn) -> float:
-        """Those before it, at the pace at which requests end now."""
-        return (self._queue.ahead_of(turn) + 1) * self._pace_s()
-
     def _pace_s(self) -> float:
         """Time between two requests that end, while replicas are busy."""
         if self._interval_s:
@@ -205,6 +217,7 @@ class Admission:
         each = [r.service_s / r.max_ongoing for r in replicas]
         return sum(each) / len(each) ** 2 if each else 0.0
 
-    def _overloaded(self, why: str, turn: _Turn) -> Overloaded:
-        wait_s = max(1.0, self._expected_wait_s(turn))
+    def _overloaded(self, why: str) -> Overloaded:
+        # Who comes back stands behind everybody; now it is one of them itself.
+        wait_s = max(1.0, len(self._queue) * self._pace_s())
         return Overloaded(f"{why}; {_LATER}", retry_after_s=wait_s)

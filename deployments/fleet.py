@@ -22,9 +22,14 @@ _RETRY_S = 0.5
 
 @dataclass(frozen=True)
 class _Known:
-    """The unchanging part of a view, made once per report."""
+    """The unchanging part of a view, made once per report.
+
+    Attributes:
+        mine: requests of this process that the report may count, too.
+    """
 
     member: Member
+    mine: Counter[str | None]
     slots: frozenset[str]
     host: frozenset[str]
     loading: frozenset[str]
@@ -91,8 +96,9 @@ class Fleet:
         ongoing = mine.total()
         if self._ingresses > 1:
             # The others' requests are known as of the last report only.
-            running |= {key: 1 for key in member.running if key not in running}
-            ongoing = max(ongoing, member.ongoing)
+            others = [key for key in member.running if key not in known.mine]
+            running |= {key: 1 for key in others if key not in running}
+            ongoing += max(0, member.ongoing - known.mine.total())
         return ReplicaView(
             id=member.id,
             node=member.node,
@@ -114,6 +120,7 @@ class Fleet:
         self._known = {
             m.id: _Known(
                 m,
+                Counter(self._mine.get(m.id, {})),
                 frozenset(m.residency.slots),
                 frozenset(m.residency.host),
                 frozenset(m.loading),

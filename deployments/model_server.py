@@ -52,7 +52,11 @@ class ModelServer:
         self._cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
         self._files = AdapterFiles(open_blobs(settings.store), self._cache, self.engine)
         self._adapters = AdapterCache(
-            self.engine, self._files, self._model.lora.host_entries, self._is_pinned
+            self.engine,
+            self._files,
+            self._model.lora.host_entries,
+            self._is_pinned,
+            lambda: self._participant.announce(),
         )
         # What was loaded on behalf of the registry or of a request, by name and version.
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
@@ -63,6 +67,7 @@ class ModelServer:
         self._shared_among: frozenset[str] = frozenset()
         self._participant = Participant(settings.store, self._report, self._follow, self._refresh)
         self._plans = Plans(settings.store)
+        self._plan = ModelPlan()
         self._prefetches = settings.placement.prefetch
         self._planning: asyncio.Task | None = None
         self._preparing: asyncio.Task | None = None
@@ -76,7 +81,7 @@ class ModelServer:
         await self._participant.store.put_base_model(self._facts)
         await self._adapters.refresh()
         await self._participant.start()
-        self._heed(self._part_of(await self._plans.newest()))
+        self._plan = self._part_of(await self._plans.newest())
         self._planning = asyncio.create_task(self._follow_plans(), name="plans")
         if self._to_prepare is not None:
             self._preparing = asyncio.create_task(self._prepare_ahead(), name="prepare ahead")
@@ -170,7 +175,8 @@ class ModelServer:
         while True:
             try:
                 async for plan in self._plans.follow():
-                    self._heed(self._part_of(plan))
+                    self._plan = self._part_of(plan)
+                    self._heed(self._plan)
             except StoreUnavailable as e:
                 logger.warning("the plan stays as it was: %s", e)
                 await asyncio.sleep(_RETRY_S)
@@ -187,18 +193,21 @@ class ModelServer:
             adapter = self._participant.catalogue.adapters.get(name)
             for version in adapter.serving if adapter else ():
                 ref = AdapterRef.of(adapter, version)
-                if not self._adapters.has(ref):
+                if not self._adapters.has(ref) and ref.key not in self._adapters.problems:
                     self._in_background(self._load_quietly(adapter, version), f"prefetch {ref.key}")
 
     async def _refresh(self) -> None:
-        """Before each report; takes over from replicas that have died."""
+        """Before each report; takes over from replicas that have died, and does again what a plan
+        wants and has not got."""
         await self._adapters.refresh()
+        self._heed(self._plan)
         if self._counted:
             await self._meet_peers()
         if self._peers != self._shared_among:
             self._shared_among = self._peers
             adapters = self._participant.catalogue.adapters
-            await self._load_wanted([adapters[name] for name in self._counted])
+            found = (adapters.get(name) for name in self._counted)
+            await self._load_wanted([adapter for adapter in found if adapter is not None])
 
     async def _meet_peers(self) -> None:
         """Look who is there; without the store, it stays at who was."""

@@ -38,7 +38,7 @@ class Planner:
         self._plans = Plans(settings.store)
         self._catalogue = Catalogue(self._store)
         self._last = PlacementPlan()
-        self._was_leader = False
+        self._leader = 0
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
@@ -67,12 +67,11 @@ class Planner:
         """
         leader = await self._plans.lead(self._who, for_s=_TERM * self._settings.placement.period_s)
         if not leader:
-            self._was_leader = False
             return None
-        if not self._was_leader:
+        if leader != self._leader:
             # What the one before has planned stays where it is.
             self._last = await self._plans.newest()
-            self._was_leader = True
+            self._leader = leader
         members = await self._store.members()
         models = {m.id: self._plan(m, members) for m in self._settings.models}
         if models != self._last.models:
@@ -86,10 +85,15 @@ class Planner:
     def _plan(self, model: BaseModelSettings, members: list[Member]) -> ModelPlan:
         adapters = [a for a in self._catalogue.adapters.values() if a.card.base_model == model.id]
         demand = total_demand(members)
+        hosts = list(_hosts(model, members))
+        before = self._last.models.get(model.id, ModelPlan())
+        if not hosts:
+            # They start, or the store has lost them for a moment: they will want to go on.
+            return before
         return plan(
             {a.name: _need(a, demand.get(a.name, 0.0)) for a in adapters},
-            list(_hosts(model, members)),
-            self._last.models.get(model.id, ModelPlan()),
+            hosts,
+            before,
             self._settings.placement,
         )
 
@@ -115,14 +119,15 @@ def _need(adapter: Adapter, rate: float) -> Need:
 def _hosts(model: BaseModelSettings, members: Iterable[Member]) -> Iterable[Host]:
     for member in members:
         if member.kind == "replica" and member.model == model.id:
-            there = (*member.residency.slots, *member.residency.host)
+            there = (*member.residency.slots, *member.residency.host, *member.loading)
             yield Host(
                 id=member.id,
                 node=member.node,
                 entries=model.lora.host_entries,
                 places=model.max_ongoing,
                 service_s=member.service_s,
-                held=frozenset(key.partition("@")[0] for key in (*there, *member.loading)),
+                held=frozenset(key.partition("@")[0] for key in there),
+                refused=frozenset(key.partition("@")[0] for key in member.problems),
                 loading=len(member.loading),
             )
 

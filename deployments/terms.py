@@ -1,8 +1,9 @@
 """How a request wants to be served: whose turn it takes, how urgent it is, what it may cost."""
 
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import InvalidRequest
@@ -15,6 +16,8 @@ _PRIORITIES = range(-100, 101)
 _BYTES_PER_TOKEN = 4
 # Of an answer whose length the client leaves open.
 _USUAL_TOKENS = 256
+# No answer is longer, whatever is asked for.
+_MOST_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Terms:
         tenant: whose turn it takes.
         priority: higher ones come first.
         first_token_s: the answer is of no use when it starts later than this.
+        since: when the request came, of the monotonic clock.
         tokens: of prompt and answer, at most, about.
         prefix: of the prompt, see `router.prefixes`.
     """
@@ -32,6 +36,7 @@ class Terms:
     tenant: str = ""
     priority: int = 0
     first_token_s: float = math.inf
+    since: float = field(default_factory=time.monotonic)
     tokens: float = 1.0
     prefix: tuple[bytes, ...] = ()
 
@@ -53,7 +58,7 @@ def terms_of(
         priority=_priority(headers, viewer),
         first_token_s=_first_token_s(headers),
         tokens=len(prompt) / _BYTES_PER_TOKEN
-        + (answer if isinstance(answer, int) and answer > 0 else _USUAL_TOKENS),
+        + (min(answer, _MOST_TOKENS) if isinstance(answer, int) and answer > 0 else _USUAL_TOKENS),
         prefix=chain_of(prompt),
     )
 

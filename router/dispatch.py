@@ -94,18 +94,25 @@ class Ask:
 
 @dataclass(frozen=True)
 class Option:
-    """One replica for a request."""
+    """One replica for a request; `waits` is how many adapters wait there for a slot."""
 
     replica: str
     standing: Standing
     cost_s: float
     is_over_share: bool
     is_full: bool
+    waits: int
 
     @property
     def may_start(self) -> bool:
         """Whether the request would be worked on, not wait there."""
         return not self.is_full and self.standing is not Standing.SATURATED
+
+    @property
+    def may_wait_there(self) -> bool:
+        """Whether it may wait on the replica for a slot: one adapter at a time, or those that have
+        one would find no place."""
+        return not self.is_full and not self.waits
 
 
 def rank(
@@ -133,6 +140,7 @@ def rank(
             - settings.near_s * (r.node == node),
             is_over_share=r.ongoing >= limit,
             is_full=r.is_full,
+            waits=max(0, len(r.running) - r.slot_capacity),
         )
         for r in able
     ]

@@ -6,7 +6,7 @@ adapters the one that got least. Who comes back after a pause starts at the leas
 waiting, so that nobody saves up. Requests of one tenant and adapter stay in their order.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -79,18 +79,26 @@ class FairQueue:
         line.remove(waiting)
         self._tidy(waiting.priority, waiting.flow)
 
-    def late(self, now: float) -> list[Waiting]:
-        """Those whose time is over."""
-        return [waiting for waiting in self if waiting.until <= now]
-
     def ahead_of(self, waiting: Waiting) -> int:
-        """How many of the others are certainly not behind it."""
-        return sum(
-            other.priority > waiting.priority
-            or (other.priority == waiting.priority and other.since <= waiting.since)
-            for other in self
-            if other is not waiting
-        )
+        """About how many will have their turn before it: those of higher priority, those of its own
+        tenant before it, and of every other tenant as many as of its own."""
+        peers = [w for w in self if w.priority == waiting.priority and w is not waiting]
+        per_tenant = Counter(w.flow[0] for w in peers)
+        own = sum(w.since <= waiting.since for w in peers if w.flow[0] == waiting.flow[0])
+        del per_tenant[waiting.flow[0]]
+        others = sum(min(count, own + 1) for count in per_tenant.values())
+        return own + others + sum(w.priority > waiting.priority for w in self)
+
+    def newest_of_most(self) -> Waiting:
+        """The newest request of the tenant that has most of them here, of the lowest priority."""
+        lowest = self._flows[min(self._flows)]
+        counts = Counter({flow: len(line) for flow, line in lowest.items()})
+        per_tenant: Counter[str] = Counter()
+        for (tenant, _), count in counts.items():
+            per_tenant[tenant] += count
+        (most, _), *_ = per_tenant.most_common(1)
+        return max((w for f, line in lowest.items() if f[0] == most for w in line),
+                   key=lambda w: w.since)  # fmt: skip
 
     def _take(self, priority: int, flow: Flow) -> Waiting:
         waiting = self._flows[priority][flow].popleft()

@@ -1,7 +1,7 @@
 """The queue before the replicas: who starts, where, and who gets 429."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -127,9 +127,76 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back():
 
 async def test_who_would_come_too_late_is_told_at_once():
     desk = Desk(member(places=1, service_s=20))
-    async with desk.request("a"), desk.request("b", first_token_s=5) as task:
-        with pytest.raises(Overloaded, match=r"about 20\.0 s, which is too late"):
+    async with desk.request("a"), desk.request("b"), desk.request("c", first_token_s=25) as task:
+        with pytest.raises(Overloaded, match=r"about 40\.0 s, which is too late"):
             await task
+
+
+async def test_whoever_is_next_may_wait_whatever_the_estimate_says():
+    desk = Desk(member(places=1, service_s=20))
+    async with desk.request("a"), desk.request("b", first_token_s=5) as task:
+        assert not task.done()
+
+
+async def test_one_tenants_flood_leaves_room_and_turns_for_the_others():
+    desk = Desk(member(places=1, service_s=1), max_queued=3)
+    async with AsyncExitStack() as stack:
+        flood = [await stack.enter_async_context(desk.request("a", tenant="A")) for _ in range(4)]
+        modest = await stack.enter_async_context(desk.request("b", tenant="B", first_token_s=2.5))
+        assert not modest.done()
+        with pytest.raises(Overloaded, match="queue is full"):
+            await flood[-1]
+
+
+async def test_a_turn_that_is_given_to_a_client_that_leaves_is_given_back():
+    desk = Desk(member(places=1, capacity=2))
+    async with desk.request("a"):
+        async with desk.request("b") as task:
+            desk.fleet.take([member(places=2, capacity=2)])  # b's turn comes
+            task.cancel()  # and in the same moment b leaves
+            await settle()
+            assert task.cancelled()
+        async with desk.request("c"):
+            assert desk.started == [("a", "r1"), ("c", "r1")]
+
+
+async def test_those_who_wait_go_to_ray_serve_when_all_reports_are_gone():
+    desk = Desk(member(places=1))
+    async with desk.request("a"), desk.request("b"):
+        desk.fleet.take([])
+        await settle()
+        assert desk.started == [("a", "r1"), ("b", "")]
+
+
+async def test_one_adapter_at_a_time_waits_on_a_replica_for_a_slot():
+    desk = Desk(member(places=8, capacity=1), patience_s=0.02)
+    async with desk.request("a"), desk.request("cold"), desk.request("colder"):
+        await asyncio.sleep(0.1)
+        assert [name for name, _ in desk.started] == ["a", "cold"]
+
+
+async def test_a_replica_that_could_not_load_it_is_not_where_it_goes():
+    broken = member("r1", places=2, problems={"a@1": "no"})
+    desk = Desk(broken, member("r2", places=1))
+    async with desk.request("a"), desk.request("a"):
+        assert desk.started == [("a", "r2")]
+
+
+async def test_of_two_ingresses_each_knows_the_others_requests_and_its_own():
+    other = Member(id="i2", kind="ingress")
+    mine = Member(id="i1", kind="ingress")
+    desk = Desk(member(places=4, capacity=2, ongoing=2, running=("x@1",)), mine, other)
+    (view,) = desk.fleet.replicas(MODEL)
+    assert (view.ongoing, set(view.running)) == (2, {"x@1"})
+    async with desk.request("a"):
+        (view,) = desk.fleet.replicas(MODEL)
+        assert (view.ongoing, set(view.running)) == (3, {"x@1", "a@1"})
+        # The next report has them all; what ends here is gone here at once.
+        desk.fleet.take(
+            [member(places=4, ongoing=3, running=("x@1", "a@1"), capacity=2), mine, other]
+        )
+    (view,) = desk.fleet.replicas(MODEL)
+    assert (view.ongoing, set(view.running)) == (2, {"x@1"})
 
 
 async def test_who_waited_too_long_is_told_then():

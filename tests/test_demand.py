@@ -48,6 +48,10 @@ def test_after_days_without_a_look_the_numbers_are_still_numbers():
     assert demand.rates(500_000) == {"b": pytest.approx(0.693, rel=0.01)}
 
 
+def test_on_a_machine_that_is_up_for_long_the_first_look_is_empty():
+    assert Demand(half_life_s=60).rates(1e7) == {}
+
+
 def test_ingresses_add_up():
     members = [
         Member(id="i1", kind="ingress", demand={"a": 1.0, "b": 2.0}),

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from adapter_store.node_cache import NodeCache
+from adapter_store.tasks import cancel
 from cluster.placement import holders
 from tests.conftest import ECHO_FACTS, LEASE_S, until
 from tests.fleet import ServerFleet, ask, running
@@ -72,17 +73,21 @@ async def test_a_dead_replicas_residency_expires_by_itself(fleet, make_adapter):
         await it.converged(stored.position)
         dead = it.servers.pop("r0")
         # Without a farewell, as kill -9 ends it.
-        for task in asyncio.all_tasks():
-            if task.get_name() in ("membership", "catalogue"):
-                owner = task.get_coro().cr_frame.f_locals["self"]
-                if owner in (dead._participant._membership, dead._participant.catalogue):
-                    task.cancel()
+        participant = dead._participant
+        for task in (
+            participant._membership._task,
+            participant.catalogue._task,
+            dead._planning,
+            dead._preparing,
+        ):
+            await cancel(task)
 
         async def is_forgotten() -> bool:
             return await it.held("cron@1") == {"r1"}
 
         await until(is_forgotten, timeout_s=LEASE_S + 2)
-        await dead._participant.store.close()
+        await participant.store.close()
+        await dead._plans.close()
 
 
 async def test_a_pinned_adapter_stays_when_others_come_and_go(fleet, make_adapter):

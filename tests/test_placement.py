@@ -1,6 +1,7 @@
 """What should be where."""
 
 import math
+import random
 from collections import Counter
 
 import pytest
@@ -146,6 +147,31 @@ def test_replicas_are_given_up_only_when_demand_has_clearly_fallen():
     for rate, replicas in ((7.9, 3), (5.7, 3), (5.5, 2), (7.9, 2), (8.1, 3)):
         found = plan({"a": Need(rate=rate)}, hosts, found, SETTINGS)
         assert len(found.holders["a"]) == replicas, rate
+
+
+def test_at_full_capacity_demand_that_flickers_moves_little():
+    rng = random.Random(0)
+    hosts, found, moved = fleet(4), ModelPlan(), 0
+    for tick in range(30):
+        needs = {f"a{i}": Need(rate=0.1 * rng.uniform(0.9, 1.1)) for i in range(40)}
+        after = plan(needs, hosts, found, SETTINGS)
+        moved += len(after.holders.keys() - found.holders.keys()) if tick else 0
+        found = after
+    assert moved == 0
+
+
+def test_an_adapter_stays_where_dispatch_has_put_it():
+    hosts = [Host("r0", held=frozenset({"a"}))] + [Host(f"r{i}") for i in range(1, 5)]
+    for name in ("a", "b", "c"):
+        held = [Host(h.id, held=frozenset({name} if h.id == "r0" else ())) for h in hosts]
+        found = plan({name: Need(rate=1)}, held, ModelPlan(), SETTINGS)
+        assert found.holders == {name: ("r0",)}
+
+
+def test_what_a_replica_refused_does_not_hold_up_the_rest():
+    host = Host("r0", entries=8, places=8, refused=frozenset({"a0", "a1"}))
+    needs = {f"a{i}": Need(rate=10 - i) for i in range(4)}
+    assert plan(needs, [host], ModelPlan(), SETTINGS).loads == {"r0": ("a2", "a3")}
 
 
 def test_copies_are_spread_over_nodes():

@@ -5,5 +5,6 @@
 local leader = redis.call('GET', KEYS[1])
 if leader and leader ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-if leader then return tonumber(redis.call('GET', KEYS[2])) end
+local number = redis.call('GET', KEYS[2])
+if leader and number then return tonumber(number) end
 return redis.call('INCR', KEYS[2])
