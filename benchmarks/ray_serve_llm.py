@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     config = json.loads(parser.parse_args().config.read_text())
-    # As our own replicas have it (examples/roundhouse.yaml), and as Roundhouse runs Ray Serve.
+    # The engine as our own replicas have it (examples/roundhouse.yaml); Ray Serve over gRPC, too.
     os.environ.update(config["env"])
     os.environ["RAY_SERVE_USE_GRPC_BY_DEFAULT"] = "1"
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (that is its name)

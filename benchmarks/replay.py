@@ -112,7 +112,9 @@ def _has_text(line: str) -> bool:
     return bool((choices[0].get("delta") or {}).get("content"))
 
 
-def summarise(found: Replay, unloaded_ttft_s: float | None = None) -> dict[str, float | dict]:
+def summarise(
+    found: Replay, unloaded_ttft_s: float | None = None, replicas: int = 0
+) -> dict[str, float | dict]:
     """The numbers that are reported, see `docs/benchmarks.md`."""
     answered = [p for p in found.played if p.ttft_s is not None and not p.problem]
     ttft = np.array([p.ttft_s for p in answered]) if answered else np.array([np.nan])
@@ -143,9 +145,8 @@ def summarise(found: Replay, unloaded_ttft_s: float | None = None) -> dict[str, 
         summary["tiers"] = {tier: tiers[tier] for tier in ("slot", "host", "node", "remote")}
         hits = tiers["slot"] + tiers["host"]
         summary["hit_ratio"] = round(100 * hits / tiers.total(), 1)
-        summary["loads"] = tiers["node"] + tiers["remote"]
     if on:
-        summary["max_over_mean_load"] = round(max(on.values()) * len(on) / on.total(), 2)
+        summary["max_over_mean_load"] = round(max(on.values()) * replicas / on.total(), 2)
     problems = Counter(p.problem[:120] for p in found.played if p.problem and p.status != 429)
     if problems:
         summary["problems"] = dict(problems.most_common(3))

@@ -64,6 +64,7 @@ class AdapterCache:
         self.residency = Residency()
         # Mean time of the loads that found their files on the node.
         self.load_s = 0.0
+        self.loads = 0
         self.problems: dict[str, str] = {}
 
     @property
@@ -195,6 +196,7 @@ class AdapterCache:
             self._give_room()
             raise
         self._held[ref.key] = ref
+        self.loads += 1
         self._usage.cost(ref.key, sum(file.stat().st_size for file in folder.iterdir()))
 
     async def _make_room(self) -> None:

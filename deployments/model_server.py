@@ -292,6 +292,7 @@ class ModelServer:
             max_ongoing=self._model.max_ongoing,
             service_s=self._service_s,
             load_s=self._adapters.load_s,
+            loads=self._adapters.loads,
             running=self._adapters.running,
             problems=self._adapters.problems,
         )
