@@ -92,13 +92,12 @@ class FairQueue:
     def newest_of_most(self) -> Waiting:
         """The newest request of the tenant that has most of them here, of the lowest priority."""
         lowest = self._flows[min(self._flows)]
-        counts = Counter({flow: len(line) for flow, line in lowest.items()})
         per_tenant: Counter[str] = Counter()
-        for (tenant, _), count in counts.items():
-            per_tenant[tenant] += count
-        (most, _), *_ = per_tenant.most_common(1)
-        return max((w for f, line in lowest.items() if f[0] == most for w in line),
-                   key=lambda w: w.since)  # fmt: skip
+        for (tenant, _), line in lowest.items():
+            per_tenant[tenant] += len(line)
+        most = max(per_tenant, key=lambda tenant: per_tenant[tenant])
+        waiting = (w for (tenant, _), line in lowest.items() if tenant == most for w in line)
+        return max(waiting, key=lambda w: w.since)
 
     def _take(self, priority: int, flow: Flow) -> Waiting:
         waiting = self._flows[priority][flow].popleft()

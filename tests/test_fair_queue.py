@@ -82,6 +82,30 @@ def test_who_comes_late_has_saved_nothing_up():
     assert first == {"early": 10, "late": 10}
 
 
+def test_of_a_full_queue_the_newest_of_the_greediest_goes():
+    queue = FairQueue()
+    for i in range(3):
+        queue.push(Waiting(("greedy", f"a{i}"), since=i))
+    queue.push(Waiting(("modest", "b"), since=9))
+    assert queue.newest_of_most().since == 2
+    queue.push(Waiting(("patient", "c"), priority=-1, since=5))
+    assert queue.newest_of_most().flow[0] == "patient"
+
+
+def test_what_is_ahead_is_counted_by_turns():
+    queue = FairQueue()
+    for i in range(50):
+        queue.push(Waiting(("greedy", "a"), since=i))
+    modest = Waiting(("modest", "b"), since=60)
+    queue.push(modest)
+    assert queue.ahead_of(modest) == 1
+    late = Waiting(("greedy", "a"), since=70)
+    queue.push(late)
+    assert queue.ahead_of(late) == 51
+    queue.push(Waiting(("urgent", "c"), priority=1, since=80))
+    assert queue.ahead_of(modest) == 2
+
+
 @given(st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("ab"), st.integers(-1, 1))))
 def test_nobody_gets_lost(pushed):
     queue = FairQueue()
