@@ -239,7 +239,7 @@ def _cluster() -> Iterator[str]:
     yield ""
     yield from _peers(vllm, "median")
     for size in ("100 adapters", "1000 adapters"):
-        part = report["echo"].get(size)
+        part = report.get("echo", {}).get(size)
         if part is None:
             continue
         yield ""

@@ -106,7 +106,8 @@ def plan(
                 f"on {len(where)} of {wanted[name]} replicas: all room is taken by adapters that "
                 "are pinned, have a wanted number, or are asked for more"
             )
-    return ModelPlan(holders=found, loads=_loads(found, names, hosts, settings), reasons=reasons)
+    loads = _loads(found, names, needs, hosts, settings)
+    return ModelPlan(holders=found, loads=loads, reasons=reasons)
 
 
 def _holders_now(hosts: Sequence[Host], before: ModelPlan) -> dict[str, tuple[str, ...]]:
@@ -146,17 +147,28 @@ def _wanted(
 def _loads(
     found: Mapping[str, tuple[str, ...]],
     names: Sequence[str],
+    needs: Mapping[str, Need],
     hosts: Sequence[Host],
     settings: PlacementSettings,
 ) -> dict[str, tuple[str, ...]]:
-    """What each replica should load now: a few at a time, for loads slow what runs."""
+    """What each replica should load now: a few at a time, for loads slow what runs.
+
+    Of what is asked for so little that one replica will do, only as much as fits beside what is
+    there: to move out what was asked for a minute ago for what was asked for two minutes ago gains
+    nothing, and costs a load. The request that asks for it next decides.
+    """
     out = {h.id: h.held | h.refused for h in hosts}
+    room = {h.id: h.entries - len(h.held) for h in hosts}
     left = {h.id: settings.moves_per_replica - h.loading for h in hosts}
     loads: dict[str, list[str]] = {}
     for name in names:
-        for replica in found.get(name, ()):
-            if name not in out[replica] and left[replica] > 0:
+        where, need = found.get(name, ()), needs[name]
+        displaces = need.is_pinned or need.at_least or len(where) > 1
+        for replica in where:
+            fits = room[replica] >= need.entries
+            if name not in out[replica] and left[replica] > 0 and (fits or displaces):
                 left[replica] -= 1
+                room[replica] -= need.entries
                 loads.setdefault(replica, []).append(name)
     return {replica: tuple(names) for replica, names in loads.items()}
 

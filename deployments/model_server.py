@@ -186,7 +186,12 @@ class ModelServer:
 
     def _heed(self, plan: ModelPlan) -> None:
         """Keep what should be here, and load what should come: requests need not ask first."""
-        self._adapters.keep(name for name, replicas in plan.holders.items() if self._id in replicas)
+        # What is on one replica alone stays by its use, which the replica knows best.
+        self._adapters.keep(
+            name
+            for name, replicas in plan.holders.items()
+            if self._id in replicas and (len(replicas) > 1 or name in self._counted)
+        )
         if not self._prefetches:
             return
         for name in plan.loads.get(self._id, ()):

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -97,7 +98,8 @@ def test_a_plan_asks_for_few_loads_at_a_time(needs, hosts):
 
 @given(needs, fleets)
 @settings(deadline=None)
-def test_carried_out_step_by_step_every_plan_is_reached(needs, hosts):
+def test_carried_out_step_by_step_every_plan_is_reached_where_there_is_room(needs, hosts):
+    needs = {name: replace(need, entries=1) for name, need in needs.items()}
     found = plan(needs, hosts, ModelPlan(), SETTINGS)
     held: dict[str, frozenset[str]] = {h.id: frozenset() for h in hosts}
     for _ in range(50):
@@ -189,6 +191,15 @@ def test_a_replica_that_goes_moves_only_what_it_held():
     after = plan(needs, hosts[1:], before, SETTINGS)
     moved = {n for n in needs if before.holders[n] != after.holders[n]}
     assert moved == {n for n in needs if gone in before.holders[n]}
+
+
+def test_what_is_asked_for_little_moves_nothing_out():
+    full = [Host("r0", entries=2, places=8, service_s=1.0, held=frozenset({"x", "y"}))]
+    found = plan({"a": Need(rate=0.1)}, full, ModelPlan(), SETTINGS)
+    assert found.holders == {"a": ("r0",)}
+    assert found.loads == {}
+    pinned = plan({"a": Need(is_pinned=True)}, full, ModelPlan(), SETTINGS)
+    assert pinned.loads == {"r0": ("a",)}
 
 
 def test_loads_under_way_count():

@@ -28,22 +28,29 @@ async def all_hold(it: ServerFleet, key: str, count: int) -> bool:
     return len(await it.held(key)) >= count
 
 
-async def test_what_is_asked_for_is_loaded_before_it_is_asked_for_there(fleet, make_adapter):
-    async with fleet(4, host_entries=1, slots=1) as it:
-        for name in ("cold", "hot"):
-            await it.add(make_adapter(name))
+async def test_what_grows_is_loaded_on_more_replicas_before_it_is_asked_for_there(
+    fleet, make_adapter
+):
+    async with fleet(3, host_entries=1, slots=1) as it:
+        filler = await it.add(make_adapter("filler"))
+        await it.add(make_adapter("hot"))
         for server in it.servers.values():
-            await ask(server, await it.add(make_adapter("filler")))
-        await wanted(it, hot=1.0)
+            await ask(server, filler)
+        assert await it.held("hot@1") == set()
+        # Of a second each, a hundred a second are more than one replica can take.
+        for server in it.servers.values():
+            server._service_s = 1.0
+            server._participant.announce()
+        await wanted(it, hot=100.0)
         planner = Planner(it.settings, "p1")
         await planner.start()
         try:
-            await until(lambda: all_hold(it, "hot@1", 1))
+            await until(lambda: all_hold(it, "hot@1", 3))
         finally:
             await planner.stop()
 
 
-async def test_what_the_plan_keeps_is_moved_out_last(fleet, make_adapter):
+async def test_a_copy_that_the_plan_wants_is_moved_out_last(fleet, make_adapter):
     async with fleet(1, host_entries=2, slots=1) as it:
         (server,) = it.servers.values()
         kept = await it.add(make_adapter("kept"))
@@ -51,7 +58,7 @@ async def test_what_the_plan_keeps_is_moved_out_last(fleet, make_adapter):
         await ask(server, kept)
         plans = Plans(it.settings.store)
         leader = await plans.lead("test", for_s=60)
-        plan = ModelPlan(holders={"kept": ("r0",)})
+        plan = ModelPlan(holders={"kept": ("r0", "r1")})
         await plans.put(leader, PlacementPlan(models={"echo": plan}))
         for _ in range(3):
             await ask(server, other)  # by use alone, it would stay
@@ -59,7 +66,8 @@ async def test_what_the_plan_keeps_is_moved_out_last(fleet, make_adapter):
         third = await it.add(make_adapter("third"))
         await ask(server, third)
         await until(lambda: all_hold(it, "third@1", 1))
-        assert await it.held("kept@1") and not await it.held("other@1")
+        await until(lambda: all_hold(it, "kept@1", 1))
+        assert not await it.held("other@1")
         await plans.close()
 
 
