@@ -52,27 +52,21 @@ class AdapterFiles:
                 raise AdapterLoadFailed(f"could not read {ref.key}: {e}") from e
             yield folder
 
-    async def prepare_ahead(self, ref: AdapterRef, size_bytes: int) -> bool:
-        """Have a version ready on this node before anybody asks for it.
-
-        Returns:
-            False when others would have to leave the node's cache for it.
-        """
+    async def prepare_ahead(self, ref: AdapterRef, size_bytes: int) -> None:
+        """Have a version ready on this node before anybody asks for it, unless others would have
+        to leave the node's cache for it."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._ahead, self._prepare_ahead, ref, size_bytes)
+        await loop.run_in_executor(self._ahead, self._prepare_ahead, ref, size_bytes)
 
-    def _prepare_ahead(self, ref: AdapterRef, size_bytes: int) -> bool:
-        if self.tier(ref) is Tier.NODE:
-            return True
-        if not self._cache.has_room(size_bytes):
-            return False
+    def _prepare_ahead(self, ref: AdapterRef, size_bytes: int) -> None:
+        if self.tier(ref) is Tier.NODE or not self._cache.has_room(size_bytes):
+            return
         with contextlib.ExitStack() as held:
             try:
                 self._ready(ref, held)
             except (AdapterLoadFailed, OSError) as e:
                 # Whoever asks for it is told.
                 logger.warning("%s cannot be prepared: %s", ref.key, e)
-        return True
 
     def discard(self, ref: AdapterRef) -> None:
         """The engine refused what is in the cache: make it anew, should it be asked for again."""

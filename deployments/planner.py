@@ -7,7 +7,7 @@ dispatcher goes by what is really there. Only the leader's plans are taken (`ada
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray import serve
@@ -43,7 +43,6 @@ class Planner:
 
     async def start(self) -> None:
         await self._catalogue.start()
-        self._last = await self._plans.newest()
         self._task = asyncio.create_task(self._plan_for_ever(), name="planner")
 
     async def stop(self) -> None:
@@ -73,18 +72,20 @@ class Planner:
             self._last = await self._plans.newest()
             self._leader = leader
         members = await self._store.members()
-        models = {m.id: self._plan(m, members) for m in self._settings.models}
+        demand = total_demand(members)
+        models = {m.id: self._plan(m, members, demand) for m in self._settings.models}
         if models != self._last.models:
-            demand = {k: round(v, 4) for k, v in total_demand(members).items()}
+            demand = {k: round(v, 4) for k, v in demand.items()}
             new = PlacementPlan(leader=self._who, at=time.time(), demand=demand, models=models)
             if not await self._plans.put(leader, new):
                 return None
             self._last = new
         return self._last
 
-    def _plan(self, model: BaseModelSettings, members: list[Member]) -> ModelPlan:
+    def _plan(
+        self, model: BaseModelSettings, members: list[Member], demand: Mapping[str, float]
+    ) -> ModelPlan:
         adapters = [a for a in self._catalogue.adapters.values() if a.card.base_model == model.id]
-        demand = total_demand(members)
         hosts = list(_hosts(model, members))
         before = self._last.models.get(model.id, ModelPlan())
         if not hosts:
