@@ -25,12 +25,12 @@ class Demand:
         self._counts: dict[str, float] = {}
         self._at = 0.0
 
-    def count(self, name: str, now: float, times: float = 1.0) -> None:
+    def count(self, name: str, now: float) -> None:
         """One request."""
         if not self._counts or now - self._at > _REBASE * self._half_life_s:
             self.rates(now)
         # Instead of decaying all others, the newcomer counts more.
-        self._counts[name] = self._counts.get(name, 0.0) + times / self._decay(now)
+        self._counts[name] = self._counts.get(name, 0.0) + 1 / self._decay(now)
 
     def rates(self, now: float) -> dict[str, float]:
         """Requests a second by adapter, without those asked for once five half-lives ago."""

@@ -8,6 +8,7 @@ known to be too late (early abort, S-LoRA section 5.2).
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,10 +33,12 @@ class _Turn(Waiting):
     """A waiting request.
 
     Attributes:
+        until: when it is too late, of the monotonic clock.
         replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
         given: done when there is one.
     """
 
+    until: float = math.inf
     prefix: tuple[bytes, ...] = ()
     replica: str | None = None
     given: asyncio.Future[str] = field(
@@ -102,9 +105,6 @@ class Admission:
         Raises:
             Overloaded: the queue is full, or the request's turn would come too late.
         """
-        if not self._fleet.replicas(self._model.id):
-            yield ""  # no reports: Ray Serve knows who is there
-            return
         replica = await self._wait(call, terms)
         try:
             yield replica
@@ -185,7 +185,7 @@ class Admission:
     def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: "_Opening") -> bool:
         """Whether a request may start now; notes where."""
         if not replicas:
-            turn.replica = ""  # nobody reports any more: Ray Serve knows who is there
+            turn.replica = ""  # nobody reports: Ray Serve knows who is there
             return True
         out_of_patience = time.monotonic() - turn.since >= self._settings.patience_s
         if not opening.admits(turn.key) and not (out_of_patience and opening.has_place):

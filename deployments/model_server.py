@@ -21,7 +21,6 @@ from cluster.state import (
     BaseModelFacts,
     Member,
     ModelPlan,
-    PlacementPlan,
     Version,
 )
 from deployments.adapter_cache import AdapterCache
@@ -81,7 +80,6 @@ class ModelServer:
         await self._participant.store.put_base_model(self._facts)
         await self._adapters.refresh()
         await self._participant.start()
-        self._plan = self._part_of(await self._plans.newest())
         self._planning = asyncio.create_task(self._follow_plans(), name="plans")
         if self._to_prepare is not None:
             self._preparing = asyncio.create_task(self._prepare_ahead(), name="prepare ahead")
@@ -175,14 +173,11 @@ class ModelServer:
         while True:
             try:
                 async for plan in self._plans.follow():
-                    self._plan = self._part_of(plan)
+                    self._plan = plan.models.get(self._model.id, ModelPlan())
                     self._heed(self._plan)
             except StoreUnavailable as e:
                 logger.warning("the plan stays as it was: %s", e)
                 await asyncio.sleep(_RETRY_S)
-
-    def _part_of(self, plan: PlacementPlan) -> ModelPlan:
-        return plan.models.get(self._model.id, ModelPlan())
 
     def _heed(self, plan: ModelPlan) -> None:
         """Keep what should be here, and load what should come: requests need not ask first."""

@@ -21,14 +21,13 @@ class Waiting:
     Attributes:
         tokens: what it will cost: its prompt and the answer it may get.
         priority: higher ones come before all lower ones.
-        since: when it came, in seconds of any clock; until: when it is too late, of the same.
+        since: when it came, in seconds of any clock.
     """
 
     flow: Flow
     tokens: float = 1.0
     priority: int = 0
     since: float = 0.0
-    until: float = float("inf")
 
 
 @dataclass

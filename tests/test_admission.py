@@ -54,11 +54,12 @@ class Desk:
     @asynccontextmanager
     async def request(self, name: str | None, **terms):
         """A request; the block is entered when it waits or works, and ends it."""
-        leave = asyncio.Event()
+        started, leave = asyncio.Event(), asyncio.Event()
 
         async def work() -> str:
             async with self.admission.turn(call(name), Terms(**terms)) as replica:
                 self.started.append((name, replica))
+                started.set()
                 await leave.wait()
                 return replica
 
@@ -68,7 +69,7 @@ class Desk:
             yield task
         finally:
             leave.set()
-            if not task.done() and name not in [n for n, _ in self.started]:
+            if not started.is_set():
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
