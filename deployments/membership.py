@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from adapter_store.catalogue import Catalogue, OnChange
@@ -23,7 +24,8 @@ class Participant:
     Args:
         report: makes the newest report.
         on_change: as :class:`Catalogue` has it; the report is renewed after each change.
-        before: awaited before each report, to refresh what it says.
+        before: awaited before each periodic report, to refresh what it says; whoever announces a
+            change knows it already.
     """
 
     def __init__(
@@ -95,16 +97,22 @@ class Membership:
             await self._store.leave(self._report().id)
 
     async def _renew_for_ever(self) -> None:
+        due = time.monotonic() + self._period_s
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._period_s)
+                await asyncio.wait_for(self._changed.wait(), max(0.0, due - time.monotonic()))
             self._changed.clear()
-            if self._before is not None:
-                # A busy engine answers late: the lease must not end for that.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._before(), self._period_s)
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._period_s
+                await self._prepare()
             try:
                 await self._store.renew(self._report())
             except StoreUnavailable as e:
                 logger.warning("lease not renewed: %s", e)
                 await asyncio.sleep(self._period_s)
+
+    async def _prepare(self) -> None:
+        if self._before is not None:
+            # A busy engine answers late: the lease must not end for that.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._before(), self._period_s)

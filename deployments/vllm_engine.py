@@ -102,9 +102,13 @@ class VllmEngine:
         return self._loaded[ref.key]
 
     async def unload(self, ref: AdapterRef) -> None:
-        request = self._loaded.pop(ref.key, None)
-        if request is not None:
-            await self.llm.remove_lora(request.lora_int_id)
+        request = self._loaded.get(ref.key)
+        if request is None:
+            return
+        # It counts as resident until every worker has let go of it.
+        await self.llm.remove_lora(request.lora_int_id)
+        if self._loaded.get(ref.key) is request:
+            del self._loaded[ref.key]
 
     async def residency(self, worth: Mapping[str, float]) -> Residency:
         keys = {request.lora_int_id: key for key, request in self._loaded.items()}
