@@ -31,7 +31,7 @@ from cluster.state import (
 )
 
 # The layout of keys and records that this release writes; `lua/migrate.lua` brings older ones here.
-SCHEMA = 2
+SCHEMA = 3
 # Longer than any copy of an adapter into object storage should take.
 RESERVATION_S = 600.0
 # Writers that meet on one adapter take turns; this many lost turns in a row are not chance.
@@ -97,7 +97,8 @@ class AdapterStore:
             if await self._server.redis.get(self._keys.schema) == str(SCHEMA):
                 return
             names = await self._server.redis.zrange(self._keys.names, 0, -1)
-        keys = [self._keys.schema, self._keys.names, *(self._keys.adapter(n) for n in names)]
+        adapters = [self._keys.adapter(name) for name in names]
+        keys = [self._keys.schema, self._keys.names, self._keys.events, *adapters]
         found = await self._server.run("migrate", keys, [SCHEMA])
         if found > SCHEMA:
             raise ConfigError(

@@ -23,7 +23,7 @@ from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
 from cluster.state import Value
 from deployments.keeper import kept
-from deployments.serve_status import APP, why_not_running
+from deployments.serve_status import APP, logged_error, why_not_running
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
         progress("starting Ray")
         stack.enter_context(_ray(settings, address, temp_dir))
         sweep(settings.store)
-        stack.enter_context(_serving(settings, progress))
+        stack.enter_context(_serving(settings, temp_dir, progress))
         asyncio.run(_preload(settings, progress))
         try:
             yield endpoint
@@ -273,7 +273,7 @@ def _check_cpus(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _serving(settings: Settings, progress: Progress) -> Iterator[None]:
+def _serving(settings: Settings, temp_dir: Path, progress: Progress) -> Iterator[None]:
     from ray import serve
 
     from deployments.app import wire
@@ -293,14 +293,14 @@ def _serving(settings: Settings, progress: Progress) -> Iterator[None]:
             [serve.RunTarget(wire(settings), name=APP, route_prefix="/")],
             wait_for_applications_running=False,
         )
-        _wait_until_running(progress)
+        _wait_until_running(temp_dir, progress)
         yield
     finally:
         # Lets the replicas finish what they are at, and stop their engines.
         serve.delete(APP)
 
 
-def _wait_until_running(progress: Progress) -> None:
+def _wait_until_running(temp_dir: Path, progress: Progress) -> None:
     from ray import serve
 
     deadline = time.monotonic() + READY_TIMEOUT_S
@@ -309,7 +309,8 @@ def _wait_until_running(progress: Progress) -> None:
         if app.status == "RUNNING":
             return
         if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise Unavailable(f"the application did not start: {why_not_running(app)}")
+            why = logged_error(temp_dir) or why_not_running(app)
+            raise Unavailable(f"the application did not start: {why}")
         waiting = [name for name, d in app.deployments.items() if d.status != "HEALTHY"]
         progress(f"starting {', '.join(waiting) or 'the application'}")
         time.sleep(_POLL_S)

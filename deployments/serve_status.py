@@ -1,6 +1,7 @@
 """What Ray Serve says of our deployments, and why one does not run, in a line."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from cluster.state import DeploymentState
@@ -32,6 +33,22 @@ def why_not_running(app: Any) -> str:
     """The most telling line of an application that failed (Serve's `ApplicationStatusOverview`)."""
     messages = [d.message for d in app.deployments.values() if d.message] or [app.message]
     return telling_line("\n".join(messages)) or "no reason given"
+
+
+def logged_error(temp_dir: Path) -> str | None:
+    """What a replica on this machine logged as it died, of those whose reason Serve drops.
+
+    Serve says of an HTTP application no more than that it did not start up.
+
+    Args:
+        temp_dir: where Ray keeps the files of its sessions.
+    """
+    logs = temp_dir.glob("session_*/logs/serve/replica_*.log")
+    for log in sorted(logs, key=lambda file: file.stat().st_mtime, reverse=True):
+        said, failed, _ = log.read_text(errors="replace").partition("Application startup failed")
+        if failed:
+            return telling_line(said)
+    return None
 
 
 def telling_line(message: str) -> str:

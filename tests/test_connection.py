@@ -7,7 +7,7 @@ import pytest
 from adapter_store.catalogue import Catalogue
 from adapter_store.connection import open_client
 from adapter_store.embedded import embedded_server
-from adapter_store.store import AdapterStore
+from adapter_store.store import SCHEMA, AdapterStore
 from cluster import rollouts
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.settings import StoreSettings
@@ -148,7 +148,21 @@ async def test_what_an_older_release_wrote_is_brought_forward(store):
     await store._server.redis.delete(store._keys.schema)
     await store.migrate()
     assert (await store.get("cron")).aliases == {"latest": 1, "stable": 1}
-    assert await store._server.redis.get(store._keys.schema) == "2"
+    assert await store._server.redis.get(store._keys.schema) == str(SCHEMA)
+
+
+async def test_events_of_an_older_release_are_left_behind(store):
+    """They had no number; whoever starts reads a snapshot."""
+    await put(store, card("cron"), version("d1"), mode="create")
+    await store._server.redis.delete(store._keys.events)
+    await store._server.redis.xadd(store._keys.events, {"kind": "put", "name": "cron"})
+    await store._server.redis.set(store._keys.schema, 2)
+    catalogue = Catalogue(store)
+    await store.migrate()
+    await catalogue.start()
+    await put(store, card("sql"), version("d2"), mode="create")
+    await until(lambda: set(catalogue.adapters) == {"cron", "sql"})
+    await catalogue.stop()
 
 
 async def test_what_a_newer_release_wrote_is_left_alone(store):
