@@ -40,6 +40,7 @@ def main() -> None:
             "max_loras": config["slots"],
             "max_cpu_loras": config["host_entries"],
             "max_lora_rank": config["max_rank"],
+            "worker_extension_cls": "benchmarks.counted_loads.CountedLoads",
         },
         lora_config={
             "dynamic_lora_loading_path": config["adapters"],

@@ -14,6 +14,7 @@ from benchmarks.trace import Request
 
 _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "wizards")
 TIMEOUT_S = 120
+PERCENTS = (*range(0, 100, 5), 99, 100)
 
 
 @dataclass
@@ -114,7 +115,7 @@ def _has_text(line: str) -> bool:
 
 def summarise(
     found: Replay, unloaded_ttft_s: float | None = None, replicas: int = 0
-) -> dict[str, float | dict]:
+) -> dict[str, float | list | dict]:
     """The numbers that are reported, see `docs/benchmarks.md`."""
     answered = [p for p in found.played if p.ttft_s is not None and not p.problem]
     ttft = np.array([p.ttft_s for p in answered]) if answered else np.array([np.nan])
@@ -133,6 +134,7 @@ def summarise(
         "requests_per_s_with_drain": round(len(answered) / found.lasted_s, 2),
         "ttft_p50_ms": _ms(np.percentile(ttft, 50)),
         "ttft_p99_ms": _ms(np.percentile(ttft, 99)),
+        "ttft_ms_by_percent": [_ms(np.percentile(ttft, p)) for p in PERCENTS],
         "tpot_p50_ms": _ms(np.percentile(tpot, 50)),
         "tpot_p99_ms": _ms(np.percentile(tpot, 99)),
         "longest_gap_ms": _ms(max((p.longest_gap_s for p in answered), default=0.0)),

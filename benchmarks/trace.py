@@ -45,8 +45,9 @@ def draw(load: Load) -> list[Request]:
     times = times[times < load.duration_s]
     # The inverse of P(index < k): numpy's `power` draws from the density a x^(a-1).
     adapters = (rng.power(load.popularity, len(times)) * load.adapters).astype(int)
-    # Names must not tell how popular an adapter is.
-    names = rng.permutation(load.adapters)
+    # Names must not tell how popular an adapter is. Each keeps its popularity under every seed, as
+    # in a fleet that has run for a while; `with_drift` is what changes it.
+    names = np.random.default_rng(load.adapters).permutation(load.adapters)
     words = rng.integers(load.prompt_words[0], load.prompt_words[1] + 1, len(times))
     tokens = rng.integers(load.answer_tokens[0], load.answer_tokens[1] + 1, len(times))
     return [

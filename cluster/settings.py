@@ -329,6 +329,12 @@ class PlacementSettings(Section):
         2, ge=1, description="Loads that a plan may ask of one replica at a time."
     )
     prefetch: bool = Field(True, description="Load what the plan wants before it is asked for.")
+    usage_half_life_s: float = Field(
+        300,
+        gt=0,
+        description="Of the requests by which a replica chooses what to move out: longer keeps "
+        "old favourites, shorter follows what changes.",
+    )
 
 
 class ApiKey(Section):

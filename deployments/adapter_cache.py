@@ -32,6 +32,7 @@ class AdapterCache:
         capacity: versions that the engine holds at most, in slots or in host memory.
         is_pinned: whether an adapter, by name, leaves only when nothing else can.
         on_change: called when something has moved, or is on its way in.
+        usage_half_life_s: of the requests by which it chooses what leaves.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class AdapterCache:
         capacity: int,
         is_pinned: Callable[[str], bool] = lambda name: False,
         on_change: Callable[[], None] = lambda: None,
+        usage_half_life_s: float = 300.0,
     ) -> None:
         self._engine = engine
         self._is_pinned = is_pinned
@@ -57,7 +59,7 @@ class AdapterCache:
         self._changed = asyncio.Event()
         # Versions on their way out for good; the event is set when no lease is left.
         self._leaving: dict[str, asyncio.Event] = {}
-        self._usage = UsageLog()
+        self._usage = UsageLog(usage_half_life_s)
         self._kept: frozenset[str] = frozenset()
         self._refresh: asyncio.Task[None] | None = None
         self._is_stale = False
@@ -266,7 +268,7 @@ class UsageLog:
 
     _MOST = 10_000
 
-    def __init__(self, half_life_s: float = 120.0) -> None:
+    def __init__(self, half_life_s: float) -> None:
         self._half_life_s = half_life_s
         self._usage: dict[str, Usage] = {}
 

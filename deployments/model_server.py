@@ -56,6 +56,7 @@ class ModelServer:
             self._model.lora.host_entries,
             self._is_pinned,
             lambda: self._participant.announce(),
+            settings.placement.usage_half_life_s,
         )
         # What was loaded on behalf of the registry or of a request, by name and version.
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
