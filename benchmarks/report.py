@@ -236,9 +236,9 @@ def _cluster() -> Iterator[str]:
     best = vllm["offline optimum"]["hit_ratio"]
     yield f"{rate} requests a second, alpha 0.6; the offline optimum over the memory of both"
     yield f"replicas hits {best} %, holding the most popular ones for ever"
-    yield f"{vllm['most popular held']['hit_ratio']} %. Medians of three traces. A load is an adapter"
-    yield "that an engine takes into its memory; Ray Serve LLM does not say where an adapter was, so"
-    yield "each of its loads is counted as one miss."
+    yield f"{vllm['most popular held']['hit_ratio']} %. Medians of three traces. A load is an"
+    yield "adapter that an engine takes into its memory. Ray Serve LLM does not say where an"
+    yield "adapter was: each of its loads is counted as one miss."
     yield ""
     yield "![Time to first token, hits](../benchmarks/results/cluster.svg)"
     yield ""
