@@ -10,6 +10,9 @@ import signal
 import threading
 from pathlib import Path
 
+# In the environment of the engines: the file that `counted_loads` counts in.
+COUNT_IN = "ROUNDHOUSE_BENCH_LOADS"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)

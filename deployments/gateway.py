@@ -226,6 +226,10 @@ class Gateway:
     async def _decide(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         if constraints.base_model is not None and constraints.base_model not in self._pools:
             raise ModelNotFound(constraints.base_model, self._pools, param="constraints.base_model")
+        for name in constraints.adapters or ():
+            if self._seen(name, constraints.viewer) is None:
+                known = self._names_like(name, constraints.viewer)
+                raise ModelNotFound(name, known, param="constraints.adapters")
         try:
             return await self._chooser.choose(prompts, constraints)
         except Unavailable as e:
