@@ -125,3 +125,21 @@ class Keys:
     def outcomes(self) -> str:
         """Stream of how well requests were answered: ``record``, JSON."""
         return self._key("outcomes")
+
+    def metrics(self, member_id: str) -> str:
+        """A process's metrics, packed; expires soon after it has stopped to renew them."""
+        return self._key("metrics", member_id)
+
+    @property
+    def measured(self) -> str:
+        """Sorted set: process -> Unix time until which its metrics are there."""
+        return self._key("measured")
+
+    def history(self, width_s: int, start: int) -> str:
+        """Hash: what was counted in a bucket of time -> how often; expires."""
+        return self._key("history", str(width_s), str(start))
+
+    @property
+    def journal(self) -> str:
+        """Stream of what happened, for people: ``record``, JSON."""
+        return self._key("journal")

@@ -312,6 +312,8 @@ class Member(Value):
     demand: dict[str, float] = Field(
         default_factory=dict, description="requests a second by adapter, as an ingress sees them"
     )
+    leases: int = Field(0, description="requests that hold an adapter in place now")
+    kv_use: float | None = Field(None, description="part of the KV cache in use, 0 to 1")
     problems: dict[str, str] = Field(
         default_factory=dict, description="adapter version -> why it could not be loaded"
     )
@@ -409,6 +411,17 @@ class PlacementPlan(Value):
         default_factory=dict, description="requests a second by adapter, that it was made for"
     )
     models: dict[str, ModelPlan] = Field(default_factory=dict, description="by base model")
+
+
+class Happening(Value):
+    """Something that whoever runs the cluster wants to know of."""
+
+    id: str = Field("", description="of the journal's entry")
+    at: float = Field(description="Unix time in seconds")
+    kind: Literal["adapter", "rollout", "load", "failure", "replica"]
+    subject: str = Field(description="name of an adapter, or id of a process")
+    text: str
+    is_bad: bool = False
 
 
 class DeploymentState(Value):

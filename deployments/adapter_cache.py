@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.state import AdapterRef, Residency, Tier
+from deployments import metrics
 from deployments.adapter_files import AdapterFiles
 from deployments.engine import Engine
 
@@ -33,6 +34,7 @@ class AdapterCache:
         is_pinned: whether an adapter, by name, leaves only when nothing else can.
         on_change: called when something has moved, or is on its way in.
         usage_half_life_s: of the requests by which it chooses what leaves.
+        model: the base model, as metrics name it.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class AdapterCache:
         is_pinned: Callable[[str], bool] = lambda name: False,
         on_change: Callable[[], None] = lambda: None,
         usage_half_life_s: float = 300.0,
+        model: str = "",
     ) -> None:
+        self._model = model
         self._engine = engine
         self._is_pinned = is_pinned
         self._on_change = on_change
@@ -84,6 +88,11 @@ class AdapterCache:
         """Versions that requests use or wait for, by key."""
         return tuple(self._leases)
 
+    @property
+    def leases(self) -> int:
+        """Requests that hold a version in place, or wait for one."""
+        return self._leases.total()
+
     def has(self, ref: AdapterRef) -> bool:
         """Whether a version is here, or on its way in."""
         return ref.key in self._held or ref.key in self._flights
@@ -99,6 +108,7 @@ class AdapterCache:
         if ref.key in self._leaving:
             raise ModelNotFound(ref.key)
         found = self._tier(ref)
+        metrics.lookups.labels(self._model, metrics.named.use(ref.name), found.value).inc()
         self._usage.count(ref.key)
         self._leases[ref.key] += 1
         try:
@@ -183,12 +193,15 @@ class AdapterCache:
         except AdapterLoadFailed as e:
             self._files.discard(ref)
             logger.error("%s", e)
+            metrics.loads.labels(self._model, "failed").inc()
             self.problems[ref.key] = e.message
             raise
         self.problems.pop(ref.key, None)
         await self.refresh()
+        taken_s = time.monotonic() - began
+        metrics.loads.labels(self._model, "ok").inc()
+        metrics.load_time.labels(self._model).observe(taken_s)
         if is_near:
-            taken_s = time.monotonic() - began
             self.load_s += _NEWEST * (taken_s - self.load_s) if self.load_s else taken_s
 
     async def _take(self, ref: AdapterRef, folder: Path) -> None:
@@ -199,7 +212,9 @@ class AdapterCache:
             raise
         self._held[ref.key] = ref
         self.loads += 1
-        self._usage.cost(ref.key, sum(file.stat().st_size for file in folder.iterdir()))
+        size_bytes = sum(file.stat().st_size for file in folder.iterdir())
+        self._usage.cost(ref.key, size_bytes)
+        metrics.load_bytes.labels(self._model).inc(size_bytes)
 
     async def _make_room(self) -> None:
         async with self._room_lock:
@@ -210,6 +225,7 @@ class AdapterCache:
                     await self._changed.wait()
                 else:
                     await self._unload(victim)
+                    metrics.evictions.labels(self._model).inc()
             self._taken += 1
 
     def _least_worth(self) -> AdapterRef | None:

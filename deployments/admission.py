@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from cluster.errors import Overloaded
 from cluster.settings import AdmissionSettings, BaseModelSettings, DispatchSettings
+from deployments import metrics
 from deployments.call import Call
 from deployments.fleet import Fleet
 from deployments.terms import Terms
@@ -105,7 +106,13 @@ class Admission:
         Raises:
             Overloaded: the queue is full, or the request's turn would come too late.
         """
-        replica = await self._wait(call, terms)
+        began = time.monotonic()
+        metrics.queued.labels(self._model.id).inc()
+        try:
+            replica = await self._wait(call, terms)
+        finally:
+            metrics.queued.labels(self._model.id).dec()
+            metrics.queue_wait.labels(self._model.id).observe(time.monotonic() - began)
         try:
             yield replica
         finally:

@@ -115,6 +115,9 @@ class EchoEngine:
             host_capacity=self._settings.lora.host_entries,
         )
 
+    def kv_use(self) -> float | None:
+        return None
+
     def unfinished(self) -> int:
         return self._unfinished
 

@@ -61,6 +61,9 @@ class Engine(Protocol):
         `worth`, by `key` of the version, says which ones lose their slots last.
         """
 
+    def kv_use(self) -> float | None:
+        """Part of the KV cache that is in use, 0 to 1; None where there is none."""
+
     def unfinished(self) -> int:
         """Requests that the engine itself is working on, waiting ones included."""
 

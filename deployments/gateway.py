@@ -23,6 +23,7 @@ from cluster.errors import (
     ModelNotFound,
     OutOfScope,
     ReplicaLost,
+    RoundhouseError,
     StoreUnavailable,
     Unavailable,
     parse,
@@ -43,15 +44,18 @@ from cluster.state import (
     Version,
     Viewer,
 )
+from deployments import metrics
 from deployments.call import Call
 from deployments.engine import ResponseStart
 from deployments.terms import Terms, terms_of
+from deployments.traffic import Observed
 from router.constraints import Constraints, constraints_in_headers, merged, take_flags
 from router.prompts import prompt_of
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+EVENT_STREAM = "text/event-stream"
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
@@ -133,10 +137,31 @@ class Gateway:
         headers: Mapping[str, str],
     ) -> Answer:
         """Serve a chat or text completion; `headers` may carry constraints."""
+        observed = Observed()
+        try:
+            answer = await self._complete(path, body, request_id, viewer, headers, observed)
+        except RoundhouseError as e:
+            observed.refused(e.status)
+            raise
+        start = answer.start
+        is_stream = start.headers.get("content-type", "").startswith(EVENT_STREAM)
+        return replace(answer, body=observed.passed(int(start.status), is_stream, answer.body))
+
+    async def _complete(
+        self,
+        path: str,
+        body: dict[str, Any],
+        request_id: str,
+        viewer: Viewer,
+        headers: Mapping[str, str],
+        observed: Observed,
+    ) -> Answer:
         constraints = take_request_fields(path, body, viewer, headers)
         prompt = encode_json(body["messages"] if path == CHAT_PATH else body["prompt"])
         terms = terms_of(body, prompt, viewer, headers)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
+        observed.model, observed.route = chosen.base_model, chosen.route.value
+        observed.adapter = chosen.adapter.name if chosen.adapter else ""
         self._keep(chosen, request_id, viewer)
         self._refuse_when_out_of_scope(chosen)
         if chosen.adapter is not None:
@@ -156,7 +181,12 @@ class Gateway:
         if self._settings.router.prompt_flags:
             constraints = obey_flags(path, body, constraints)
         prompt = prompt_of(body["messages"] if path == CHAT_PATH else body["prompt"])
+        began = time.monotonic()
         (decision,) = await self._decide([prompt], constraints)
+        metrics.routing_time.observe(time.monotonic() - began)
+        metrics.decisions.labels(_outcome(decision)).inc()
+        if decision.adapter is not None:
+            metrics.confidence.observe(decision.confidence)
         chosen = self._follow(decision, constraints, key)
         return replace(chosen, decision=decision, prompt=prompt)
 
@@ -322,6 +352,14 @@ class Gateway:
         following = page[limit - 1].name if len(page) > limit else None
         return [summarise(a) for a in page[:limit]], following
 
+    def rows(self, viewer: Viewer) -> list[dict[str, Any]]:
+        """Every adapter, as briefly as a table has it."""
+        return [row(a) for a in self._catalogue.ordered() if viewer.may_see(a.card)]
+
+    def shows(self, name: str, viewer: Viewer) -> bool:
+        """Whether a caller may know of an adapter."""
+        return self._seen(name, viewer) is not None
+
     def show_adapter(self, name: str, viewer: Viewer) -> Adapter:
         adapter = self._seen(name, viewer)
         if adapter is None:
@@ -399,6 +437,12 @@ class Gateway:
             raise (InvalidRequest if is_refused else Unavailable)(error["message"])
         text = json.loads(content)["choices"][0]["message"]["content"] or ""
         return text, answer.start.headers.get("x-roundhouse-replica", "")
+
+
+def _outcome(decision: Decision) -> str:
+    if decision.route is Route.FALLBACK:
+        return "fallback"
+    return "base" if decision.adapter is None else "adapter"
 
 
 def take_request_fields(
@@ -481,6 +525,25 @@ def summarise(adapter: Adapter) -> dict[str, Any]:
     shown = describe(adapter.model_copy(update={"card": brief}))
     counts = {"examples": len(adapter.card.examples), "evaluation": len(adapter.card.evaluation)}
     return {k: v for k, v in shown.items() if k not in counts} | {"prompts": counts}
+
+
+def row(adapter: Adapter) -> dict[str, Any]:
+    """The adapter in a table of thousands."""
+    card, rollout = adapter.card, adapter.rollout
+    return {
+        "name": adapter.name,
+        "base_model": card.base_model,
+        "description": card.description[:200],
+        "tags": card.tags,
+        "owner": card.owner,
+        "pinned": card.pinned,
+        "replicas": card.replicas,
+        "rank": adapter.stable.rank,
+        "size_bytes": adapter.stable.size_bytes,
+        "stable": adapter.stable.number,
+        "versions": len(adapter.versions),
+        "rollout": {"version": rollout.version, "percent": rollout.percent} if rollout else None,
+    }
 
 
 def _model_card(model: str, adapter: Adapter | None = None) -> dict[str, Any]:

@@ -16,16 +16,19 @@ from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
 from cluster.state import Prompt
 from deployments.admin import AdapterAdmin
 from deployments.auth import ADMIN, CLIENT, Authoriser
+from deployments.dashboard import Dashboard
 from deployments.feedback import Feedback
 from deployments.gateway import (
     CHAT_PATH,
     COMPLETIONS_PATH,
+    EVENT_STREAM,
     Answer,
     Gateway,
     describe,
     parse_constraints,
 )
 from deployments.http_admin import add_changes, add_uploads
+from deployments.http_dashboard import add_dashboard, add_page
 from deployments.requests import read_json, request_id_of
 from router.prompts import prompt_of
 
@@ -40,6 +43,7 @@ def build_http(
     gateway: Gateway,
     admin: AdapterAdmin,
     feedback: Feedback,
+    dashboard: Dashboard,
     authoriser: Authoriser,
     *,
     max_body_bytes: int,
@@ -67,6 +71,8 @@ def build_http(
     add_changes(changes, admin, max_body_bytes)
     add_uploads(changes, admin.uploads)
     _add_probes(app, gateway)
+    add_dashboard(client, changes, dashboard)
+    add_page(app)
     app.include_router(client)
     app.include_router(changes)
     return app
@@ -214,7 +220,7 @@ async def _to_response(answer: Answer) -> Response:
     engine_headers = {k: v for k, v in answer.start.headers.items() if k in passed}
     headers = {**answer.headers, **engine_headers}
     status = int(answer.start.status)
-    if engine_headers.get("content-type", "").startswith("text/event-stream"):
+    if engine_headers.get("content-type", "").startswith(EVENT_STREAM):
         return StreamingResponse(_closing(answer.body), status, headers)
     try:
         content = b"".join([chunk async for chunk in answer.body])

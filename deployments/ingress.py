@@ -21,10 +21,12 @@ from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import RouterSettings, Settings
 from cluster.state import Decision, DeploymentState, Member, Prompt
+from deployments import metrics
 from deployments.admin import AdapterAdmin
 from deployments.admission import Admission
 from deployments.auth import Authoriser
 from deployments.call import Call
+from deployments.dashboard import Dashboard
 from deployments.engine import ResponseStart
 from deployments.feedback import Feedback
 from deployments.fleet import Fleet
@@ -33,6 +35,7 @@ from deployments.http import build_http
 from deployments.membership import Participant
 from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
+from deployments.telemetry import Telemetry
 from deployments.terms import Terms
 from router.constraints import Constraints
 
@@ -139,6 +142,7 @@ class Ingress:
             self._fleet.want,
         )
         self._admin = AdapterAdmin(settings, store, catalogue)
+        self._telemetry = Telemetry(settings.store, self._id, self._measure)
         self._driver = RolloutDriver(store, catalogue, self._id, self._gateway.ask)
 
     async def check_health(self) -> None:
@@ -146,9 +150,18 @@ class Ingress:
         self._driver.check()
         self._fleet.check()
         self._recorder.check()
+        self._telemetry.check()
 
     async def _heed(self, changes: Changes) -> None:
         await self._driver.heed(changes)
+
+    def _measure(self) -> None:
+        """Set the gauges of the registry, which every ingress knows."""
+        metrics.rollout_percent.clear()
+        for adapter in self._participant.catalogue.adapters.values():
+            if adapter.rollout is not None:
+                share = adapter.rollout.percent / 100
+                metrics.rollout_percent.labels(adapter.name).set(share)
 
     def _report(self) -> Member:
         return Member(
@@ -184,6 +197,7 @@ class Ingress:
             self._gateway,
             self._admin,
             Feedback(self._log),
+            Dashboard(self._gateway, self._telemetry, self._log),
             Authoriser(self._settings.auth),
             max_body_bytes=self._settings.http.max_body_bytes,
             lifespan=self._lifespan,
@@ -195,7 +209,9 @@ class Ingress:
         await self._fleet.start()
         await self._driver.start()
         self._recorder.start()
+        self._telemetry.start()
         yield
+        await self._telemetry.stop()
         await self._recorder.stop()
         await self._driver.stop()
         await self._fleet.stop()

@@ -12,6 +12,7 @@ from adapter_store.tasks import cancel
 from cluster.errors import StoreUnavailable
 from cluster.settings import StoreSettings
 from cluster.state import Member
+from deployments import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ class Participant:
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.store = AdapterStore(settings)
+        self._began = time.time()
         self._membership = Membership(self.store, report, before)
-        self.catalogue = Catalogue(self.store, on_change, self._membership.announce)
+        self.catalogue = Catalogue(self.store, on_change, self._moved)
 
     async def start(self) -> None:
         """Raises StoreUnavailable, and ConfigError when a newer release wrote the store."""
@@ -47,6 +49,14 @@ class Participant:
 
     def announce(self) -> None:
         """Renew the lease now: the report changed."""
+        self._membership.announce()
+
+    def _moved(self) -> None:
+        metrics.adapters.set(len(self.catalogue.adapters))
+        # What was there before this process began says nothing of how fast it follows.
+        changed_at = int(self.catalogue.position.partition("-")[0]) / 1000
+        if changed_at > self._began:
+            metrics.event_lag.observe(max(0.0, time.time() - changed_at))
         self._membership.announce()
 
     def check(self) -> None:

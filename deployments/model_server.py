@@ -21,13 +21,16 @@ from cluster.state import (
     BaseModelFacts,
     Member,
     ModelPlan,
+    Tier,
     Version,
 )
+from deployments import metrics
 from deployments.adapter_cache import AdapterCache
 from deployments.adapter_files import AdapterFiles
 from deployments.call import Call, serve_call
 from deployments.engine import Engine, ResponseStart
 from deployments.membership import Participant
+from deployments.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class ModelServer:
             self._is_pinned,
             lambda: self._participant.announce(),
             settings.placement.usage_half_life_s,
+            model_id,
         )
         # What was loaded on behalf of the registry or of a request, by name and version.
         self._loaded: dict[str, dict[int, AdapterRef]] = {}
@@ -66,6 +70,7 @@ class ModelServer:
         # The peers among whom they were last shared out.
         self._shared_among: frozenset[str] = frozenset()
         self._participant = Participant(settings.store, self._report, self._follow, self._refresh)
+        self._telemetry = Telemetry(settings.store, replica_id, self._measure)
         self._plans = Plans(settings.store)
         self._plan = ModelPlan()
         self._prefetches = settings.placement.prefetch
@@ -81,6 +86,7 @@ class ModelServer:
         await self._participant.store.put_base_model(self._facts)
         await self._adapters.refresh()
         await self._participant.start()
+        self._telemetry.start()
         self._planning = asyncio.create_task(self._follow_plans(), name="plans")
         if self._to_prepare is not None:
             self._preparing = asyncio.create_task(self._prepare_ahead(), name="prepare ahead")
@@ -90,12 +96,14 @@ class ModelServer:
             if task is not None:
                 await cancel(task)
         await self._plans.close()
+        await self._telemetry.stop()
         await self._participant.stop()
         await self.engine.stop()
 
     async def check_health(self) -> None:
         await self.engine.check_health()
         self._participant.check()
+        self._telemetry.check()
         for task in (self._planning, self._preparing):
             if task is not None and task.done():
                 task.result()
@@ -280,6 +288,19 @@ class ModelServer:
         task.add_done_callback(self._background.discard)
         task.add_done_callback(lambda _: self._participant.announce())
 
+    def _measure(self) -> None:
+        """Set the gauges of this replica."""
+        model, held = self._model.id, self._adapters.residency
+        for tier, there, room in (
+            (Tier.SLOT, held.slots, held.slot_capacity),
+            (Tier.HOST, held.host, held.host_capacity),
+        ):
+            metrics.resident.labels(model, tier.value).set(len(there))
+            metrics.capacity.labels(model, tier.value).set(room)
+        metrics.leases.labels(model).set(self._adapters.leases)
+        if (kv_use := self.engine.kv_use()) is not None:
+            metrics.kv_use.labels(model).set(kv_use)
+
     def _report(self) -> Member:
         return Member(
             id=self._id,
@@ -295,6 +316,8 @@ class ModelServer:
             load_s=self._adapters.load_s,
             loads=self._adapters.loads,
             running=self._adapters.running,
+            leases=self._adapters.leases,
+            kv_use=self.engine.kv_use(),
             problems=self._adapters.problems,
         )
 

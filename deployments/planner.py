@@ -12,7 +12,7 @@ from typing import Any
 
 from ray import serve
 
-from adapter_store.catalogue import Catalogue
+from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.plans import Plans
 from adapter_store.store import AdapterStore
 from adapter_store.tasks import cancel
@@ -20,7 +20,10 @@ from cluster.demand import total_demand
 from cluster.errors import StoreUnavailable
 from cluster.placement import Host, Need, plan
 from cluster.settings import BaseModelSettings, Settings
-from cluster.state import Adapter, Member, ModelPlan, PlacementPlan
+from cluster.state import Adapter, Happening, Member, ModelPlan, PlacementPlan
+from deployments import metrics
+from deployments.journal import adapter_news, member_news
+from deployments.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +39,29 @@ class Planner:
         self._who = who
         self._store = AdapterStore(settings.store)
         self._plans = Plans(settings.store)
-        self._catalogue = Catalogue(self._store)
+        self._catalogue = Catalogue(self._store, self._read_news)
+        self._telemetry = Telemetry(settings.store, who)
+        # What happened since the journal was last written, and what it was told from.
+        self._news: list[Happening] = []
+        self._known: dict[str, Adapter] = {}
+        self._members: list[Member] = []
         self._last = PlacementPlan()
         self._leader = 0
         self._task: asyncio.Task | None = None
 
     async def start(self) -> None:
         await self._catalogue.start()
+        # What was there before is no news.
+        self._known = dict(self._catalogue.adapters)
+        self._members = await self._store.members()
+        self._news.clear()
+        self._telemetry.start()
         self._task = asyncio.create_task(self._plan_for_ever(), name="planner")
 
     async def stop(self) -> None:
         if self._task is not None:
             await cancel(self._task)
+        await self._telemetry.stop()
         await self._catalogue.stop()
         await self._plans.close()
         await self._store.close()
@@ -55,6 +69,7 @@ class Planner:
     def check(self) -> None:
         """Raise what ended a background task, so that a health check sees it."""
         self._catalogue.check()
+        self._telemetry.check()
         if self._task is not None and self._task.done():
             self._task.result()
 
@@ -65,13 +80,25 @@ class Planner:
             StoreUnavailable: the server does not answer.
         """
         leader = await self._plans.lead(self._who, for_s=_TERM * self._settings.placement.period_s)
+        members = await self._store.members()
+        self._news += member_news(self._members, members)
+        self._members = members
         if not leader:
+            self._news.clear()  # the one that leads writes them
             return None
+        if self._news:
+            await self._telemetry.store.note(self._news)
+            self._news.clear()
+        began = time.monotonic()
+        found = await self._plan_all(leader, members)
+        metrics.plan_time.observe(time.monotonic() - began)
+        return found
+
+    async def _plan_all(self, leader: int, members: list[Member]) -> PlacementPlan | None:
         if leader != self._leader:
             # What the one before has planned stays where it is.
             self._last = await self._plans.newest()
             self._leader = leader
-        members = await self._store.members()
         demand = total_demand(members)
         models = {m.id: self._plan(m, members, demand) for m in self._settings.models}
         if models != self._last.models:
@@ -79,8 +106,18 @@ class Planner:
             new = PlacementPlan(leader=self._who, at=time.time(), demand=demand, models=models)
             if not await self._plans.put(leader, new):
                 return None
+            for model, planned in models.items():
+                already = self._last.models.get(model, ModelPlan()).loads
+                moves = sum(len(set(n) - set(already.get(r, ()))) for r, n in planned.loads.items())
+                metrics.plan_moves.labels(model).inc(moves)
             self._last = new
         return self._last
+
+    async def _read_news(self, changes: Changes) -> None:
+        self._news += adapter_news(self._known, changes)
+        self._known |= {name: adapter for name, adapter in changes.items() if adapter is not None}
+        for name in [name for name, adapter in changes.items() if adapter is None]:
+            self._known.pop(name, None)
 
     def _plan(
         self, model: BaseModelSettings, members: list[Member], demand: Mapping[str, float]

@@ -16,6 +16,7 @@ from cluster.errors import StoreUnavailable
 from cluster.settings import Settings
 from cluster.state import Adapter, Decision, Member, Prompt
 from deployments.membership import Participant
+from deployments.telemetry import Telemetry
 from router.arrow import ArrowRouter
 from router.constraints import Constraints
 from router.encoder import SentenceEncoder
@@ -47,6 +48,8 @@ class PromptRouterDeployment:
         self._participant = Participant(settings.store, self._report, self._learn)
         self.choose.set_max_batch_size(chosen.max_batch)
         await self._participant.start()
+        self._telemetry = Telemetry(settings.store, self._id)
+        self._telemetry.start()
         self._upkeep = [
             asyncio.create_task(self._watch_costs(), name="router costs"),
             asyncio.create_task(self._learn_anew(), name="router learning"),
@@ -60,6 +63,7 @@ class PromptRouterDeployment:
 
     async def check_health(self) -> None:
         self._participant.check()
+        self._telemetry.check()
         for task in self._upkeep:
             if task.done():
                 task.result()
@@ -67,6 +71,7 @@ class PromptRouterDeployment:
     async def __del__(self) -> None:
         for task in self._upkeep:
             await cancel(task)
+        await self._telemetry.stop()
         await self._participant.stop()
         await self._log.close()
 

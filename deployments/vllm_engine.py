@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prometheus_client import REGISTRY
 from transformers import AutoConfig, AutoModelForCausalLM
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -35,6 +36,8 @@ from deployments.engine import ResponseStart
 from deployments.vllm_worker import RoundhouseWorker
 
 logger = logging.getLogger(__name__)
+
+_KV_USE = "vllm:kv_cache_usage_perc"
 
 
 class VllmEngine:
@@ -120,6 +123,13 @@ class VllmEngine:
             slot_capacity=self._args.max_loras,
             host_capacity=self._args.max_cpu_loras,
         )
+
+    def kv_use(self) -> float | None:
+        # As vLLM's own metrics have it, after each of its steps.
+        for family in REGISTRY.restricted_registry([_KV_USE]).collect():
+            for sample in family.samples:
+                return sample.value
+        return None
 
     def unfinished(self) -> int:
         return self.llm.get_num_unfinished_requests()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from adapter_store.blobs import open_blobs
 from adapter_store.catalogue import Catalogue
@@ -16,18 +17,21 @@ from adapter_store.plans import Plans
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.settings import parse_settings
-from cluster.state import DeploymentState, Outcome, Tier
+from cluster.state import DeploymentState, Member, Outcome, Tier
+from deployments import metrics
 from deployments.adapter_cache import AdapterCache
 from deployments.adapter_files import AdapterFiles
 from deployments.admin import AdapterAdmin
 from deployments.auth import Authoriser, new_key
 from deployments.call import serve_call
+from deployments.dashboard import Dashboard
 from deployments.echo_engine import EchoEngine
 from deployments.engine import ResponseStart
 from deployments.feedback import Feedback
 from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.rollout_driver import RolloutDriver
+from deployments.telemetry import Telemetry
 from router.prompt_router import PromptRouter
 from tests.conftest import ECHO_FACTS, until
 
@@ -50,6 +54,9 @@ ROUTES = {
     "/v1/adapters": ["GET", "POST"],
     "/v1/adapters/x": ["GET", "PUT", "DELETE"],
     "/v1/adapters/x/versions": ["GET", "POST"],
+    "/v1/dashboard": ["GET"],
+    "/v1/history": ["GET"],
+    "/metrics": ["GET"],
 }
 
 
@@ -107,6 +114,7 @@ class World:
     pool: LocalPool
     chooser: LocalChooser
     log: RoutingLog
+    telemetry: Telemetry
 
 
 @asynccontextmanager
@@ -145,6 +153,7 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
         recorder.record,
         wanted.append,
     )
+    telemetry = it.telemetry = Telemetry(store_settings, "test")
     driver = RolloutDriver(store, catalogue, "test", gateway.ask)
 
     @asynccontextmanager
@@ -155,6 +164,7 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
         gateway,
         AdapterAdmin(settings, store, catalogue),
         Feedback(log),
+        Dashboard(gateway, telemetry, log),
         Authoriser(settings.auth),
         max_body_bytes=settings.http.max_body_bytes,
         lifespan=no_lifespan,
@@ -162,9 +172,11 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     await catalogue.start()
     await driver.start()
     recorder.start()
+    telemetry.start()
     transport = httpx.ASGITransport(app=it.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
         yield it
+    await telemetry.stop()
     await recorder.stop()
     await driver.stop()
     await catalogue.stop()
@@ -521,6 +533,14 @@ async def test_the_base_model_of_a_name_cannot_change(rh, store, make_adapter):
     assert error(refused, 409)["param"] == "base_model"
 
 
+async def test_a_constraint_to_an_unknown_adapter_is_named(rh, make_adapter):
+    await add(rh, make_adapter("cron"))
+    refused = await ask(rh, "auto", constraints={"adapters": ["cron", "crom"]})
+    told = error(refused, 404)
+    assert told["param"] == "constraints.adapters"
+    assert "'cron'" in told["message"]
+
+
 async def test_a_constraint_on_an_unknown_base_model_is_named(rh):
     refused = await ask(rh, "auto", constraints={"base_model": "nope"})
     assert error(refused, 404)["param"] == "constraints.base_model"
@@ -612,3 +632,112 @@ async def test_every_route_but_the_probes_asks_for_a_key_before_it_looks_at_the_
         assert asked == 16
         for path in ("/docs", "/redoc", "/openapi.json"):
             error(await rh.client.get(path), 404)
+
+
+# -- the page and the numbers -------------------------------------------------------------------
+
+
+async def test_the_page_and_its_files_come_from_here_and_may_run_nothing_else(rh):
+    page = await rh.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    for path in ("/", "/page/app.js", "/page/style.css", "/plotly/plotly.min.js"):
+        answer = await rh.client.get(path)
+        assert answer.status_code == 200, path
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; connect-src 'self'" in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+
+
+async def test_a_request_is_counted_where_it_passes(rh, make_adapter):
+    await add(rh, make_adapter("counted"))
+    labels = {"model": "echo", "adapter": "counted"}
+    await ask(rh, "counted", "one two three", stream=True)
+    await ask(rh, "counted", "one two three")
+    error(await ask(rh, "nobody"), 404)
+    explicit = labels | {"route": "explicit", "status": "200"}
+    assert metrics.value("roundhouse_requests_total", **explicit) == 2
+    assert metrics.value("roundhouse_output_tokens_total", **labels) == 6
+    assert metrics.value("roundhouse_time_to_first_token_seconds_count", **labels) == 1
+    assert metrics.value("roundhouse_time_per_output_token_seconds_count", **labels) == 1
+    refused = {"model": "", "adapter": "", "route": "", "status": "404"}
+    assert metrics.value("roundhouse_requests_total", **refused) >= 1
+
+
+async def test_metrics_are_told_in_prometheus_format(rh, make_adapter):
+    await add(rh, make_adapter("cron"))
+    await ask(rh, "cron")
+    answer = await rh.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {f.name: f for f in text_string_to_metric_families(answer.text)}
+    samples = families["roundhouse_requests"].samples
+    assert any(s.labels["adapter"] == "cron" and s.labels["process"] == "test" for s in samples)
+
+
+async def test_the_page_gets_all_of_the_cluster_in_one_answer(rh, store, make_adapter):
+    await add(rh, make_adapter("cron", examples=["each hour"], description="Writes cron lines"))
+    await ask(rh, "cron")
+    await ask(rh, "auto", "each hour")
+    await rh.telemetry._report()
+    await store.renew(Member(id="r", kind="replica", model="echo"))
+
+    async def seen() -> dict:
+        return (await rh.client.get("/v1/dashboard")).json()
+
+    await until(lambda: _eventually(seen, lambda page: page["decisions"]))
+    page = await seen()
+    assert [row["name"] for row in page["adapters"]] == ["cron"]
+    assert page["traffic"]["cron"]["requests"] >= 1
+    assert sum(point["requests"] for point in page["history"]) >= 2
+    assert page["decisions"][0]["adapter"] == "cron"
+    assert "r" in [m["id"] for m in page["cluster"]["members"]]
+    # What the page has already does not come again.
+    again = await rh.client.get(
+        "/v1/dashboard", params={"adapters_at": page["cluster"]["position"]}
+    )
+    assert again.json()["adapters"] is None
+
+
+async def _eventually(read, holds) -> bool:
+    return bool(holds(await read()))
+
+
+async def test_the_page_says_what_is_wrong(rh, store):
+    await store.renew(Member(id="r", kind="replica", model="echo", problems={"a@1": "damaged"}))
+    health = (await rh.client.get("/v1/dashboard")).json()["health"]
+    assert health["state"] == "degraded"
+    assert "cannot be loaded: a@1" in health["reasons"]
+    assert "missing: the prompt router" in health["reasons"]
+
+
+async def test_the_curves_of_one_adapter_and_of_nobody(rh, make_adapter):
+    await add(rh, make_adapter("cron"))
+    await ask(rh, "cron")
+    await rh.telemetry._report()
+    curves = (await rh.client.get("/v1/history", params={"adapter": "cron"})).json()["data"]
+    assert sum(point["requests"] for point in curves) >= 1
+    assert (await rh.client.get("/v1/history?step=60")).json()["data"][-1]["requests"] >= 1
+    assert error(await rh.client.get("/v1/history?step=7"), 400)["param"] == "step"
+    assert error(await rh.client.get("/v1/history?adapter=nope"), 404)
+    assert error(await rh.client.get("/v1/history?step=60&adapter=cron"), 400)["param"] == "step"
+
+
+async def test_a_key_sees_its_own_on_the_page(make_world, make_adapter):
+    keys = [
+        {"name": "a", "sha256": CLIENT_HASH, "scope": "client", "owner": "them"},
+        {"name": "b", "sha256": ADMIN_HASH, "scope": "admin"},
+    ]
+    async with make_world(auth={"enabled": True, "keys": keys}) as it:
+        admin = {"authorization": f"Bearer {ADMIN_KEY}"}
+        private = {"visibility": "private", "owner": "us"}
+        body = {"source": str(make_adapter("secret"))} | private
+        await it.client.post("/v1/adapters", json=body, headers=admin)
+        client = {"authorization": f"Bearer {CLIENT_KEY}"}
+        page = (await it.client.get("/v1/dashboard", headers=client)).json()
+        assert page["adapters"] == []
+        assert not page["may_change"]
+        page = (await it.client.get("/v1/dashboard", headers=admin)).json()
+        assert [row["name"] for row in page["adapters"]] == ["secret"]
+        assert error(await it.client.get("/metrics", headers=client), 403)
+        assert (await it.client.get("/", headers={})).status_code == 200

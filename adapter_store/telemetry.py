@@ -1,0 +1,124 @@
+"""What processes count, kept for a while: their metrics, the history, the journal of events.
+
+The history needs no Prometheus: every process adds its counts to buckets of time, so sums over the
+cluster are there for whoever reads a bucket, and memory is bounded by the buckets' time to live.
+"""
+
+import base64
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from adapter_store.keys import Keys
+from adapter_store.server import Server, answering
+from cluster.settings import StoreSettings
+from cluster.state import Happening
+
+# Happenings that are kept.
+JOURNAL_LENGTH = 2000
+
+
+@dataclass(frozen=True)
+class Step:
+    """A resolution of the history.
+
+    Attributes:
+        width_s: of a bucket; keep_s: how far back it goes.
+        has_adapters: whether single adapters are told apart.
+    """
+
+    width_s: int
+    keep_s: int
+    has_adapters: bool
+
+    def bucket(self, at: float) -> int:
+        """The Unix time at which the bucket of a moment begins."""
+        return int(at // self.width_s) * self.width_s
+
+
+STEPS = (Step(5, 3600, has_adapters=True), Step(60, 86_400, has_adapters=False))
+
+Counts = dict[str, float]
+
+
+class TelemetryStore:
+    """Every method raises :class:`StoreUnavailable` when the server does not answer."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._server = Server(settings)
+        self._keys = Keys(settings.namespace)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    # -- metrics ----------------------------------------------------------------------------
+
+    async def put_metrics(self, member_id: str, exposition: str, *, for_s: float) -> None:
+        """Leave a process's metrics, in Prometheus's text format, for the endpoint."""
+        packed = base64.b85encode(zlib.compress(exposition.encode(), level=1)).decode()
+        now = time.time()
+        pipe = self._server.redis.pipeline(transaction=False)
+        pipe.set(self._keys.metrics(member_id), packed, px=round(for_s * 1000))
+        pipe.zadd(self._keys.measured, {member_id: now + for_s})
+        pipe.zremrangebyscore(self._keys.measured, "-inf", now)
+        with answering():
+            await pipe.execute()
+
+    async def all_metrics(self) -> dict[str, str]:
+        """The newest metrics of each process that lives."""
+        with answering():
+            ids = await self._server.redis.zrange(self._keys.measured, 0, -1)
+            pipe = self._server.redis.pipeline(transaction=False)
+            for member_id in ids:
+                pipe.get(self._keys.metrics(member_id))
+            found = await pipe.execute() if ids else []
+        return {
+            member_id: zlib.decompress(base64.b85decode(packed)).decode()
+            for member_id, packed in zip(ids, found, strict=True)
+            if packed
+        }
+
+    # -- history ----------------------------------------------------------------------------
+
+    async def add_counts(self, at: float, counts: Mapping[Step, Counts]) -> None:
+        """Add to the buckets of a moment (Unix time), per resolution."""
+        keys, args = [], []
+        for step, amounts in counts.items():
+            keys.append(self._keys.history(step.width_s, step.bucket(at)))
+            args += [step.keep_s + 2 * step.width_s, len(amounts)]
+            args += [part for pair in amounts.items() for part in pair]
+        await self._server.run("add_history", keys, args)
+
+    async def counts(self, step: Step, buckets: Iterable[int]) -> dict[int, Counts]:
+        """What was counted in each bucket."""
+        starts = list(buckets)
+        pipe = self._server.redis.pipeline(transaction=False)
+        for start in starts:
+            pipe.hgetall(self._keys.history(step.width_s, start))
+        with answering():
+            found = await pipe.execute() if starts else []
+        return {
+            start: {field: float(amount) for field, amount in fields.items()}
+            for start, fields in zip(starts, found, strict=True)
+        }
+
+    # -- journal ----------------------------------------------------------------------------
+
+    async def note(self, happenings: Iterable[Happening]) -> None:
+        """Append to the journal."""
+        pipe = self._server.redis.pipeline(transaction=False)
+        for happening in happenings:
+            record = happening.model_dump_json(exclude={"id"})
+            pipe.xadd(self._keys.journal, {"record": record}, maxlen=JOURNAL_LENGTH)
+        with answering():
+            await pipe.execute()
+
+    async def journal(self, limit: int) -> list[Happening]:
+        """Newest first."""
+        with answering():
+            entries = await self._server.redis.xrevrange(self._keys.journal, count=limit)
+        return [
+            Happening.model_validate_json(fields["record"]).model_copy(update={"id": at})
+            for at, fields in entries
+        ]

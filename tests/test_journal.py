@@ -1,0 +1,90 @@
+"""What people are told of what has changed."""
+
+from cluster.state import (
+    Adapter,
+    Card,
+    Member,
+    Residency,
+    Rollout,
+    RolloutEnd,
+    Version,
+)
+from deployments.journal import adapter_news, member_news
+
+
+def adapter(**changes) -> Adapter:
+    versions = {
+        n: Version(
+            number=n, digest=f"d{n}", size_bytes=1, rank=8, target_modules=("q",), created_at=0
+        )
+        for n in range(1, changes.pop("versions", 1) + 1)
+    }
+    fields = {
+        "card": Card(name="cron", base_model="m"),
+        "versions": versions,
+        "aliases": {"latest": max(versions), "stable": 1},
+        "revision": 1,
+    }
+    return Adapter(**(fields | changes))
+
+
+def told(before: Adapter | None, after: Adapter | None) -> list[str]:
+    known = {} if before is None else {"cron": before}
+    return [h.text for h in adapter_news(known, {"cron": after})]
+
+
+ROLLOUT = Rollout(version=2, percents=(10, 100), step_s=1, next_at=0, gate=None)
+
+
+def test_registrations_and_removals():
+    assert told(None, adapter()) == ["cron@1 was registered"]
+    assert told(adapter(), adapter(versions=2)) == ["cron@2 was registered, a new version"]
+    assert told(adapter(), None) == ["cron was deleted"]
+    assert told(None, None) == []
+    assert told(adapter(), adapter()) == []
+
+
+def test_an_edited_card_says_what_was_edited():
+    edited = adapter(card=Card(name="cron", base_model="m", pinned=True))
+    assert told(adapter(), edited) == ["the card of cron was edited: pinned"]
+
+
+def test_a_rollout_is_told_from_step_to_step():
+    two = adapter(versions=2)
+    checking = two.model_copy(update={"rollout": ROLLOUT})
+    first = two.model_copy(update={"rollout": ROLLOUT.model_copy(update={"step": 0})})
+    assert told(two, checking) == ["cron@2 is being rolled out"]
+    assert told(checking, first) == ["cron@2 gets 10 % of the requests"]
+    end = RolloutEnd(version=2, outcome="done", reason="", evaluation=None, at=1)
+    done = two.model_copy(update={"last_rollout": end, "aliases": {"latest": 2, "stable": 2}})
+    assert told(first, done) == ["cron@2 is rolled out", "cron is now version 2, before 1"]
+
+
+def test_a_rollback_is_bad_news_with_its_reason():
+    two = adapter(versions=2)
+    end = RolloutEnd(version=2, outcome="rolled_back", reason="worse", evaluation=None, at=1)
+    (news,) = adapter_news({"cron": two}, {"cron": two.model_copy(update={"last_rollout": end})})
+    assert news.text == "cron@2 was rolled back: worse"
+    assert news.is_bad
+
+
+def replica(**changes) -> Member:
+    return Member(id="r1", kind="replica", model="m", node="n1").model_copy(update=changes)
+
+
+def test_replicas_come_and_go():
+    (come,) = member_news([], [replica()])
+    assert (come.text, come.is_bad) == ("replica of m r1 is there on n1", False)
+    (gone,) = member_news([replica()], [])
+    assert (gone.text, gone.is_bad) == ("replica of m r1 is gone", True)
+
+
+def test_loads_and_failures_are_told_once():
+    held = replica(residency=Residency(host=("cron@1",)))
+    failed = held.model_copy(update={"problems": {"sql@1": "damaged"}})
+    assert [h.text for h in member_news([replica()], [held])] == ["cron@1 was loaded on r1"]
+    moved = replica(residency=Residency(slots=("cron@1",)))
+    assert list(member_news([held], [moved])) == []
+    (news,) = member_news([held], [failed])
+    assert (news.text, news.is_bad) == ("r1 cannot load sql@1: damaged", True)
+    assert list(member_news([failed], [failed])) == []

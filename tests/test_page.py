@@ -1,0 +1,229 @@
+"""The page in a real browser, on a running cluster under load."""
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from axe_core_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.conftest import Running, running_cluster, wait_until
+from tests.test_serve import ECHO, READY_S, chat, family, replicas
+
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.browser,
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(
+        CHROMIUM is None and not os.environ.get("CI"),
+        reason="chromium is missing (Debian: apt-get install chromium)",
+    ),
+]
+
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\u202egnihsif\u202c " + "y" * 3900
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    settings = {"models": [ECHO], "router": {"keep_prompts": True}}
+    with running_cluster(folder, settings, READY_S) as running:
+        yield running
+
+
+@pytest.fixture
+def http(cluster: Running):
+    with cluster.http() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, cluster) -> Iterator[Page]:
+    """A page that must end without a word on the console, and without a request to elsewhere."""
+    context = browser.new_context(base_url=cluster.url)
+    page = context.new_page()
+    said: list[str] = []
+    page.on(
+        "console", lambda message: said.append(message.text) if message.type == "error" else None
+    )
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(f"alert: {dialog.message}"))
+    page.on("request", lambda r: None if r.url.startswith(cluster.url) else said.append(r.url))
+    page.goto("/")
+    yield page
+    context.close()
+    assert said == []
+
+
+@contextmanager
+def load(cluster: Running, model: str, **fields) -> Iterator[None]:
+    """Somebody who asks again and again."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=cluster.url, timeout=60) as client:
+            while not ended.wait(0.05):
+                client.post("/v1/chat/completions", json=chat("one two three", model, **fields))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def open_view(page: Page, view: str) -> None:
+    page.get_by_role("navigation").get_by_text(view).click()
+
+
+def cell(page: Page, key: str, state: str = "slot"):
+    return page.get_by_role("img", name=re.compile(rf"^{re.escape(key)}: {state} on "))
+
+
+def test_a_hot_load_is_on_the_map_within_two_seconds(page, cluster, http, make_adapter):
+    open_view(page, "Placement")
+    expect(page.locator("#health")).to_have_text("ok")
+    cluster.command("adapters", "add", str(make_adapter("hot")))
+    began = time.monotonic()
+    expect(cell(page, "hot@1")).to_have_count(2, timeout=2000)
+    assert time.monotonic() - began < 2
+
+
+def test_the_numbers_follow_the_load(page, cluster, http, make_adapter):
+    cluster.command("adapters", "add", str(make_adapter("busy")))
+    with load(cluster, "busy", stream=True):
+        hits = page.locator("dl.tiles div", has_text="hit ratio").locator("dd").first
+        expect(hits).to_have_text(re.compile(r"\d+ %"), timeout=30_000)
+        # The charts' library has drawn.
+        expect(page.locator(".chart .scatterlayer .trace").first).to_be_attached(timeout=20_000)
+        open_view(page, "Traffic")
+        row = page.get_by_role("row").filter(has_text="busy")
+        expect(row).to_contain_text("100 %", timeout=20_000)
+        expect(row).to_contain_text("ms")
+
+
+def test_a_rollout_is_followed_and_rolled_back_from_the_page(page, cluster, http, make_adapter):
+    cluster.command("adapters", "add", str(make_adapter("canary")))
+    second = {"source": str(make_adapter("canary", seed=2)), "promote": False}
+    http.post("/v1/adapters/canary/versions", json=second).raise_for_status()
+    open_view(page, "Placement")
+    page.get_by_role("link", name="canary").click()
+    page.get_by_role("button", name="Roll out").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Requests for canary go to version 2 in growing shares")
+    dialog.get_by_label("Shares").fill("25, 100")
+    dialog.get_by_label("Seconds").fill("600")
+    dialog.get_by_role("button", name="Roll out").click()
+    expect(page.get_by_text("Version 2 gets 25 % of the requests")).to_be_visible()
+    page.get_by_role("button", name="Roll back").click()
+    expect(dialog).to_contain_text("All requests for canary go to version 1 again")
+    dialog.get_by_role("button", name="Cancel").click()
+    assert http.get("/v1/adapters/canary").json()["rollout"] is not None
+    page.get_by_role("button", name="Roll back").click()
+    dialog.get_by_role("button", name="Roll back").click()
+    expect(page.get_by_text("Last: version 2 rolled back.")).to_be_visible()
+    open_view(page, "Events")
+    expect(page.get_by_text("canary@2 is being rolled out")).to_be_visible()
+
+
+def test_a_prompt_shows_its_decision_and_its_answer(page, cluster, http, make_adapter):
+    examples = ["each hour on the hour", "sundays at midnight", "every weekday at nine"]
+    cluster.command("adapters", "add", str(make_adapter("cron", examples=examples)))
+    page.get_by_label("Prompt").fill("sundays at midnight")
+    page.get_by_label("and answer it").check()
+    page.get_by_role("button", name="Choose").click()
+    expect(page.locator("pre")).to_have_text("sundays at midnight")
+    expect(page.get_by_text("adapter cron · replica")).to_be_visible()
+    open_view(page, "Routing")
+    expect(page.get_by_role("region", name="Newest choices")).to_contain_text("sundays at midnight")
+
+
+def test_hostile_content_is_text(page, http, make_adapter):
+    card = {"description": HOSTILE, "examples": [HOSTILE], "tags": ["<b>bold</b>"]}
+    source = {"source": str(make_adapter("hostile"))} | card
+    http.post("/v1/adapters", json=source).raise_for_status()
+    http.post("/v1/chat/completions", json=chat(HOSTILE * 3, "auto")).raise_for_status()
+    for view in ("#/", "#/map", "#/traffic", "#/routing", "#/events", "#/adapter/hostile"):
+        page.goto(f"/{view}")
+        expect(page.locator("#health")).to_have_class("ok")
+    expect(page.get_by_text("<script>alert(2)</script>").first).to_be_visible()
+    expect(page.get_by_text("<b>bold</b>", exact=True)).to_be_visible()
+    page.goto(f"/#/adapter/{'%3Cscript%3Ealert(3)%3C%2Fscript%3E'}")
+    expect(page.get_by_text("does not exist")).to_be_visible()
+    assert page.locator("main img, main script").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+    http.delete("/v1/adapters/hostile")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nobody_is_shut_out(page, cluster, make_adapter, scheme, width):
+    """axe-core finds no serious fault; a phone shows all without scrolling sideways."""
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    for view in ("#/", "#/map", "#/traffic", "#/routing", "#/events", "#/adapter/hot"):
+        page.goto(f"/{view}")
+        expect(page.locator("#health")).not_to_have_text("asking the cluster…")
+        # Charts come last.
+        page.wait_for_timeout(500)
+        found = Axe().run(page)["violations"]
+        serious = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert not serious, [(v["id"], [n["html"][:200] for n in v["nodes"][:3]]) for v in serious]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), view
+
+
+def test_keys_lead_everywhere(page):
+    page.keyboard.press("4")
+    expect(page).to_have_url(re.compile("#/routing$"))
+    page.keyboard.press("/")
+    expect(page.get_by_label("Search adapters")).to_be_focused()
+    page.keyboard.type("nothing-is-called-so")
+    expect(page.get_by_text("Nothing matches.")).to_be_visible()
+
+
+def test_a_silent_store_shows_and_the_page_goes_on(page, cluster, http):
+    (store,) = (p for p in family(cluster) if "valkey-server" in " ".join(p.cmdline()))
+    expect(page.locator("#health")).to_have_class("ok")
+    store.suspend()
+    try:
+        expect(page.locator("#health")).to_contain_text("degraded, stale", timeout=20_000)
+        answer = http.post("/v1/chat/completions", json=chat("still here"))
+        assert answer.status_code == 200
+    finally:
+        store.resume()
+    expect(page.locator("#health")).to_have_class("ok", timeout=20_000)
+
+
+def test_a_dead_replica_shows(page, cluster, http):
+    """Last: the cluster heals, but needs a while for it."""
+    before = {m["id"] for m in replicas(http)}
+    open_view(page, "Events")
+    victim = next(p for p in family(cluster) if "Model-echo" in " ".join(p.cmdline()))
+    victim.kill()
+    gone = page.get_by_text(re.compile(r"replica of echo \w+ is gone")).first
+    expect(gone).to_be_visible(timeout=40_000)
+    (dead,) = (id for id in before if id in gone.inner_text())
+    page.goto(f"/#/replica/{dead}")
+    expect(page.get_by_text("It does not report: it is gone.")).to_be_visible()
+    wait_until(lambda: len(replicas(http)) == 2, timeout_s=60)
+    open_view(page, "Placement")
+    new = next(m["id"] for m in replicas(http) if m["id"] not in before)
+    expect(page.get_by_role("link", name=new)).to_be_visible()
