@@ -4,6 +4,7 @@ Knows neither HTTP nor Ray: `http.py` authorises and calls this, `ingress.py` pa
 on Ray.
 """
 
+import asyncio
 import json
 import logging
 import time
@@ -60,6 +61,8 @@ CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
 EVALUATION_TOKENS = 256
+# Who looks at the cluster wants to know that the store hangs, not to wait for it.
+_STORE_S = 2.0
 
 
 class ReplicaPool(Protocol):
@@ -310,9 +313,10 @@ class Gateway:
     async def snapshot(self, viewer: Viewer) -> ClusterSnapshot:
         """What runs, without other tenants' private adapters."""
         try:
-            members, store = await self._store.members(), "ok"
-            plan = await self._plan() if viewer.sees_all else None
-        except StoreUnavailable:
+            async with asyncio.timeout(_STORE_S):
+                members, store = await self._store.members(), "ok"
+                plan = await self._plan() if viewer.sees_all else None
+        except (StoreUnavailable, TimeoutError):
             members, store, plan = [], "stale", None
         return ClusterSnapshot(
             models=tuple(self._pools),
