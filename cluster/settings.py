@@ -359,6 +359,19 @@ class AuthSettings(Section):
         return self
 
 
+class LoggingSettings(Section):
+    """What processes log, to their standard error."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The least important lines that are written."
+    )
+    format: Literal["json", "text"] = Field("json", description="An object a line, or plain text.")
+    requests: bool = Field(
+        True, description="A line per request: its id, adapter, replica, status and times."
+    )
+    prompts: bool = Field(False, description="The prompt in that line; without it, never.")
+
+
 class Settings(BaseSettings):
     """The whole tree. Environment variables win over the file: ``ROUNDHOUSE_HTTP__PORT=9000``."""
 
@@ -383,6 +396,7 @@ class Settings(BaseSettings):
         default_factory=PlacementSettings, description="The plan of what is where."
     )
     auth: AuthSettings = Field(default_factory=AuthSettings, description="API keys.")
+    logging: LoggingSettings = Field(default_factory=LoggingSettings, description="Log lines.")
     default_model: str | None = Field(
         None, description="Base model that answers when no adapter fits; default: the first."
     )

@@ -56,7 +56,6 @@ from router.prompts import prompt_of
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
-EVENT_STREAM = "text/event-stream"
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
@@ -140,31 +139,31 @@ class Gateway:
         headers: Mapping[str, str],
     ) -> Answer:
         """Serve a chat or text completion; `headers` may carry constraints."""
-        observed = Observed()
+        observed = Observed(request_id, self._settings.logging)
         try:
-            answer = await self._complete(path, body, request_id, viewer, headers, observed)
+            answer = await self._complete(path, body, viewer, headers, observed)
         except RoundhouseError as e:
-            observed.refused(e.status)
+            observed.refused(e)
             raise
-        start = answer.start
-        is_stream = start.headers.get("content-type", "").startswith(EVENT_STREAM)
-        return replace(answer, body=observed.passed(int(start.status), is_stream, answer.body))
+        return replace(answer, body=observed.passed(answer.start, answer.body))
 
     async def _complete(
         self,
         path: str,
         body: dict[str, Any],
-        request_id: str,
         viewer: Viewer,
         headers: Mapping[str, str],
         observed: Observed,
     ) -> Answer:
+        request_id = observed.request_id
         constraints = take_request_fields(path, body, viewer, headers)
         prompt = encode_json(body["messages"] if path == CHAT_PATH else body["prompt"])
         terms = terms_of(body, prompt, viewer, headers)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
         observed.model, observed.route = chosen.base_model, chosen.route.value
-        observed.adapter = chosen.adapter.name if chosen.adapter else ""
+        observed.prompt = prompt.decode()
+        if chosen.adapter is not None:
+            observed.adapter, observed.version = chosen.adapter.name, chosen.adapter.version
         self._keep(chosen, request_id, viewer)
         self._refuse_when_out_of_scope(chosen)
         if chosen.adapter is not None:

@@ -119,7 +119,7 @@ def quantile(q: float, cumulative: Mapping[str, float]) -> float | None:
     rank = q * bounds[-1][1]
     lower, below = 0.0, 0.0
     for bound, count in bounds:
-        if count >= rank:
+        if count > below and count >= rank:
             if bound == float("inf"):
                 return lower
             return lower + (bound - lower) * (rank - below) / (count - below)

@@ -21,7 +21,6 @@ from deployments.feedback import Feedback
 from deployments.gateway import (
     CHAT_PATH,
     COMPLETIONS_PATH,
-    EVENT_STREAM,
     Answer,
     Gateway,
     describe,
@@ -30,6 +29,7 @@ from deployments.gateway import (
 from deployments.http_admin import add_changes, add_uploads
 from deployments.http_dashboard import add_dashboard, add_page
 from deployments.requests import read_json, request_id_of
+from deployments.traffic import EVENT_STREAM
 from router.prompts import prompt_of
 
 logger = logging.getLogger(__name__)

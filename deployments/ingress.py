@@ -32,6 +32,7 @@ from deployments.feedback import Feedback
 from deployments.fleet import Fleet
 from deployments.gateway import Gateway
 from deployments.http import build_http
+from deployments.logs import configure
 from deployments.membership import Participant
 from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
@@ -119,6 +120,7 @@ class Ingress:
         """`planner` is never called; Serve runs what the ingress is bound to, and nothing else."""
         self._settings = settings
         self._id = serve.get_replica_context().replica_id.unique_id
+        configure(settings.logging, self._id)
         self._participant = Participant(settings.store, self._report, self._heed)
         store, catalogue = self._participant.store, self._participant.catalogue
         self._plans = Plans(settings.store)

@@ -23,6 +23,7 @@ from cluster.settings import BaseModelSettings, Settings
 from cluster.state import Adapter, Happening, Member, ModelPlan, PlacementPlan
 from deployments import metrics
 from deployments.journal import adapter_news, member_news
+from deployments.logs import configure
 from deployments.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,9 @@ class PlannerDeployment:
     """The planner as an actor of Ray Serve."""
 
     async def __init__(self, settings: Settings) -> None:
-        self._planner = Planner(settings, serve.get_replica_context().replica_id.unique_id)
+        who = serve.get_replica_context().replica_id.unique_id
+        configure(settings.logging, who)
+        self._planner = Planner(settings, who)
         await self._planner.start()
 
     async def check_health(self) -> None:

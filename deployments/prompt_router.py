@@ -15,6 +15,7 @@ from adapter_store.tasks import cancel
 from cluster.errors import StoreUnavailable
 from cluster.settings import Settings
 from cluster.state import Adapter, Decision, Member, Prompt
+from deployments.logs import configure
 from deployments.membership import Participant
 from deployments.telemetry import Telemetry
 from router.arrow import ArrowRouter
@@ -44,6 +45,7 @@ class PromptRouterDeployment:
         self._router = await asyncio.to_thread(PromptRouter, encoder, chosen, models, self._weights)
         self._base_models = {model.id for model in settings.models}
         self._id = serve.get_replica_context().replica_id.unique_id
+        configure(settings.logging, self._id)
         self._log = RoutingLog(settings.store, keep_s=chosen.keep_decisions_s)
         self._participant = Participant(settings.store, self._report, self._learn)
         self.choose.set_max_batch_size(chosen.max_batch)

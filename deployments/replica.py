@@ -13,6 +13,7 @@ from ray.serve.config import RequestRouterConfig
 from cluster.settings import BaseModelSettings, Settings
 from deployments.call import Call
 from deployments.engine import ResponseStart
+from deployments.logs import configure
 from deployments.model_server import ModelServer
 from deployments.request_router import AssignedReplicaRouter
 from deployments.vllm_plugin import IN_REPLICA
@@ -29,6 +30,7 @@ class ModelReplica:
     async def __init__(self, settings: Settings, model_id: str) -> None:
         replica_id = serve.get_replica_context().replica_id.unique_id
         node = ray.util.get_node_ip_address()
+        configure(settings.logging, replica_id)
         self._server = ModelServer(settings, model_id, replica_id, node)
         await self._server.start()
 

@@ -1,11 +1,21 @@
 """What clients see of an answer, measured while it passes: status, first token, tokens."""
 
+import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from cluster.errors import RoundhouseError
+from cluster.settings import LoggingSettings
 from deployments import metrics
+from deployments.call import REPLICA_HEADER, RESIDENCY_HEADER
+from deployments.engine import ResponseStart
+
+logger = logging.getLogger(__name__)
+
+EVENT_STREAM = "text/event-stream"
+_LONGEST_PROMPT = 4000
 
 _EVENT, _LAST = b"data: ", b"data: [DONE]"
 # Of an answer in one piece; its parsed form is nobody's need here.
@@ -16,40 +26,51 @@ _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 class Observed:
     """One request, counted when it has ended."""
 
+    request_id: str
+    logging: LoggingSettings
     model: str = ""
     adapter: str = ""
+    version: int | None = None
     route: str = ""
+    prompt: str = ""
     began: float = field(default_factory=time.monotonic)
+    ttft_s: float | None = None
+    tokens: int = 0
 
-    def refused(self, status: int) -> None:
+    def refused(self, error: RoundhouseError) -> None:
         """It ended before there was an answer."""
-        self._count(status)
+        self._count(error.status)
+        self._log(error.status, {}, error=error.message)
 
     async def passed(
-        self, status: int, is_stream: bool, body: AsyncIterator[bytes]
+        self, start: ResponseStart, body: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
         """The body as it comes."""
-        first = last = None
-        tokens = 0
+        is_stream = start.headers.get("content-type", "").startswith(EVENT_STREAM)
+        last = self.began
         try:
             async for chunk in body:
                 last = time.monotonic()
                 if is_stream:
-                    tokens += chunk.count(_EVENT) - chunk.count(_LAST)
-                    if first is None:
-                        first = last
-                        metrics.ttft.labels(self.model, self._name).observe(first - self.began)
+                    self._take_events(chunk, last)
                 elif found := _USAGE.search(chunk):
-                    tokens = int(found[1])
+                    self.tokens = int(found[1])
                 yield chunk
         finally:
             await body.aclose()
-            self._count(status)
-            if tokens:
-                metrics.tokens.labels(self.model, self._name).inc(tokens)
-            if first is not None and tokens > 1:
-                mean_s = (last - first) / (tokens - 1)
+            self._count(start.status)
+            if self.tokens:
+                metrics.tokens.labels(self.model, self._name).inc(self.tokens)
+            if self.ttft_s is not None and self.tokens > 1:
+                mean_s = (last - self.began - self.ttft_s) / (self.tokens - 1)
                 metrics.tpot.labels(self.model, self._name).observe(mean_s)
+            self._log(start.status, start.headers)
+
+    def _take_events(self, chunk: bytes, now: float) -> None:
+        self.tokens += chunk.count(_EVENT) - chunk.count(_LAST)
+        if self.ttft_s is None:
+            self.ttft_s = now - self.began
+            metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
 
     @property
     def _name(self) -> str:
@@ -57,3 +78,23 @@ class Observed:
 
     def _count(self, status: int) -> None:
         metrics.requests.labels(self.model, self._name, self.route, str(status)).inc()
+
+    def _log(self, status: int, headers: Mapping[str, str], error: str | None = None) -> None:
+        if not self.logging.requests:
+            return
+        fields = {
+            "request_id": self.request_id,
+            "status": status,
+            "model": self.model,
+            "adapter": self.adapter,
+            "version": self.version,
+            "route": self.route,
+            "replica": headers.get(REPLICA_HEADER),
+            "residency": headers.get(RESIDENCY_HEADER),
+            "ttft_s": self.ttft_s,
+            "duration_s": time.monotonic() - self.began,
+            "tokens": self.tokens,
+            "error": error,
+            "prompt": self.prompt[:_LONGEST_PROMPT] if self.logging.prompts else None,
+        }
+        logger.info("request", extra={k: v for k, v in fields.items() if v not in (None, "")})

@@ -15,13 +15,16 @@ from pydantic_core import PydanticUndefined
 
 from benchmarks.report import page, router_table
 from cluster.settings import Settings
+from deployments import metrics
 from deployments.cli import app
+from k8s.monitoring import generate as monitoring
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
     for name, content in pages().items():
+        (HERE / name).parent.mkdir(parents=True, exist_ok=True)
         (HERE / name).write_text(content)
 
 
@@ -30,8 +33,10 @@ def pages() -> dict[str, str]:
     return {
         "benchmarks.md": page(),
         "cli.md": cli_page(),
+        "metrics.md": metrics_page(),
         "settings.md": settings_page(),
         "../README.md": readme(),
+        **{f"../k8s/monitoring/{name}": content for name, content in monitoring.files().items()},
     }
 
 
@@ -51,6 +56,24 @@ def cli_page() -> str:
         if rows:
             lines += ["| | default | meaning |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
+
+
+def metrics_page() -> str:
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from `deployments/metrics.py` by `make docs`. `GET /metrics` of the endpoint",
+        "tells those of all processes, each with the label `process`, and vLLM's own (`vllm:...`).",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for metric in metrics.all_metrics().values():
+        described = metric.describe()[0]
+        name = described.name + ("_total" if described.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+        lines.append(f"| `{name}` | {described.type} | {labels} | {described.documentation} |")
+    return "\n".join([*lines, ""])
 
 
 def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Counts on their way through the store, and back as curves."""
 
+import asyncio
 import time
 
 import pytest
@@ -83,7 +84,8 @@ def test_expositions_of_several_processes_become_one():
 async def test_one_process_tells_the_metrics_of_all_that_live(store_settings):
     one, two = Telemetry(store_settings, "one"), Telemetry(store_settings, "two")
     await two._report()
-    await two.store.put_metrics("dead", "# HELP z Z.\n", for_s=-1)
+    await two.store.put_metrics("dead", "# HELP z Z.\n", for_s=0.05)
+    await asyncio.sleep(0.1)
     text = await one.cluster_exposition()
     assert 'process="one"' in text
     assert 'process="two"' in text

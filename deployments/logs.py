@@ -1,0 +1,33 @@
+"""Log lines as JSON, one object each, to the standard error of every process.
+
+Prompts are in none of them unless `logging.prompts` says so.
+"""
+
+import logging
+import sys
+
+from pythonjsonlogger.json import JsonFormatter
+
+from cluster.settings import LoggingSettings
+
+_OURS = ("cluster", "adapter_store", "router", "deployments")
+_FIELDS = ("asctime", "levelname", "name", "message")
+_NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
+
+
+def configure(settings: LoggingSettings, process: str) -> None:
+    """Called once by each process of the cluster; `process` is the name it goes by."""
+    handler = logging.StreamHandler(sys.stderr)
+    if settings.format == "json":
+        template = " ".join(f"%({field})s" for field in _FIELDS)
+        handler.setFormatter(
+            JsonFormatter(template, rename_fields=_NAMES, static_fields={"process": process})
+        )
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in _OURS:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(settings.level)
+        # Ray has handlers of its own at the root, and would say it a second time.
+        logger.propagate = False
