@@ -136,6 +136,12 @@ class LoraSettings(Section):
     host_entries: int = Field(
         32, ge=1, description="Adapters kept in host memory, slots included (vLLM max_cpu_loras)."
     )
+    host_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="Bytes of host memory for them, as prepared for the engine; default: as many "
+        "as host_entries take.",
+    )
     max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(
         8, description="Largest rank that the base model accepts (vLLM max_lora_rank)."
     )

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ class AdapterCache:
 
     Args:
         capacity: versions that the engine holds at most, in slots or in host memory.
+        capacity_bytes: of their prepared files together.
         is_pinned: whether an adapter, by name, leaves only when nothing else can.
         on_change: called when something has moved, or is on its way in.
         usage_half_life_s: of the requests by which it chooses what leaves.
@@ -46,7 +47,9 @@ class AdapterCache:
         on_change: Callable[[], None] = lambda: None,
         usage_half_life_s: float = 300.0,
         model: str = "",
+        capacity_bytes: float = math.inf,
     ) -> None:
+        self._capacity_bytes = capacity_bytes
         self._model = model
         self._engine = engine
         self._is_pinned = is_pinned
@@ -56,9 +59,12 @@ class AdapterCache:
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._leases: Counter[str] = Counter()
         # What the engine has for certain: a version is in here after its load and until its unload
-        # begins. `_taken` counts the loads and unloads under way as well.
+        # begins. `_taken` and its bytes count the loads and unloads under way as well.
         self._held: dict[str, AdapterRef] = {}
-        self._taken = 0
+        self._sizes: dict[str, int] = {}
+        self._taken = self._taken_bytes = 0
+        # Versions that requests wait for, before they come here.
+        self._next: frozenset[str] = frozenset()
         self._room_lock = asyncio.Lock()
         self._changed = asyncio.Event()
         # Versions on their way out for good; the event is set when no lease is left.
@@ -98,8 +104,12 @@ class AdapterCache:
         return ref.key in self._held or ref.key in self._flights
 
     @asynccontextmanager
-    async def lease(self, ref: AdapterRef) -> AsyncIterator[Tier]:
+    async def lease(self, ref: AdapterRef, waiting: Collection[str] = ()) -> AsyncIterator[Tier]:
         """Hold a version loaded for the length of the block; yields the tier it was found in.
+
+        Args:
+            waiting: versions that requests behind this one wait for, by key: their next use is
+                near, so they leave last.
 
         Raises:
             AdapterLoadFailed: the files are gone or the engine refused them.
@@ -107,6 +117,7 @@ class AdapterCache:
         """
         if ref.key in self._leaving:
             raise ModelNotFound(ref.key)
+        self._next = frozenset(waiting)
         found = self._tier(ref)
         metrics.lookups.labels(self._model, metrics.named.use(ref.name), found.value).inc()
         self._usage.count(ref.key)
@@ -187,9 +198,10 @@ class AdapterCache:
         is_near = self._files.tier(ref) is Tier.NODE
         try:
             async with self._files.opened(ref) as folder:
-                await self._make_room()
+                size_bytes = _size_bytes(folder)
+                await self._make_room(ref.key, size_bytes)
                 began = time.monotonic()
-                await self._take(ref, folder)
+                await self._take(ref, folder, size_bytes)
         except AdapterLoadFailed as e:
             self._files.discard(ref)
             logger.error("%s", e)
@@ -204,21 +216,25 @@ class AdapterCache:
         if is_near:
             self.load_s += _NEWEST * (taken_s - self.load_s) if self.load_s else taken_s
 
-    async def _take(self, ref: AdapterRef, folder: Path) -> None:
+    async def _take(self, ref: AdapterRef, folder: Path, size_bytes: int) -> None:
         try:
             await self._engine.load(ref, folder)
         except BaseException:
-            self._give_room()
+            self._give_room(size_bytes)
             raise
-        self._held[ref.key] = ref
+        self._held[ref.key], self._sizes[ref.key] = ref, size_bytes
         self.loads += 1
-        size_bytes = sum(file.stat().st_size for file in folder.iterdir())
         self._usage.cost(ref.key, size_bytes)
         metrics.load_bytes.labels(self._model).inc(size_bytes)
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, key: str, size_bytes: int) -> None:
+        if size_bytes > self._capacity_bytes:
+            raise AdapterLoadFailed(
+                f"{key} takes {size_bytes} bytes of host memory; lora.host_bytes allows "
+                f"{self._capacity_bytes} for all adapters"
+            )
         async with self._room_lock:
-            while self._taken >= self._capacity:
+            while not self._has_room(size_bytes):
                 victim = self._least_worth()
                 if victim is None:
                     self._changed.clear()
@@ -227,6 +243,11 @@ class AdapterCache:
                     await self._unload(victim)
                     metrics.evictions.labels(self._model).inc()
             self._taken += 1
+            self._taken_bytes += size_bytes
+
+    def _has_room(self, size_bytes: int) -> bool:
+        has_bytes = self._taken_bytes + size_bytes <= self._capacity_bytes
+        return self._taken < self._capacity and has_bytes
 
     def _least_worth(self) -> AdapterRef | None:
         free = [ref for key, ref in self._held.items() if not self._leases[key]]
@@ -235,6 +256,7 @@ class AdapterCache:
             key=lambda ref: (
                 self._is_pinned(ref.name),
                 ref.name in self._kept,
+                ref.key in self._next,
                 self._usage.rank(ref.key),
             ),
             default=None,
@@ -242,13 +264,15 @@ class AdapterCache:
 
     async def _unload(self, ref: AdapterRef) -> None:
         del self._held[ref.key]
+        size_bytes = self._sizes.pop(ref.key)
         try:
             await self._engine.unload(ref)
         finally:
-            self._give_room()
+            self._give_room(size_bytes)
 
-    def _give_room(self) -> None:
+    def _give_room(self, size_bytes: int) -> None:
         self._taken -= 1
+        self._taken_bytes -= size_bytes
         self._changed.set()
 
     def _release(self, key: str) -> None:
@@ -258,6 +282,10 @@ class AdapterCache:
             self._changed.set()
             if key in self._leaving:
                 self._leaving[key].set()
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _note(task: asyncio.Task[None]) -> None:

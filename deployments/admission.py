@@ -26,6 +26,8 @@ from router.prefixes import PrefixIndex
 
 # Weight of the newest interval between two requests that ended.
 _NEWEST = 0.1
+# Of the adapters that wait, those that a replica is told of; it holds no more than a few dozen.
+_MOST_WAITING = 64
 _LATER = "try again after the time in Retry-After"
 
 
@@ -42,7 +44,7 @@ class _Turn(Waiting):
     until: float = math.inf
     prefix: tuple[bytes, ...] = ()
     replica: str | None = None
-    given: asyncio.Future[str] = field(
+    given: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
@@ -77,6 +79,19 @@ class _Opening:
         return self.has_place and (key is None or self.has_slot or key in self.running)
 
 
+@dataclass
+class Place:
+    """What a request got.
+
+    Attributes:
+        replica: "" when none is known: Ray Serve is to say.
+        answer_tokens: that it has generated so far.
+    """
+
+    replica: str
+    answer_tokens: int = 0
+
+
 class Admission:
     """One per base model and ingress."""
 
@@ -100,8 +115,10 @@ class Admission:
         fleet.on_change(self._let_in)
 
     @asynccontextmanager
-    async def turn(self, call: Call, terms: Terms) -> AsyncIterator[str]:
-        """Wait until a replica would work on the request; yields its id, "" when none is known.
+    async def turn(self, call: Call, terms: Terms) -> AsyncIterator[Place]:
+        """Wait until a replica would work on the request; yields where.
+
+        Whoever passes the answer on counts its tokens there: fairness is by what was generated.
 
         Raises:
             Overloaded: the queue is full, or the request's turn would come too late.
@@ -109,16 +126,23 @@ class Admission:
         began = time.monotonic()
         metrics.queued.labels(self._model.id).inc()
         try:
-            replica = await self._wait(call, terms)
+            turn = await self._wait(call, terms)
         finally:
             metrics.queued.labels(self._model.id).dec()
             metrics.queue_wait.labels(self._model.id).observe(time.monotonic() - began)
+        place = Place(turn.replica)
         try:
-            yield replica
+            yield place
         finally:
-            self._end(replica, call.key)
+            self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
+            self._end(turn.replica, call.key)
 
-    async def _wait(self, call: Call, terms: Terms) -> str:
+    def waiting(self) -> tuple[str, ...]:
+        """The adapter versions that requests wait for, the first of those that came first."""
+        keys = dict.fromkeys(w.key for w in sorted(self._queue, key=lambda w: w.since))
+        return tuple(key for key in keys if key is not None)[:_MOST_WAITING]
+
+    async def _wait(self, call: Call, terms: Terms) -> _Turn:
         now = time.monotonic()
         turn = _Turn(
             (terms.tenant, call.key),
@@ -135,7 +159,8 @@ class Admission:
             self._let_in()
             if not turn.given.done():
                 self._refuse_the_hopeless(turn)
-            return await self._given(turn)
+            await self._given(turn)
+            return turn
         except BaseException:
             if turn in self._queue:
                 self._queue.remove(turn)
@@ -143,7 +168,7 @@ class Admission:
                 self._end(turn.replica, turn.key)
             raise
 
-    async def _given(self, turn: _Turn) -> str:
+    async def _given(self, turn: _Turn) -> None:
         patience_ends = turn.since + self._settings.patience_s
         while not turn.given.done():
             now = time.monotonic()
@@ -152,7 +177,7 @@ class Admission:
             wake = patience_ends if now < patience_ends < turn.until else turn.until
             if not (await asyncio.wait([turn.given], timeout=wake - now))[0]:
                 self._let_in()
-        return turn.given.result()
+        turn.given.result()
 
     def _refuse_the_hopeless(self, turn: _Turn) -> None:
         """Say at once what would be known later.
@@ -187,7 +212,7 @@ class Admission:
                 # It counts from now on; its own task comes to that later.
                 self._fleet.begin(turn.replica, turn.key)
                 self._prefixes.note(turn.key, turn.prefix, turn.replica)
-            turn.given.set_result(turn.replica)
+            turn.given.set_result(None)
 
     def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: "_Opening") -> bool:
         """Whether a request may start now; notes where."""

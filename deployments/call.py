@@ -20,7 +20,8 @@ class Call:
 
     `body` is the JSON for the engine, with the engine's name of the model in it. `position` is how
     far the ingress had followed the store when it resolved the adapter. `replica` is the one that
-    it should go to; empty leaves that to Ray Serve.
+    it should go to; empty leaves that to Ray Serve. `waiting` are the adapter versions that
+    requests behind it wait for.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Call:
     adapter: AdapterRef | None
     position: str
     replica: str = ""
+    waiting: tuple[str, ...] = ()
 
     @property
     def key(self) -> str | None:
@@ -49,7 +51,7 @@ async def serve_call(
     """
     try:
         await admit(call)
-        async with _held(adapters, call.adapter) as tier:
+        async with _held(adapters, call) as tier:
             answer = engine.answer(call.path, call.body, {"x-request-id": call.request_id})
             moved = tier is not Tier.SLOT
             async with contextlib.aclosing(answer):
@@ -67,8 +69,8 @@ async def serve_call(
         yield json.dumps(e.body()).encode()
 
 
-def _held(
-    adapters: AdapterCache, ref: AdapterRef | None
-) -> contextlib.AbstractAsyncContextManager[Tier]:
+def _held(adapters: AdapterCache, call: Call) -> contextlib.AbstractAsyncContextManager[Tier]:
     """A lease; the base model needs none, it is always there."""
-    return adapters.lease(ref) if ref else contextlib.nullcontext(Tier.SLOT)
+    if call.adapter is None:
+        return contextlib.nullcontext(Tier.SLOT)
+    return adapters.lease(call.adapter, call.waiting)

@@ -38,6 +38,7 @@ from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
 from deployments.telemetry import Telemetry
 from deployments.terms import Terms
+from deployments.traffic import tokens_in
 from router.constraints import Constraints
 
 logger = logging.getLogger(__name__)
@@ -57,15 +58,20 @@ class ServePool:
 
     async def answer(self, call: Call, terms: Terms) -> AsyncIterator[ResponseStart | bytes]:
         if self._admission is None:
-            turn = contextlib.nullcontext("")
-        else:
-            turn = self._admission.turn(call, terms)
-        async with turn as replica, contextlib.aclosing(self._send(call, replica)) as answer:
-            async for item in answer:
-                yield item
+            async with contextlib.aclosing(self._send(call)) as answer:
+                async for item in answer:
+                    yield item
+            return
+        async with self._admission.turn(call, terms) as place:
+            placed = replace(call, replica=place.replica, waiting=self._admission.waiting())
+            async with contextlib.aclosing(self._send(placed)) as answer:
+                async for item in answer:
+                    if isinstance(item, bytes):
+                        place.answer_tokens += tokens_in(item)
+                    yield item
 
-    async def _send(self, call: Call, replica: str) -> AsyncIterator[ResponseStart | bytes]:
-        response = self._handle.remote(replace(call, replica=replica))
+    async def _send(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
+        response = self._handle.remote(call)
         try:
             async for item in response:
                 yield item

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any
@@ -61,6 +62,7 @@ class ModelServer:
             lambda: self._participant.announce(),
             settings.placement.usage_half_life_s,
             model_id,
+            self._model.lora.host_bytes or math.inf,
         )
         # What was loaded on behalf of the registry or of a request, by name and version.
         self._loaded: dict[str, dict[int, AdapterRef]] = {}

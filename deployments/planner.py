@@ -6,6 +6,7 @@ dispatcher goes by what is really there. Only the leader's plans are taken (`ada
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -152,6 +153,7 @@ def _need(adapter: Adapter, rate: float) -> Need:
         at_least=0 if wanted == "auto" else wanted,
         is_pinned=adapter.card.pinned,
         entries=len(adapter.serving),
+        bytes=sum(version.size_bytes for version in adapter.serving),
     )
 
 
@@ -163,6 +165,7 @@ def _hosts(model: BaseModelSettings, members: Iterable[Member]) -> Iterable[Host
                 id=member.id,
                 node=member.node,
                 entries=model.lora.host_entries,
+                bytes=model.lora.host_bytes or math.inf,
                 places=model.max_ongoing,
                 service_s=member.service_s,
                 held=frozenset(key.partition("@")[0] for key in there),

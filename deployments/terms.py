@@ -29,7 +29,8 @@ class Terms:
         priority: higher ones come first.
         first_token_s: the answer is of no use when it starts later than this.
         since: when the request came, of the monotonic clock.
-        tokens: of prompt and answer, at most, about.
+        tokens: of the prompt, and of the answer at most; about.
+        prompt_tokens: of the prompt alone.
         prefix: of the prompt, see `router.prefixes`.
     """
 
@@ -38,6 +39,7 @@ class Terms:
     first_token_s: float = math.inf
     since: float = field(default_factory=time.monotonic)
     tokens: float = 1.0
+    prompt_tokens: float = 0.0
     prefix: tuple[bytes, ...] = ()
 
 
@@ -53,12 +55,14 @@ def terms_of(
         InvalidRequest: a header that cannot be what it should be; names it.
     """
     answer = body.get("max_completion_tokens") or body.get("max_tokens")
+    prompt_tokens = len(prompt) / _BYTES_PER_TOKEN
     return Terms(
         tenant=viewer.owner,
         priority=_priority(headers, viewer),
         first_token_s=_first_token_s(headers),
-        tokens=len(prompt) / _BYTES_PER_TOKEN
+        tokens=prompt_tokens
         + (min(answer, _MOST_TOKENS) if isinstance(answer, int) and answer > 0 else _USUAL_TOKENS),
+        prompt_tokens=prompt_tokens,
         prefix=chain_of(prompt),
     )
 

@@ -22,6 +22,14 @@ _EVENT, _LAST = b"data: ", b"data: [DONE]"
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 
 
+def tokens_in(chunk: bytes) -> int:
+    """Generated tokens in a part of an answer, about: an event each, or as its usage says."""
+    if chunk.startswith(_EVENT):
+        return chunk.count(_EVENT) - chunk.count(_LAST)
+    found = _USAGE.search(chunk)
+    return int(found[1]) if found else 0
+
+
 @dataclass
 class Observed:
     """One request, counted when it has ended."""
@@ -51,10 +59,10 @@ class Observed:
         try:
             async for chunk in body:
                 last = time.monotonic()
-                if is_stream:
-                    self._take_events(chunk, last)
-                elif found := _USAGE.search(chunk):
-                    self.tokens = int(found[1])
+                self.tokens += tokens_in(chunk)
+                if is_stream and self.ttft_s is None:
+                    self.ttft_s = last - self.began
+                    metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
                 yield chunk
         finally:
             await body.aclose()
@@ -65,12 +73,6 @@ class Observed:
                 mean_s = (last - self.began - self.ttft_s) / (self.tokens - 1)
                 metrics.tpot.labels(self.model, self._name).observe(mean_s)
             self._log(start.status, start.headers)
-
-    def _take_events(self, chunk: bytes, now: float) -> None:
-        self.tokens += chunk.count(_EVENT) - chunk.count(_LAST)
-        if self.ttft_s is None:
-            self.ttft_s = now - self.began
-            metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
 
     @property
     def _name(self) -> str:

@@ -22,12 +22,14 @@ class Waiting:
         tokens: what it will cost: its prompt and the answer it may get.
         priority: higher ones come before all lower ones.
         since: when it came, in seconds of any clock.
+        epoch: of the counters that it was charged to.
     """
 
     flow: Flow
     tokens: float = 1.0
     priority: int = 0
     since: float = 0.0
+    epoch: int = -1
 
 
 @dataclass
@@ -47,6 +49,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._flows: dict[int, dict[Flow, deque[Waiting]]] = {}
+        self._epoch = 0
         self._tenants = _Counters()
         self._adapters = _Counters()
 
@@ -71,6 +74,13 @@ class FairQueue:
                 if may_start(flows[flow][0]):
                     return self._take(priority, flow)
         return None
+
+    def settle(self, done: Waiting, tokens: float) -> None:
+        """It has ended and has cost so many: charge what that is more than was thought, or give
+        back what is less. Counters that have begun anew since never had it."""
+        if done.epoch == self._epoch:
+            self._tenants.spent[done.flow[0]] += tokens - done.tokens
+            self._adapters.spent[done.flow] += tokens - done.tokens
 
     def remove(self, waiting: Waiting) -> None:
         """Take out one whose client has left, or whose time is over; it has spent nothing."""
@@ -102,6 +112,7 @@ class FairQueue:
         waiting = self._flows[priority][flow].popleft()
         self._tenants.spent[flow[0]] += waiting.tokens
         self._adapters.spent[flow] += waiting.tokens
+        waiting.epoch = self._epoch
         self._tidy(priority, flow)
         return waiting
 
@@ -122,5 +133,6 @@ class FairQueue:
         if not flows:
             del self._flows[priority]
         if not self._flows:
+            self._epoch += 1
             self._tenants.spent.clear()
             self._adapters.spent.clear()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.blobs import WEIGHTS, LocalBlobs
+from adapter_store.blobs import FILES, WEIGHTS, LocalBlobs
 from adapter_store.node_cache import NodeCache
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, LoraSettings
@@ -167,6 +167,31 @@ async def test_the_least_asked_for_gives_way_and_what_is_leased_never(cache, eng
     engine.unloads.clear()
     async with cache.lease(ref("f")):
         assert engine.unloads == ["e@1"], "asked for once only"
+
+
+async def test_what_waiting_requests_will_need_stays(cache, engine, ref):
+    for name in ("a", "b", "b", "c", "c", "d", "d"):
+        async with cache.lease(ref(name)):
+            pass
+    async with cache.lease(ref("e"), waiting=["a@1"]):
+        assert engine.unloads == ["b@1"], "used more often, but nobody waits for it"
+    engine.unloads.clear()
+    async with cache.lease(ref("f")):
+        assert engine.unloads == ["a@1"], "whoever waited has had it"
+
+
+async def test_bytes_bound_what_is_held_as_entries_do(engine, blobs, node_cache, ref):
+    files = AdapterFiles(blobs, node_cache, engine)
+    with blobs.opened(ref("a").digest) as folder:
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.name in FILES)
+    two = AdapterCache(engine, files, HOST_ENTRIES, capacity_bytes=2.5 * size)
+    for name in "abc":
+        async with two.lease(ref(name)):
+            pass
+    assert engine.unloads == ["a@1"]
+    none = AdapterCache(engine, files, HOST_ENTRIES, capacity_bytes=size // 2)
+    with pytest.raises(AdapterLoadFailed, match=r"lora\.host_bytes allows"):
+        await none.ensure(ref("d"))
 
 
 async def test_a_load_waits_when_every_version_is_in_use(cache, engine, ref):

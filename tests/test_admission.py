@@ -57,11 +57,11 @@ class Desk:
         started, leave = asyncio.Event(), asyncio.Event()
 
         async def work() -> str:
-            async with self.admission.turn(call(name), Terms(**terms)) as replica:
-                self.started.append((name, replica))
+            async with self.admission.turn(call(name), Terms(**terms)) as place:
+                self.started.append((name, place.replica))
                 started.set()
                 await leave.wait()
-                return replica
+                return place.replica
 
         task = asyncio.create_task(work())
         await settle()
@@ -248,3 +248,23 @@ async def test_demand_counts_those_who_wait():
     desk.fleet.want("b")
     rates = desk.fleet.demand()
     assert rates["a"] == pytest.approx(10 * rates["b"], rel=0.01)
+
+
+async def test_a_tenant_is_charged_what_was_generated_not_what_was_feared():
+    """Both ask for as much; the answers of one end early, so more of its requests come first."""
+    desk = Desk(member(places=1, service_s=0.001), max_queued=40)
+    order = []
+
+    async def ask(tenant: str, answer_tokens: int) -> None:
+        terms = Terms(tenant=tenant, tokens=100)
+        async with desk.admission.turn(call(None), terms) as place:
+            order.append(tenant)
+            place.answer_tokens = answer_tokens
+            await asyncio.sleep(0)
+
+    async with desk.request(None):
+        asked = [asyncio.create_task(ask("long", 100)) for _ in range(12)]
+        asked += [asyncio.create_task(ask("short", 25)) for _ in range(12)]
+        await settle()
+    await asyncio.gather(*asked)
+    assert order[:10].count("short") in (7, 8, 9)

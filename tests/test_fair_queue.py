@@ -117,3 +117,19 @@ def test_nobody_gets_lost(pushed):
     assert len(queue) == len(sent) - len(sent[::3])
     assert set(drain(queue)) == set(sent) - set(sent[::3])
     assert len(queue) == 0
+
+
+def test_what_is_settled_counts_for_the_next_turn_and_only_while_somebody_waits():
+    queue = FairQueue()
+    for _ in range(3):
+        queue.push(Waiting(("a", None), tokens=10))
+        queue.push(Waiting(("b", None), tokens=10))
+    first, second = queue.pop(everyone), queue.pop(everyone)
+    queue.settle(first, 0)
+    queue.settle(second, 30)
+    assert [queue.pop(everyone).flow[0] for _ in range(2)] == [first.flow[0]] * 2
+    late = drain(queue)[-1]
+    queue.push(Waiting(("a", None), tokens=10))
+    queue.push(Waiting(("b", None), tokens=10))
+    queue.settle(late, -1000)
+    assert queue._tenants.spent == {"a": 0.0, "b": 0.0}, "of counters that were forgotten since"
