@@ -312,6 +312,12 @@ class Member(Value):
     demand: dict[str, float] = Field(
         default_factory=dict, description="requests a second by adapter, as an ingress sees them"
     )
+    waiting: dict[str, int] = Field(
+        default_factory=dict, description="requests in an ingress's queue by adapter version"
+    )
+    tenants: dict[str, float] = Field(
+        default_factory=dict, description="requests a second by tenant, as an ingress sees them"
+    )
     leases: int = Field(0, description="requests that hold an adapter in place now")
     kv_use: float | None = Field(None, description="part of the KV cache in use, 0 to 1")
     problems: dict[str, str] = Field(

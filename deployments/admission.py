@@ -10,6 +10,7 @@ known to be too late (early abort, S-LoRA section 5.2).
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -141,6 +142,10 @@ class Admission:
         """The adapter versions that requests wait for, the first of those that came first."""
         keys = dict.fromkeys(w.key for w in sorted(self._queue, key=lambda w: w.since))
         return tuple(key for key in keys if key is not None)[:_MOST_WAITING]
+
+    def queued(self) -> Counter[str]:
+        """How many wait for each adapter version."""
+        return Counter(w.key for w in self._queue if w.key is not None)
 
     async def _wait(self, call: Call, terms: Terms) -> _Turn:
         now = time.monotonic()

@@ -45,6 +45,7 @@ class Fleet:
         # Requests that this process has under way, by replica and adapter version.
         self._mine: dict[str, Counter[str | None]] = {}
         self._demand = Demand(settings.half_life_s)
+        self._tenants = Demand(settings.half_life_s, most=1000)
         self._listeners: list[Callable[[], None]] = []
         self._task: asyncio.Task | None = None
 
@@ -81,13 +82,21 @@ class Fleet:
         if not mine:
             del self._mine[replica]
 
-    def want(self, adapter: str) -> None:
-        """Somebody asked for an adapter, whether or not a replica has a place for it now."""
-        self._demand.count(adapter, time.monotonic())
+    def want(self, adapter: str | None, tenant: str = "") -> None:
+        """Somebody asked for an adapter, or for the base model (None), whether or not a replica has
+        a place for it now."""
+        now = time.monotonic()
+        if adapter is not None:
+            self._demand.count(adapter, now)
+        self._tenants.count(tenant, now)
 
     def demand(self) -> dict[str, float]:
         """Requests a second by adapter, of this process."""
         return self._demand.rates(time.monotonic())
+
+    def tenants(self) -> dict[str, float]:
+        """Requests a second by tenant, of this process; "" are those without one."""
+        return self._tenants.rates(time.monotonic())
 
     def _view(self, known: _Known) -> ReplicaView:
         member = known.member

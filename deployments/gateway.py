@@ -116,7 +116,7 @@ class Gateway:
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
         plan: Callable[[], Awaitable[PlacementPlan]],
         record: Callable[[RoutedRequest], None],
-        want: Callable[[str], None],
+        want: Callable[[str | None, str], None],
     ) -> None:
         self._settings = settings
         self._deployments = deployments
@@ -166,9 +166,8 @@ class Gateway:
             observed.adapter, observed.version = chosen.adapter.name, chosen.adapter.version
         self._keep(chosen, request_id, viewer)
         self._refuse_when_out_of_scope(chosen)
-        if chosen.adapter is not None:
-            # It counts from here on, not when its turn comes: time to have the adapter in place.
-            self._want(chosen.adapter.name)
+        # It counts from here on, not when its turn comes: time to have the adapter in place.
+        self._want(chosen.adapter.name if chosen.adapter else None, viewer.owner)
         model = chosen.adapter.key if chosen.adapter else chosen.base_model
         content = encode_json({**body, "model": model})
         call = Call(path, request_id, content, chosen.adapter, self._catalogue.position)
@@ -401,6 +400,8 @@ class Gateway:
                 "router": member.router and self._report_for(viewer, member.router),
                 "running": tuple(filter(may_see, member.running)),
                 "demand": {k: v for k, v in member.demand.items() if may_see(k)},
+                "waiting": {k: v for k, v in member.waiting.items() if may_see(k)},
+                "tenants": {k: v for k, v in member.tenants.items() if k == viewer.owner},
             }
         )
 

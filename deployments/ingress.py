@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -34,6 +35,7 @@ from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.logs import configure
 from deployments.membership import Participant
+from deployments.ray_metrics import RayExport
 from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
 from deployments.telemetry import Telemetry
@@ -131,6 +133,7 @@ class Ingress:
         store, catalogue = self._participant.store, self._participant.catalogue
         self._plans = Plans(settings.store)
         self._fleet = Fleet(store, settings.placement)
+        self._admissions: list[Admission] = []
         pools = {
             model_id: ServePool(model_id, handle, self._admission_of(model_id))
             for model_id, handle in models.items()
@@ -150,7 +153,7 @@ class Ingress:
             self._fleet.want,
         )
         self._admin = AdapterAdmin(settings, store, catalogue)
-        self._telemetry = Telemetry(settings.store, self._id, self._measure)
+        self._telemetry = Telemetry(settings.store, self._id, self._measure, RayExport())
         self._driver = RolloutDriver(store, catalogue, self._id, self._gateway.ask)
 
     async def check_health(self) -> None:
@@ -177,19 +180,23 @@ class Ingress:
             kind="ingress",
             position=self._participant.catalogue.position,
             demand=self._fleet.demand(),
+            tenants=self._fleet.tenants(),
+            waiting=sum((a.queued() for a in self._admissions), Counter()),
         )
 
     def _admission_of(self, model_id: str) -> Admission | None:
         settings = self._settings
         if settings.dispatch.policy == "serve":
             return None
-        return Admission(
+        admission = Admission(
             self._fleet,
             settings.model(model_id),
             settings.dispatch,
             settings.admission,
             ray.util.get_node_ip_address(),
         )
+        self._admissions.append(admission)
+        return admission
 
     async def _deployments(self) -> tuple[DeploymentState, ...]:
         """None at all while Serve's controller does not answer: the rest is told all the same."""

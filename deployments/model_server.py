@@ -31,7 +31,7 @@ from deployments.adapter_files import AdapterFiles
 from deployments.call import Call, serve_call
 from deployments.engine import Engine, ResponseStart
 from deployments.membership import Participant
-from deployments.telemetry import Telemetry
+from deployments.telemetry import Export, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,14 @@ _NEWEST = 0.1
 class ModelServer:
     """Serves one base model and every adapter of it that is asked for."""
 
-    def __init__(self, settings: Settings, model_id: str, replica_id: str, node: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model_id: str,
+        replica_id: str,
+        node: str,
+        export: Export = lambda families: None,
+    ) -> None:
         self._model: BaseModelSettings = settings.model(model_id)
         self._id = replica_id
         self._node = node
@@ -72,7 +79,7 @@ class ModelServer:
         # The peers among whom they were last shared out.
         self._shared_among: frozenset[str] = frozenset()
         self._participant = Participant(settings.store, self._report, self._follow, self._refresh)
-        self._telemetry = Telemetry(settings.store, replica_id, self._measure)
+        self._telemetry = Telemetry(settings.store, replica_id, self._measure, export)
         self._plans = Plans(settings.store)
         self._plan = ModelPlan()
         self._prefetches = settings.placement.prefetch

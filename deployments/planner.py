@@ -25,7 +25,8 @@ from cluster.state import Adapter, Happening, Member, ModelPlan, PlacementPlan
 from deployments import metrics
 from deployments.journal import adapter_news, member_news
 from deployments.logs import configure
-from deployments.telemetry import Telemetry
+from deployments.ray_metrics import RayExport
+from deployments.telemetry import Export, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +37,15 @@ _TERM = 5
 class Planner:
     """One controller. Any number may run: one of them leads. Knows nothing of Ray."""
 
-    def __init__(self, settings: Settings, who: str) -> None:
+    def __init__(
+        self, settings: Settings, who: str, export: Export = lambda families: None
+    ) -> None:
         self._settings = settings
         self._who = who
         self._store = AdapterStore(settings.store)
         self._plans = Plans(settings.store)
         self._catalogue = Catalogue(self._store, self._read_news)
-        self._telemetry = Telemetry(settings.store, who)
+        self._telemetry = Telemetry(settings.store, who, export=export)
         # What happened since the journal was last written, and what it was told from.
         self._news: list[Happening] = []
         self._known: dict[str, Adapter] = {}
@@ -180,7 +183,7 @@ class PlannerDeployment:
     async def __init__(self, settings: Settings) -> None:
         who = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, who)
-        self._planner = Planner(settings, who)
+        self._planner = Planner(settings, who, RayExport())
         await self._planner.start()
 
     async def check_health(self) -> None:

@@ -17,6 +17,7 @@ from cluster.settings import Settings
 from cluster.state import Adapter, Decision, Member, Prompt
 from deployments.logs import configure
 from deployments.membership import Participant
+from deployments.ray_metrics import RayExport
 from deployments.telemetry import Telemetry
 from router.arrow import ArrowRouter
 from router.constraints import Constraints
@@ -50,7 +51,7 @@ class PromptRouterDeployment:
         self._participant = Participant(settings.store, self._report, self._learn)
         self.choose.set_max_batch_size(chosen.max_batch)
         await self._participant.start()
-        self._telemetry = Telemetry(settings.store, self._id)
+        self._telemetry = Telemetry(settings.store, self._id, export=RayExport())
         self._telemetry.start()
         self._upkeep = [
             asyncio.create_task(self._watch_costs(), name="router costs"),

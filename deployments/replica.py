@@ -15,6 +15,7 @@ from deployments.call import Call
 from deployments.engine import ResponseStart
 from deployments.logs import configure
 from deployments.model_server import ModelServer
+from deployments.ray_metrics import RayExport
 from deployments.request_router import AssignedReplicaRouter
 from deployments.vllm_plugin import IN_REPLICA
 
@@ -31,7 +32,7 @@ class ModelReplica:
         replica_id = serve.get_replica_context().replica_id.unique_id
         node = ray.util.get_node_ip_address()
         configure(settings.logging, replica_id)
-        self._server = ModelServer(settings, model_id, replica_id, node)
+        self._server = ModelServer(settings, model_id, replica_id, node, RayExport())
         await self._server.start()
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:

@@ -30,6 +30,8 @@ PERIOD_S = STEPS[0].width_s
 _KEPT = 4
 _ENGINE = "vllm:"
 
+Export = Callable[[Iterable[Metric]], None]
+
 # Sample -> the labels that the history tells apart, in the order of the field's parts.
 _HISTORY = {
     "roundhouse_requests_total": ("status", "adapter"),
@@ -53,11 +55,17 @@ class Telemetry:
     Args:
         who: the process, as the store lists it.
         measure: called before each reading; sets the gauges that nothing else sets.
+        export: is handed each reading of the metrics, too.
     """
 
     def __init__(
-        self, settings: StoreSettings, who: str, measure: Callable[[], None] = lambda: None
+        self,
+        settings: StoreSettings,
+        who: str,
+        measure: Callable[[], None] = lambda: None,
+        export: Export = lambda families: None,
     ) -> None:
+        self._export = export
         self.store = TelemetryStore(settings)
         self._who = who
         self._measure = measure
@@ -106,9 +114,14 @@ class Telemetry:
                 metrics.store_up.set(0)
                 logger.warning("metrics not kept: %s", e)
 
+    def _read(self) -> Counts:
+        families = list(metrics.REGISTRY.collect())
+        self._export(families)
+        return self._growth.since_last(families)
+
     async def _report(self) -> None:
         # In a thread: thousands of series take longer than a token may wait.
-        grown = await asyncio.to_thread(lambda: self._growth.since_last(metrics.REGISTRY.collect()))
+        grown = await asyncio.to_thread(self._read)
         for field, by in grown.items():
             self._waiting[field] = self._waiting.get(field, 0.0) + by
         if self._waiting:

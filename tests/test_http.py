@@ -151,7 +151,7 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
         deployments,
         plans.newest,
         recorder.record,
-        wanted.append,
+        lambda adapter, tenant: wanted.append(adapter),
     )
     telemetry = it.telemetry = Telemetry(store_settings, "test")
     driver = RolloutDriver(store, catalogue, "test", gateway.ask)

@@ -174,6 +174,7 @@ function overview(parent) {
         ["hit ratio", lookups ? percent(hits / lookups) : "–", `${HITS_TIP}, over the last minute`],
         ["cold loads", count(sum(points, (p) => p.loads)), "Adapters taken into an engine's memory, over the last minute"],
         ["first token, P50", time(points.at(-1)?.ttft_p50_s), "Time to first token of streamed requests, in the newest 5 s"],
+        ["waiting", count(sum(page.cluster.members, (m) => sum(Object.values(m.waiting), (n) => n))), "Requests for adapters that wait for their turn on a replica"],
         ["adapters", count(page.cluster.adapters), "Registered adapters that this key may see"],
         ["in memory", count(new Set(held).size), "Adapter versions in a slot or in host memory of at least one replica"],
         ["replicas", count(replicas.length), "Replicas of base models that report"],
