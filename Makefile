@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest
 COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast bench-engine bench-router bench-store bench-cluster lint format docs lock clean
+.PHONY: help setup model demo test test-fast bench-engine bench-router bench-store bench-cluster bench-page lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ bench-store: $(DEV_STAMP) ## Measure the adapter store: 10,000 adapters, 64 repl
 
 bench-cluster: $(DEV_STAMP) model ## Measure placement and dispatch, beside Ray Serve LLM (70 min).
 	@$(BIN)/python -m benchmarks.cluster
+
+bench-page: $(DEV_STAMP) ## Measure the page with 2,000 adapters on 64 replicas in Chromium (2 min).
+	@$(BIN)/python -m benchmarks.page
 
 lint: $(DEV_STAMP) ## Check style and formatting.
 	@$(BIN)/ruff check .

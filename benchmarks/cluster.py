@@ -7,6 +7,7 @@ Every peer plays the same traces, with its adapters warm from the one before:
   beforehand (an oracle plan)
 - echo: 16 replicas of the echo engine with costs measured on vLLM, 100 and 1,000 adapters, skewed
   and even, steady and bursty, with a hot set that moves and with a flash crowd
+- eviction: how long a replica should remember who was asked for, replayed without engines
 - cliff: the working set within, and at twice, the slots
 - planner: 10,000 adapters on 256 replicas
 - news: from a replica's report until an ingress knows, beside 64 replicas
@@ -54,6 +55,7 @@ from benchmarks.trace import (
 from cluster.placement import Host, Need, plan
 from cluster.settings import BaseModelSettings, PlacementSettings, StoreSettings
 from cluster.state import Member, ModelPlan, Residency
+from deployments.adapter_cache import UsageLog
 from deployments.client import Client
 from deployments.fleet import Fleet
 from examples.base_model import default_cache_dir, prepare_base_model
@@ -249,6 +251,76 @@ def planner(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "p50_ms": round(statistics.median(took[1:]), 1),
         "max_ms": round(max(took[1:]), 1),
     }
+
+
+# -- what leaves --------------------------------------------------------------------------------
+
+HALF_LIVES_S = (30, 120, 300, 600, 1800)
+EVICTION_S = 1800.0
+
+
+def eviction(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Hit ratios of one replica by the half-life of its usage, beside plain recency.
+
+    Its share of the load: every second adapter's requests, as the home of a replica of two.
+    """
+    found: dict[str, Any] = {}
+    for name, load in {
+        "100 adapters, 1.5/s, alpha 0.6": Load(100, 1.5, EVICTION_S),
+        "100 adapters, 1.5/s, alpha 0.3": Load(100, 1.5, EVICTION_S, popularity=0.3),
+        "300 adapters, 10/s, alpha 0.3": Load(300, 10, EVICTION_S, popularity=0.3),
+    }.items():
+        for moves in (False, True):
+            label = f"{name}, hot set moves" if moves else name
+            found[label] = {str(h): [] for h in (*HALF_LIVES_S, "recency", "optimum")}
+            for seed in SEEDS:
+                trace = draw(replace(load, seed=seed))
+                trace = with_drift(trace, load) if moves else trace
+                for rule, ratio in _hit_ratios([r for r in trace if r.adapter % 2]).items():
+                    found[label][rule].append(ratio)
+            found[label] = {k: round(statistics.median(v), 1) for k, v in found[label].items()}
+    return found
+
+
+def _hit_ratios(trace: list[Request]) -> dict[str, float]:
+    capacity = LORA["host_entries"]
+    logs = {str(h): _log_of(trace, h) for h in HALF_LIVES_S}
+    loads = {rule: _loads(trace, capacity, log) for rule, log in logs.items()}
+    # With a half-life of a moment the last one asked for is worth most.
+    loads["recency"] = _loads(trace, capacity, _log_of(trace, 0.05))
+    loads["optimum"] = fewest_loads([r.adapter for r in trace], capacity)
+    return {rule: 100 * (1 - count / len(trace)) for rule, count in loads.items()}
+
+
+class _Clock:
+    """The time of a trace."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _log_of(trace: list[Request], half_life_s: float) -> tuple[UsageLog, _Clock]:
+    clock = _Clock()
+    return UsageLog(half_life_s, clock), clock
+
+
+def _loads(trace: list[Request], capacity: int, rule: tuple[UsageLog, _Clock]) -> int:
+    """Loads of a replica that moves out what is worth least, as `AdapterCache` does."""
+    log, clock = rule
+    held: set[str] = set()
+    loads = 0
+    for request in trace:
+        clock.now, key = request.at_s, str(request.adapter)
+        log.count(key)
+        if key in held:
+            continue
+        loads += 1
+        if len(held) >= capacity:
+            held.remove(min(held, key=log.rank))
+        held.add(key)
+    return loads
 
 
 def news(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -569,6 +641,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "planner": planner,
     "news": news,
+    "eviction": eviction,
     "cliff": cliff,
     "echo": echo,
     "vllm": vllm,

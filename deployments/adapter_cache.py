@@ -312,12 +312,13 @@ class UsageLog:
 
     _MOST = 10_000
 
-    def __init__(self, half_life_s: float) -> None:
+    def __init__(self, half_life_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._half_life_s = half_life_s
+        self._clock = clock
         self._usage: dict[str, Usage] = {}
 
     def count(self, key: str) -> None:
-        now = time.monotonic()
+        now = self._clock()
         usage = self._usage.pop(key, None) or Usage()
         usage.requests = self._decayed(usage, now) + 1
         usage.at = now
@@ -333,7 +334,7 @@ class UsageLog:
 
     def worth(self, key: str) -> float:
         usage = self._usage.get(key)
-        return self._decayed(usage, time.monotonic()) * usage.cost_bytes if usage else 0.0
+        return self._decayed(usage, self._clock()) * usage.cost_bytes if usage else 0.0
 
     def rank(self, key: str) -> tuple[float, float]:
         """Orders what to give up first: by worth, then by last use."""
