@@ -139,7 +139,11 @@ class Keys:
         """Hash: what was counted in a bucket of time -> how often; expires."""
         return self._key("history", str(width_s), str(start))
 
-    @property
-    def journal(self) -> str:
-        """Stream of what happened, for people: ``record``, JSON."""
-        return self._key("journal")
+    def counted(self, member_id: str) -> str:
+        """Number of the newest counts of a process that are in the history."""
+        return self._key("counted", member_id)
+
+    def journal(self, *, loads: bool) -> str:
+        """Stream of what happened, for people: ``record``, JSON. Loads have their own: they are
+        many, and would push out the rest."""
+        return self._key("journal", "loads") if loads else self._key("journal")

@@ -51,10 +51,16 @@ class Server:
     async def close(self) -> None:
         await close_client(self.redis)
 
-    async def run(self, script: str, keys: list[str], args: list[Any]) -> Any:
-        """Run a script; raises ResponseError with the code that the script replied."""
+    async def run(
+        self, script: str, keys: list[str], args: list[Any], *, is_precious: bool = True
+    ) -> Any:
+        """Run a script; raises ResponseError with the code that the script replied.
+
+        Args:
+            is_precious: it is worth waiting for `store.wait_replicas`.
+        """
         with answering():
-            if not self._wait_replicas:
+            if not self._wait_replicas or not is_precious:
                 return await self._scripts[script](keys=keys, args=args)
             async with self.redis.client() as connection:
                 done = await self._scripts[script](keys=keys, args=args, client=connection)

@@ -16,7 +16,7 @@ from cluster.settings import StoreSettings
 from cluster.state import Happening
 
 # Happenings that are kept.
-JOURNAL_LENGTH = 2000
+JOURNAL_LENGTH, LOADS = 2000, 500
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,21 @@ class TelemetryStore:
 
     # -- history ----------------------------------------------------------------------------
 
-    async def add_counts(self, at: float, counts: Mapping[Step, Counts]) -> None:
-        """Add to the buckets of a moment (Unix time), per resolution."""
-        keys, args = [], []
+    async def add_counts(
+        self, who: str, batch: int, at: float, counts: Mapping[Step, Counts]
+    ) -> None:
+        """Add to the buckets of a moment (Unix time), per resolution.
+
+        Args:
+            batch: grows from one call of `who` to the next; one that was added is not again.
+        """
+        keys = [self._keys.counted(who)]
+        args: list[str | int | float] = [batch, STEPS[0].keep_s]
         for step, amounts in counts.items():
             keys.append(self._keys.history(step.width_s, step.bucket(at)))
             args += [step.keep_s + 2 * step.width_s, len(amounts)]
             args += [part for pair in amounts.items() for part in pair]
-        await self._server.run("add_history", keys, args)
+        await self._server.run("add_history", keys, args, is_precious=False)
 
     async def counts(self, step: Step, buckets: Iterable[int]) -> dict[int, Counts]:
         """What was counted in each bucket."""
@@ -110,15 +117,21 @@ class TelemetryStore:
         pipe = self._server.redis.pipeline(transaction=False)
         for happening in happenings:
             record = happening.model_dump_json(exclude={"id"})
-            pipe.xadd(self._keys.journal, {"record": record}, maxlen=JOURNAL_LENGTH)
+            is_load = happening.kind == "load"
+            key, most = self._keys.journal(loads=is_load), LOADS if is_load else JOURNAL_LENGTH
+            pipe.xadd(key, {"record": record}, maxlen=most)
         with answering():
             await pipe.execute()
 
     async def journal(self, limit: int) -> list[Happening]:
-        """Newest first."""
-        with answering():
-            entries = await self._server.redis.xrevrange(self._keys.journal, count=limit)
-        return [
-            Happening.model_validate_json(fields["record"]).model_copy(update={"id": at})
-            for at, fields in entries
-        ]
+        """Newest first: up to so many loads, and so many of all else, which are rarer."""
+        found: list[Happening] = []
+        for loads in (False, True):
+            with answering():
+                key = self._keys.journal(loads=loads)
+                entries = await self._server.redis.xrevrange(key, count=limit)
+            found += [
+                Happening.model_validate_json(fields["record"]).model_copy(update={"id": at})
+                for at, fields in entries
+            ]
+        return sorted(found, key=lambda happening: -happening.at)

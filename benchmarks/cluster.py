@@ -469,7 +469,9 @@ class _Roundhouse:
         return sum(m["loads"] for m in self._client.get("/v1/cluster")["members"])
 
     def fetches(self) -> int:
-        return len(list(self._node_cache.rglob("*.safetensors")))
+        # Entries come and go meanwhile, which `os.walk` does not mind.
+        files = (name for _, _, names in os.walk(self._node_cache) for name in names)
+        return sum(name.endswith(".safetensors") for name in files)
 
     def foretell(self, demand: dict[str, float]) -> None:
         """Tell the planner what will be asked for, as if an ingress had seen it."""

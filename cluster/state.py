@@ -320,6 +320,7 @@ class Member(Value):
     )
     leases: int = Field(0, description="requests that hold an adapter in place now")
     kv_use: float | None = Field(None, description="part of the KV cache in use, 0 to 1")
+    leaving: tuple[str, ...] = Field((), description="versions that go when their last lease ends")
     problems: dict[str, str] = Field(
         default_factory=dict, description="adapter version -> why it could not be loaded"
     )

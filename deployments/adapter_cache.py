@@ -90,6 +90,11 @@ class AdapterCache:
         return tuple(self._flights)
 
     @property
+    def leaving(self) -> tuple[str, ...]:
+        """Versions on their way out for good, by key."""
+        return tuple(self._leaving)
+
+    @property
     def running(self) -> tuple[str, ...]:
         """Versions that requests use or wait for, by key."""
         return tuple(self._leases)
@@ -205,13 +210,13 @@ class AdapterCache:
         except AdapterLoadFailed as e:
             self._files.discard(ref)
             logger.error("%s", e)
-            metrics.loads.labels(self._model, "failed").inc()
+            self._count_load(ref, "failed")
             self.problems[ref.key] = e.message
             raise
         self.problems.pop(ref.key, None)
         await self.refresh()
         taken_s = time.monotonic() - began
-        metrics.loads.labels(self._model, "ok").inc()
+        self._count_load(ref, "ok")
         metrics.load_time.labels(self._model).observe(taken_s)
         if is_near:
             self.load_s += _NEWEST * (taken_s - self.load_s) if self.load_s else taken_s
@@ -241,9 +246,12 @@ class AdapterCache:
                     await self._changed.wait()
                 else:
                     await self._unload(victim)
-                    metrics.evictions.labels(self._model).inc()
+                    metrics.evictions.labels(self._model, metrics.named.use(victim.name)).inc()
             self._taken += 1
             self._taken_bytes += size_bytes
+
+    def _count_load(self, ref: AdapterRef, result: str) -> None:
+        metrics.loads.labels(self._model, metrics.named.use(ref.name), result).inc()
 
     def _has_room(self, size_bytes: int) -> bool:
         has_bytes = self._taken_bytes + size_bytes <= self._capacity_bytes

@@ -1,28 +1,53 @@
 """What the page shows, in one answer: the page asks again every second or two."""
 
-import contextlib
+import asyncio
+import math
 import time
-from typing import Any
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from adapter_store.routing_log import RoutingLog
 from adapter_store.telemetry import STEPS
-from cluster.errors import InvalidRequest, StoreUnavailable
+from cluster.errors import InvalidRequest, ModelNotFound, StoreUnavailable
 from cluster.state import ClusterSnapshot, Happening, RoutedRequest, Viewer
-from deployments.gateway import Gateway
+from deployments.gateway import Gateway, Sight
 from deployments.history import History, Point
 from deployments.telemetry import Telemetry
 
+Result = TypeVar("Result")
+
 _DECISIONS, _EVENTS, _RUNNERS_UP = 50, 150, 3
+_PERIOD_S, _PATIENCE_S = 0.8, 2.0
+
+
+@dataclass(frozen=True)
+class _Look:
+    """All that the page shows, as it was at one moment, for nobody's eyes in particular."""
+
+    at: float
+    sight: Sight
+    traffic: dict[str, Point]
+    happenings: list[Happening]
+    decisions: list[RoutedRequest]
 
 
 class Dashboard:
-    """Reads what the gateway, the history, the journal and the log of decisions know."""
+    """Reads what the gateway, the history, the journal and the log of decisions know.
+
+    However many look, each second is read once; what one may not see is taken out for each. While
+    the store does not answer, what was last read is shown.
+    """
 
     def __init__(self, gateway: Gateway, telemetry: Telemetry, log: RoutingLog) -> None:
         self._gateway = gateway
         self._telemetry = telemetry
         self._history = History(telemetry.store)
         self._log = log
+        self._last = _Look(0.0, Sight((), None, ()), {}, [], [])
+        self._tried_at = -math.inf
+        self._is_stale = False
+        self._looking = asyncio.Lock()
 
     async def page(self, viewer: Viewer, *, adapters_at: str, history_at: float) -> dict[str, Any]:
         """Everything that may have changed.
@@ -31,67 +56,86 @@ class Dashboard:
             adapters_at: the position that the page has the adapters of; they come when it is old.
             history_at: the newest point that the page has, Unix time.
         """
-        cluster = await self._gateway.snapshot(viewer)
-        # A store that does not answer would be waited for again and again.
-        is_there = cluster.store == "ok"
-        missing = await self._gateway.not_ready() if is_there else []
-        page = {
+        async with self._looking:
+            if time.monotonic() - self._tried_at >= _PERIOD_S:
+                await self._look()
+                self._tried_at = time.monotonic()
+        last = self._last
+        cluster = self._gateway.seen_by(viewer, last.sight, is_stale=self._is_stale)
+        missing = self._gateway.missing(last.sight.members) if cluster.store == "ok" else []
+        points = []
+        if not self._is_stale:
+            # The newest bucket grows still: it comes again until it has settled.
+            after = history_at - 4 * STEPS[0].width_s
+            points = await self._history.points(STEPS[0], after)
+        return {
             "at": time.time(),
+            "as_of": last.at,
             "may_change": viewer.sees_all,
             "health": health(cluster, missing),
             "cluster": cluster.model_dump(mode="json"),
-            "adapters": None,
-            "history": [],
-            "traffic": {},
-            "decisions": [],
-            "events": [],
+            "adapters": None if adapters_at == cluster.position else self._gateway.rows(viewer),
+            "history": points,
+            "traffic": {n: t for n, t in last.traffic.items() if not n or self._shows(n, viewer)},
+            "events": [
+                h.model_dump(mode="json") for h in last.happenings if self._shows(h.subject, viewer)
+            ],
+            "decisions": [
+                brief(d) for d in last.decisions if viewer.sees_all or d.owner == viewer.owner
+            ],
         }
-        if adapters_at != cluster.position:
-            page["adapters"] = self._gateway.rows(viewer)
-        if is_there:
-            with contextlib.suppress(StoreUnavailable):  # the next answer says so
-                page |= await self._kept(viewer, history_at)
-        return page
 
     async def history(self, viewer: Viewer, width_s: int, adapter: str | None) -> list[Point]:
-        """The curves of the last hour or day, of one adapter or of all."""
+        """The curves of the last hour or day, of one adapter, of the base models ("") or of all."""
         step = next((step for step in STEPS if step.width_s == width_s), None)
         if step is None:
             known = " or ".join(str(step.width_s) for step in STEPS)
             raise InvalidRequest(f"step must be {known} (seconds)", param="step")
-        if adapter:
-            if not step.has_adapters:
-                raise InvalidRequest(
-                    f"single adapters are told apart for the last hour: step {STEPS[0].width_s}",
-                    param="step",
-                )
-            self._gateway.show_adapter(adapter, viewer)
-        return await self._history.points(step, after=0, adapter=adapter)
+        if adapter is not None and not step.has_adapters:
+            raise InvalidRequest(
+                f"single adapters are told apart for the last hour: step {STEPS[0].width_s}",
+                param="step",
+            )
+        if adapter and not self._gateway.shows(adapter, viewer):
+            raise ModelNotFound(adapter, param="adapter")
+        return await _soon(self._history.points(step, after=0, adapter=adapter))
 
     async def metrics(self) -> str:
         """All processes' metrics in Prometheus's text format."""
         return await self._telemetry.cluster_exposition()
 
-    async def _kept(self, viewer: Viewer, history_at: float) -> dict[str, Any]:
-        traffic = await self._history.traffic()
-        happenings = await self._telemetry.store.journal(_EVENTS)
-        decisions = await self._log.newest(_DECISIONS)
-        # The newest bucket grows still: it comes again until it has settled.
-        points = await self._history.points(STEPS[0], history_at - 4 * STEPS[0].width_s)
-        return {
-            "history": points,
-            "traffic": {n: t for n, t in traffic.items() if not n or self._shows(n, viewer)},
-            "events": [h.model_dump(mode="json") for h in happenings if self._may_see(h, viewer)],
-            "decisions": [
-                brief(d) for d in decisions if viewer.sees_all or d.owner == viewer.owner
-            ],
-        }
+    async def _look(self) -> None:
+        try:
+            sight = await self._gateway.look()
+            self._last = await _soon(self._look_further(sight))
+            self._is_stale = False
+        except StoreUnavailable:
+            self._is_stale = True
 
-    def _may_see(self, happening: Happening, viewer: Viewer) -> bool:
-        return viewer.sees_all or self._shows(happening.subject, viewer)
+    async def _look_further(self, sight: Sight) -> _Look:
+        return _Look(
+            time.time(),
+            sight,
+            await self._history.traffic(),
+            await self._telemetry.store.journal(_EVENTS),
+            await self._log.newest(_DECISIONS),
+        )
 
     def _shows(self, name: str, viewer: Viewer) -> bool:
         return viewer.sees_all or self._gateway.shows(name, viewer)
+
+
+async def _soon(work: Awaitable[Result]) -> Result:
+    """Whoever looks wants to know that the store hangs, not to wait for it.
+
+    Raises:
+        StoreUnavailable: it takes too long.
+    """
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            return await work
+    except TimeoutError as e:
+        raise StoreUnavailable(f"the adapter store does not answer within {_PATIENCE_S} s") from e
 
 
 def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:
@@ -100,6 +144,8 @@ def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:
     if cluster.store != "ok":
         reasons.append("the adapter store does not answer: what is loaded is served, nothing moves")
     reasons += [f"missing: {what}" for what in missing]
+    if not cluster.deployments:
+        reasons.append("Ray Serve's controller does not say what runs")
     for deployment in cluster.deployments:
         if deployment.status != "HEALTHY":
             why = f": {deployment.reason}" if deployment.reason else ""

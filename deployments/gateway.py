@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -62,6 +62,7 @@ COMPLETIONS_PATH = "/v1/completions"
 EVALUATION_TOKENS = 256
 # Who looks at the cluster wants to know that the store hangs, not to wait for it.
 _STORE_S = 2.0
+_LOGGED_PROMPT = 4000
 
 
 class ReplicaPool(Protocol):
@@ -92,6 +93,15 @@ class Chosen:
     route: Route
     decision: Decision | None = None
     prompt: Prompt | None = None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The cluster as it was at one moment."""
+
+    members: tuple[Member, ...]
+    plan: PlacementPlan | None
+    deployments: tuple[DeploymentState, ...]
 
 
 @dataclass
@@ -145,6 +155,9 @@ class Gateway:
         except RoundhouseError as e:
             observed.refused(e)
             raise
+        except Exception:
+            observed.refused(RoundhouseError("internal error"))
+            raise
         return replace(answer, body=observed.passed(answer.start, answer.body))
 
     async def _complete(
@@ -161,9 +174,10 @@ class Gateway:
         terms = terms_of(body, prompt, viewer, headers)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
         observed.model, observed.route = chosen.base_model, chosen.route.value
-        observed.prompt = prompt.decode()
-        if chosen.adapter is not None:
-            observed.adapter, observed.version = chosen.adapter.name, chosen.adapter.version
+        observed.adapter = chosen.adapter.name if chosen.adapter else ""
+        observed.version = chosen.adapter.version if chosen.adapter else None
+        if self._settings.logging.prompts:
+            observed.prompt = prompt[:_LOGGED_PROMPT].decode(errors="replace")
         self._keep(chosen, request_id, viewer)
         self._refuse_when_out_of_scope(chosen)
         # It counts from here on, not when its turn comes: time to have the adapter in place.
@@ -308,30 +322,48 @@ class Gateway:
             return _model_card(model)
         return _model_card(model, self._catalogue.adapters[chosen.adapter.name])
 
+    async def look(self) -> Sight:
+        """Who is there and what is planned, for nobody's eyes in particular.
+
+        Raises:
+            StoreUnavailable: the store does not answer, or not soon.
+        """
+        try:
+            async with asyncio.timeout(_STORE_S):
+                members, plan = await self._store.members(), await self._plan()
+        except TimeoutError as e:
+            raise StoreUnavailable(f"the adapter store does not answer within {_STORE_S} s") from e
+        return Sight(tuple(members), plan, await self._deployments())
+
     async def snapshot(self, viewer: Viewer) -> ClusterSnapshot:
         """What runs, without other tenants' private adapters."""
         try:
-            async with asyncio.timeout(_STORE_S):
-                members, store = await self._store.members(), "ok"
-                plan = await self._plan() if viewer.sees_all else None
-        except (StoreUnavailable, TimeoutError):
-            members, store, plan = [], "stale", None
+            return self.seen_by(viewer, await self.look())
+        except StoreUnavailable:
+            sight = Sight((), None, await self._deployments())
+            return self.seen_by(viewer, sight, is_stale=True)
+
+    def seen_by(self, viewer: Viewer, sight: Sight, *, is_stale: bool = False) -> ClusterSnapshot:
+        """What was seen, as far as a caller may know of it."""
         return ClusterSnapshot(
             models=tuple(self._pools),
             adapters=len(self._visible(viewer)),
-            members=tuple(self._seen_by(viewer, member) for member in members),
-            deployments=await self._deployments(),
-            store="stale" if self._catalogue.is_stale else store,
+            members=tuple(self._seen_by(viewer, member) for member in sight.members),
+            deployments=sight.deployments,
+            store="stale" if is_stale or self._catalogue.is_stale else "ok",
             position=self._catalogue.position,
-            plan=plan,
+            plan=sight.plan if viewer.sees_all else None,
         )
 
     async def not_ready(self) -> list[str]:
         """What is still missing before every request can be served; empty when ready."""
         try:
-            members = await self._store.members()
+            return self.missing(await self._store.members())
         except StoreUnavailable:
             return []  # degraded, and said so by /v1/cluster; what is loaded is served
+
+    def missing(self, members: Iterable[Member]) -> list[str]:
+        """What the settings want and does not report."""
         counts = {m.id: 0 for m in self._settings.models}
         routers = 0
         for member in members:
@@ -399,6 +431,7 @@ class Gateway:
                 "problems": {k: v for k, v in member.problems.items() if may_see(k)},
                 "router": member.router and self._report_for(viewer, member.router),
                 "running": tuple(filter(may_see, member.running)),
+                "leaving": tuple(filter(may_see, member.leaving)),
                 "demand": {k: v for k, v in member.demand.items() if may_see(k)},
                 "waiting": {k: v for k, v in member.waiting.items() if may_see(k)},
                 "tenants": {k: v for k, v in member.tenants.items() if k == viewer.owner},
@@ -545,7 +578,7 @@ def row(adapter: Adapter) -> dict[str, Any]:
         "rank": adapter.stable.rank,
         "size_bytes": adapter.stable.size_bytes,
         "stable": adapter.stable.number,
-        "versions": len(adapter.versions),
+        "versions": tuple(adapter.versions),
         "rollout": {"version": rollout.version, "percent": rollout.percent} if rollout else None,
     }
 

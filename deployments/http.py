@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from adapter_store.search import Search
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
 from cluster.state import Prompt
+from deployments import metrics
 from deployments.admin import AdapterAdmin
 from deployments.auth import ADMIN, CLIENT, Authoriser
 from deployments.dashboard import Dashboard
@@ -81,6 +82,7 @@ def build_http(
 def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
     async def complete(request: Request) -> Response:
         body = await read_json(request, max_body_bytes)
+        request.state.is_counted = True  # by the gateway, from here on
         return await _to_response(
             await gateway.complete(
                 request.url.path,
@@ -179,6 +181,9 @@ def _add_probes(app: FastAPI, gateway: Gateway) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     async def ours(request: Request, error: RoundhouseError) -> JSONResponse:
+        is_inference = request.url.path in (CHAT_PATH, COMPLETIONS_PATH)
+        if is_inference and not getattr(request.state, "is_counted", False):
+            metrics.requests.labels("", metrics.UNKNOWN, "", str(error.status)).inc()
         return JSONResponse(error.body(), error.status, error.headers())
 
     async def of_framework(request: Request, error: HTTPException) -> JSONResponse:

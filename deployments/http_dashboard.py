@@ -51,7 +51,9 @@ def add_page(app: FastAPI) -> None:
 def add_dashboard(client: APIRouter, admins: APIRouter, dashboard: Dashboard) -> None:
     @client.get("/v1/dashboard")
     async def data(
-        request: Request, adapters_at: str = "", history_at: float = Query(0.0, ge=0)
+        request: Request,
+        adapters_at: str = "",
+        history_at: float = Query(0.0, ge=0, allow_inf_nan=False),
     ) -> JSONResponse:
         page = await dashboard.page(
             request.state.viewer, adapters_at=adapters_at, history_at=history_at

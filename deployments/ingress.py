@@ -168,11 +168,11 @@ class Ingress:
 
     def _measure(self) -> None:
         """Set the gauges of the registry, which every ingress knows."""
-        metrics.rollout_percent.clear()
+        metrics.rollout_share.clear()
         for adapter in self._participant.catalogue.adapters.values():
             if adapter.rollout is not None:
                 share = adapter.rollout.percent / 100
-                metrics.rollout_percent.labels(adapter.name).set(share)
+                metrics.rollout_share.labels(adapter.name).set(share)
 
     def _report(self) -> Member:
         return Member(

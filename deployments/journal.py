@@ -50,6 +50,14 @@ def _rollout(was: Adapter, now: Adapter) -> Iterator[Happening]:
         yield _of("rollout", name, f"{name}@{new.version} is being rolled out")
     if new is not None and new.step >= 0 and (old is None or old.step != new.step):
         yield _of("rollout", name, f"{name}@{new.version} gets {new.percent} % of the requests")
+    if new is not None and new.evaluation not in (None, old and old.evaluation):
+        found = new.evaluation
+        text = (
+            f"{name}@{new.version} was held against the stable version: right "
+            f"{found.accuracy_before:.0%} before, {found.accuracy_after:.0%} now, newly wrong "
+            f"{found.negative_flips:.0%} of {found.prompts} prompts"
+        )
+        yield _of("rollout", name, text)
     end = now.last_rollout
     if end is not None and end != was.last_rollout:
         is_bad = end.outcome == "rolled_back"

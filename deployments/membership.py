@@ -118,6 +118,7 @@ class Membership:
             try:
                 await self._store.renew(self._report())
             except StoreUnavailable as e:
+                metrics.store_errors.inc()
                 logger.warning("lease not renewed: %s", e)
                 await asyncio.sleep(self._period_s)
 

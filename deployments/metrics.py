@@ -5,9 +5,7 @@ adds them up (`deployments.telemetry`). vLLM's own metrics are in prometheus_cli
 registry, these are in :data:`REGISTRY`.
 """
 
-import threading
-from collections import OrderedDict
-from typing import Any
+import time
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -18,8 +16,8 @@ prometheus_client.disable_created_metrics()
 
 REGISTRY = CollectorRegistry()
 
-_TTFT = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
-_TPOT = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
+TTFT_BOUNDS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
+TPOT_BOUNDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1)
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SHARE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 
@@ -27,7 +25,9 @@ _SHARE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 
 requests = Counter(
     "roundhouse_requests_total",
-    "Requests that were answered, by HTTP status; adapter is empty for the base model.",
+    "Requests that were answered, by HTTP status; adapter is empty for the base model, (unknown)"
+    " where a request was refused before one was chosen, (other) beyond what is told apart; status"
+    " 499 is a client that left.",
     ("model", "adapter", "route", "status"),
     registry=REGISTRY,
 )
@@ -41,19 +41,19 @@ ttft = Histogram(
     "roundhouse_time_to_first_token_seconds",
     "From a streamed request's arrival until its first token, queueing and loading included.",
     ("model", "adapter"),
-    buckets=_TTFT,
+    buckets=TTFT_BOUNDS,
     registry=REGISTRY,
 )
 tpot = Histogram(
     "roundhouse_time_per_output_token_seconds",
     "Mean time between the tokens of a streamed answer, after the first.",
     ("model", "adapter"),
-    buckets=_TPOT,
+    buckets=TPOT_BOUNDS,
     registry=REGISTRY,
 )
 queue_wait = Histogram(
     "roundhouse_queue_wait_seconds",
-    "Time that a request waited for its turn on a replica.",
+    "Time that a request waited for its turn on a replica, or until it was refused one.",
     ("model",),
     buckets=_SHORT,
     registry=REGISTRY,
@@ -110,12 +110,12 @@ capacity = Gauge(
 loads = Counter(
     "roundhouse_adapter_loads_total",
     "Loads into the engine, by how they ended: ok or failed.",
-    ("model", "result"),
+    ("model", "adapter", "result"),
     registry=REGISTRY,
 )
 load_time = Histogram(
     "roundhouse_adapter_load_seconds",
-    "Time of a load, from when there is room for it until the engine has it.",
+    "Time of a load, from when there is room for it until the engine's worker tells of it.",
     ("model",),
     buckets=_SHORT,
     registry=REGISTRY,
@@ -129,12 +129,12 @@ load_bytes = Counter(
 evictions = Counter(
     "roundhouse_adapter_evictions_total",
     "Adapter versions that were moved out of the engine to make room.",
-    ("model",),
+    ("model", "adapter"),
     registry=REGISTRY,
 )
 leases = Gauge(
     "roundhouse_adapter_leases",
-    "Requests that hold an adapter in place now.",
+    "Requests that hold an adapter in place now, or wait for its load.",
     ("model",),
     registry=REGISTRY,
 )
@@ -171,7 +171,7 @@ adapters = Gauge(
 
 # -- rollouts (ingress) and plans (planner) ------------------------------------------------------
 
-rollout_percent = Gauge(
+rollout_share = Gauge(
     "roundhouse_rollout_ratio",
     "Share of an adapter's requests that the version being rolled out gets; 0 while it is checked.",
     ("adapter",),
@@ -197,30 +197,36 @@ def all_metrics() -> dict[str, MetricWrapperBase]:
     return {metric.describe()[0].name: metric for metric in found}
 
 
+UNKNOWN, OTHER = "(unknown)", "(other)"
+_BY_ADAPTER = (requests, tokens, ttft, tpot, lookups, loads, evictions)
+
+
 class AdapterLabels:
-    """Keeps the number of adapters that metrics name bounded: the least recently used one's series
-    are removed, and begin anew should it come back, as after a restart."""
+    """Keeps the number of adapters that metrics name bounded, and every sum whole.
+
+    Beyond `most`, newcomers are counted together. Room is made by those that nobody has asked for
+    in a while: nothing that was counted goes before it was read.
+    """
 
     def __init__(self, most: int = 200) -> None:
         self._most = most
-        self._names: OrderedDict[str, None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._used: dict[str, float] = {}
 
     def use(self, name: str) -> str:
-        """The label's value, after making room for it."""
-        with self._lock:
-            self._names[name] = None
-            self._names.move_to_end(name)
-            if len(self._names) > self._most:
-                oldest, _ = self._names.popitem(last=False)
-                for metric in (requests, tokens, ttft, tpot, lookups):
-                    metric.remove_by_labels({"adapter": oldest})
+        """The label's value for an adapter."""
+        if name not in self._used and len(self._used) >= self._most:
+            return OTHER
+        self._used[name] = time.monotonic()
         return name
+
+    def retire(self, idle_s: float) -> None:
+        """Remove the series of adapters that were not asked for since; they begin anew, as after a
+        restart, should they come back."""
+        before = time.monotonic() - idle_s
+        for name in [name for name, used in self._used.items() if used < before]:
+            del self._used[name]
+            for metric in _BY_ADAPTER:
+                metric.remove_by_labels({"adapter": name})
 
 
 named = AdapterLabels()
-
-
-def value(sample: str, **labels: Any) -> float:
-    """A sample as it is now, 0 before its first count: for tests, and for the eye."""
-    return REGISTRY.get_sample_value(sample, {k: str(v) for k, v in labels.items()}) or 0.0

@@ -325,6 +325,7 @@ class ModelServer:
             load_s=self._adapters.load_s,
             loads=self._adapters.loads,
             running=self._adapters.running,
+            leaving=self._adapters.leaving,
             leases=self._adapters.leases,
             kv_use=self.engine.kv_use(),
             problems=self._adapters.problems,

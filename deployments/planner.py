@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Of periods: a leader that is silent for so long is replaced.
 _TERM = 5
+# Happenings that one who does not lead remembers, for should it have to.
+_BACKLOG = 20
 
 
 class Planner:
@@ -58,6 +60,7 @@ class Planner:
         await self._catalogue.start()
         # What was there before is no news.
         self._known = dict(self._catalogue.adapters)
+        metrics.adapters.set(len(self._known))
         self._members = await self._store.members()
         self._news.clear()
         self._telemetry.start()
@@ -86,18 +89,33 @@ class Planner:
         """
         leader = await self._plans.lead(self._who, for_s=_TERM * self._settings.placement.period_s)
         members = await self._store.members()
-        self._news += member_news(self._members, members)
-        self._members = members
+        self._look(members)
         if not leader:
-            self._news.clear()  # the one that leads writes them
+            # The one that leads writes them; should it be gone, these are what it had no time for.
+            self._news = self._news[-_BACKLOG:]
             return None
-        if self._news:
-            await self._telemetry.store.note(self._news)
-            self._news.clear()
         began = time.monotonic()
         found = await self._plan_all(leader, members)
         metrics.plan_time.observe(time.monotonic() - began)
+        await self._write_journal()
         return found
+
+    def _look(self, members: list[Member]) -> None:
+        had, has = (any(m.kind == "replica" for m in of) for of in (self._members, members))
+        if had and not has:
+            return  # not everybody at once: the store has lost their leases for a moment
+        self._news += member_news(self._members, members)
+        self._members = members
+
+    async def _write_journal(self) -> None:
+        news, self._news = self._news, []
+        if not news:
+            return
+        try:
+            await self._telemetry.store.note(news)
+        except StoreUnavailable:
+            self._news = news + self._news
+            raise
 
     async def _plan_all(self, leader: int, members: list[Member]) -> PlacementPlan | None:
         if leader != self._leader:
@@ -123,6 +141,7 @@ class Planner:
         self._known |= {name: adapter for name, adapter in changes.items() if adapter is not None}
         for name in [name for name, adapter in changes.items() if adapter is None]:
             self._known.pop(name, None)
+        metrics.adapters.set(len(self._known))
 
     def _plan(
         self, model: BaseModelSettings, members: list[Member], demand: Mapping[str, float]

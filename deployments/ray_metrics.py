@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from prometheus_client.metrics_core import Metric
 from ray.util.metrics import Gauge
 
+# Ray keeps a series until its process ends: adapters come and go, so they are added up here.
+_UNBOUNDED = "adapter"
+
 
 class RayExport:
     """Hands samples over; called with each reading of the metrics."""
@@ -18,12 +21,17 @@ class RayExport:
 
     def __call__(self, families: Iterable[Metric]) -> None:
         for family in families:
-            for sample in family.samples:
-                self._gauge(sample.name, family.documentation, tuple(sample.labels)).set(
-                    sample.value, tags=sample.labels
-                )
+            for (name, labels), value in summed(family).items():
+                if name not in self._gauges:
+                    keys = tuple(key for key, _ in labels)
+                    self._gauges[name] = Gauge(name, family.documentation, tag_keys=keys)
+                self._gauges[name].set(value, tags=dict(labels))
 
-    def _gauge(self, name: str, about: str, labels: tuple[str, ...]) -> Gauge:
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(name, description=about, tag_keys=labels)
-        return self._gauges[name]
+
+def summed(family: Metric) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """The samples by name and labels, over all adapters."""
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+    for sample in family.samples:
+        kept = tuple((k, v) for k, v in sorted(sample.labels.items()) if k != _UNBOUNDED)
+        found[sample.name, kept] = found.get((sample.name, kept), 0.0) + sample.value
+    return found

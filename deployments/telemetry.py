@@ -5,9 +5,11 @@ goes into the bucket of now. So everything is counted once.
 """
 
 import asyncio
+import itertools
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
@@ -32,21 +34,27 @@ _ENGINE = "vllm:"
 
 Export = Callable[[Iterable[Metric]], None]
 
-# Sample -> the labels that the history tells apart, in the order of the field's parts.
+# Sample -> its short name in the history, and the labels that are told apart there, in this order.
 _HISTORY = {
-    "roundhouse_requests_total": ("status", "adapter"),
-    "roundhouse_output_tokens_total": ("adapter",),
-    "roundhouse_time_to_first_token_seconds_bucket": ("le", "adapter"),
-    "roundhouse_time_per_output_token_seconds_bucket": ("le", "adapter"),
-    "roundhouse_adapter_lookups_total": ("tier", "adapter"),
-    "roundhouse_adapter_loads_total": ("result",),
-    "roundhouse_adapter_load_seconds_sum": (),
-    "roundhouse_adapter_evictions_total": (),
-    "roundhouse_routing_decisions_total": ("outcome",),
-    "roundhouse_store_errors_total": (),
+    "roundhouse_requests_total": ("requests", ("status", "adapter")),
+    "roundhouse_output_tokens_total": ("tokens", ("adapter",)),
+    "roundhouse_time_to_first_token_seconds_bucket": ("ttft", ("le", "adapter")),
+    "roundhouse_time_per_output_token_seconds_bucket": ("tpot", ("le", "adapter")),
+    "roundhouse_adapter_lookups_total": ("lookups", ("tier", "adapter")),
+    "roundhouse_adapter_loads_total": ("loads", ("result", "adapter")),
+    "roundhouse_adapter_load_seconds_sum": ("load_s", ()),
+    "roundhouse_adapter_evictions_total": ("evictions", ("adapter",)),
+    "roundhouse_routing_decisions_total": ("choices", ("outcome",)),
 }
-_ADAPTER = "adapter"
+_LABELS = dict(_HISTORY.values())
+_ADAPTER, _BOUND = "adapter", "le"
 SEPARATOR = "|"
+# An adapter that nobody has asked for in so long loses its series.
+_IDLE_S = 600.0
+# Reports that could not be stored and are kept for later; a minute's.
+_MOST_WAITING = 12
+# A scrape must not fail because the store hangs: that is what it would tell.
+_PATIENCE_S = 2.0
 
 
 class Telemetry:
@@ -65,13 +73,14 @@ class Telemetry:
         measure: Callable[[], None] = lambda: None,
         export: Export = lambda families: None,
     ) -> None:
-        self._export = export
         self.store = TelemetryStore(settings)
         self._who = who
         self._measure = measure
+        self._export = export
         self._growth = Growth()
-        # What has grown and could not be stored yet.
-        self._waiting: Counts = {}
+        # What has grown, when, and could not be stored yet.
+        self._waiting: deque[tuple[int, float, Counts]] = deque(maxlen=_MOST_WAITING)
+        self._batches = itertools.count()
         self._task: asyncio.Task | None = None
 
     def start(self) -> None:
@@ -89,48 +98,57 @@ class Telemetry:
             await cancel(self._task)
         await self.store.close()
 
-    def exposition(self) -> str:
+    async def exposition(self) -> str:
         """This process's metrics, the engine's too, in Prometheus's text format."""
         self._measure()
-        return _text(_labelled(self._who, _families()))
+        return await asyncio.to_thread(lambda: _text(_labelled(self._who, _families())))
 
     async def cluster_exposition(self) -> str:
-        """The metrics of all processes; of this one alone while the store does not answer."""
-        texts: dict[str, str] = {}
+        """The metrics of all processes; of this one alone while the store does not answer.
+
+        Its own are told as they were last stored, like the others': whichever process is asked next
+        must not tell less than this one.
+        """
         try:
-            texts = await self.store.all_metrics()
-        except StoreUnavailable as e:
-            logger.warning("only this process's metrics are told: %s", e)
-        texts[self._who] = self.exposition()
-        return joined(texts.values())
+            async with asyncio.timeout(_PATIENCE_S):
+                texts = await self.store.all_metrics()
+        except (StoreUnavailable, TimeoutError) as e:
+            logger.warning("only this process's metrics are told: %r", e)
+            texts = {}
+        if self._who not in texts:
+            texts[self._who] = await self.exposition()
+        return await asyncio.to_thread(joined, texts.values())
 
     async def _report_for_ever(self) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
             try:
                 await self._report()
+                metrics.store_up.set(1)
             except StoreUnavailable as e:
                 metrics.store_errors.inc()
                 metrics.store_up.set(0)
                 logger.warning("metrics not kept: %s", e)
 
+    async def _report(self) -> None:
+        self._measure()
+        # In a thread: thousands of series take longer than a token may wait.
+        grown = await asyncio.to_thread(self._read)
+        metrics.named.retire(_IDLE_S)
+        if grown:
+            self._waiting.append((next(self._batches), time.time(), grown))
+        while self._waiting:
+            batch, at, counts = self._waiting[0]
+            by_step = {step: _for_step(step, counts) for step in STEPS}
+            await self.store.add_counts(self._who, batch, at, by_step)
+            self._waiting.popleft()
+        exposition = await self.exposition()
+        await self.store.put_metrics(self._who, exposition, for_s=_KEPT * PERIOD_S)
+
     def _read(self) -> Counts:
         families = list(metrics.REGISTRY.collect())
         self._export(families)
         return self._growth.since_last(families)
-
-    async def _report(self) -> None:
-        # In a thread: thousands of series take longer than a token may wait.
-        grown = await asyncio.to_thread(self._read)
-        for field, by in grown.items():
-            self._waiting[field] = self._waiting.get(field, 0.0) + by
-        if self._waiting:
-            counts = {step: _for_step(step, self._waiting) for step in STEPS}
-            await self.store.add_counts(time.time(), counts)
-            self._waiting = {}
-        exposition = await asyncio.to_thread(self.exposition)
-        await self.store.put_metrics(self._who, exposition, for_s=_KEPT * PERIOD_S)
-        metrics.store_up.set(1)
 
 
 class Growth:
@@ -140,30 +158,42 @@ class Growth:
         self._seen: dict[tuple[str, ...], float] = {}
 
     def since_last(self, families: Iterable[Metric]) -> Counts:
-        """By field of the history: the sample's name and its labels, joined."""
+        """By field of the history: the sample's short name and its labels, joined.
+
+        Histograms have in each bucket what fell into it alone, not into all below: most are empty
+        then, and empty ones are not stored.
+        """
         grown: Counts = {}
         seen: dict[tuple[str, ...], float] = {}
+        below = 0.0
         for sample in chain.from_iterable(family.samples for family in families):
-            labels = _HISTORY.get(sample.name)
-            if labels is None:
+            if sample.name not in _HISTORY:
                 continue
+            short, labels = _HISTORY[sample.name]
             series = (sample.name, *chain(*sorted(sample.labels.items())))
             before = self._seen.get(series, 0.0)
             seen[series] = sample.value
             # A smaller count has begun anew.
             by = sample.value - before if sample.value >= before else sample.value
+            if _BOUND in labels:
+                is_last = sample.labels[_BOUND] == "+Inf"
+                by, below = by - below, 0.0 if is_last else by
             if by:
-                field = SEPARATOR.join((sample.name, *(sample.labels[name] for name in labels)))
+                field = SEPARATOR.join((short, *(sample.labels[name] for name in labels)))
                 grown[field] = grown.get(field, 0.0) + by
         self._seen = seen
         return grown
 
 
-def adapter_of(field: str) -> str | None:
-    """The adapter that a field of the history is about; "" is the base model, None is everybody."""
+def parts_of(field: str) -> tuple[str, str, str | None]:
+    """A field of the history: what was counted, its first label ("" if none), and the adapter.
+
+    The adapter is "" for the base model, and None where adapters are not told apart.
+    """
     name, *values = field.split(SEPARATOR)
-    labels = _HISTORY.get(name, ())
-    return values[labels.index(_ADAPTER)] if _ADAPTER in labels else None
+    labels = _LABELS.get(name, ())
+    adapter = values.pop(labels.index(_ADAPTER)) if _ADAPTER in labels else None
+    return name, values[0] if values else "", adapter
 
 
 def _for_step(step: Step, grown: Counts) -> Counts:
@@ -172,8 +202,8 @@ def _for_step(step: Step, grown: Counts) -> Counts:
     counts: Counts = {}
     for field, by in grown.items():
         name, *values = field.split(SEPARATOR)
-        if _ADAPTER in _HISTORY[name]:
-            values[_HISTORY[name].index(_ADAPTER)] = ""
+        if _ADAPTER in _LABELS[name]:
+            values[_LABELS[name].index(_ADAPTER)] = ""
         total = SEPARATOR.join((name, *values))
         counts[total] = counts.get(total, 0.0) + by
     return counts

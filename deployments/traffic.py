@@ -1,5 +1,6 @@
 """What clients see of an answer, measured while it passes: status, first token, tokens."""
 
+import asyncio
 import logging
 import re
 import time
@@ -15,17 +16,19 @@ from deployments.engine import ResponseStart
 logger = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
-_LONGEST_PROMPT = 4000
 
-_EVENT, _LAST = b"data: ", b"data: [DONE]"
-# Of an answer in one piece; its parsed form is nobody's need here.
+_EVENT = b"data: "
+# An event with text in it; quotes within generated text are escaped, so they do not match.
+_TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content)":\s*"(?!")')
+# Of an answer in one piece.
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
+_LEFT = 499
 
 
 def tokens_in(chunk: bytes) -> int:
-    """Generated tokens in a part of an answer, about: an event each, or as its usage says."""
+    """Generated tokens in a part of an answer: one per event with text, or as its usage says."""
     if chunk.startswith(_EVENT):
-        return chunk.count(_EVENT) - chunk.count(_LAST)
+        return len(_TEXT.findall(chunk))
     found = _USAGE.search(chunk)
     return int(found[1]) if found else 0
 
@@ -37,7 +40,7 @@ class Observed:
     request_id: str
     logging: LoggingSettings
     model: str = ""
-    adapter: str = ""
+    adapter: str = metrics.UNKNOWN
     version: int | None = None
     route: str = ""
     prompt: str = ""
@@ -55,28 +58,37 @@ class Observed:
     ) -> AsyncIterator[bytes]:
         """The body as it comes."""
         is_stream = start.headers.get("content-type", "").startswith(EVENT_STREAM)
-        last = self.began
+        last, status, problem = self.began, start.status, None
         try:
             async for chunk in body:
                 last = time.monotonic()
                 self.tokens += tokens_in(chunk)
-                if is_stream and self.ttft_s is None:
+                if is_stream and self.tokens and self.ttft_s is None:
                     self.ttft_s = last - self.began
                     metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
                 yield chunk
+        except RoundhouseError as e:
+            # The status line is out already; what the client got is an error all the same.
+            status, problem = e.status, e.message
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            status = _LEFT
+            raise
         finally:
             await body.aclose()
-            self._count(start.status)
+            self._count(status)
             if self.tokens:
                 metrics.tokens.labels(self.model, self._name).inc(self.tokens)
             if self.ttft_s is not None and self.tokens > 1:
                 mean_s = (last - self.began - self.ttft_s) / (self.tokens - 1)
                 metrics.tpot.labels(self.model, self._name).observe(mean_s)
-            self._log(start.status, start.headers)
+            self._log(status, start.headers, problem)
 
     @property
     def _name(self) -> str:
-        return metrics.named.use(self.adapter) if self.adapter else ""
+        if self.adapter in ("", metrics.UNKNOWN):
+            return self.adapter
+        return metrics.named.use(self.adapter)
 
     def _count(self, status: int) -> None:
         metrics.requests.labels(self.model, self._name, self.route, str(status)).inc()
@@ -88,7 +100,7 @@ class Observed:
             "request_id": self.request_id,
             "status": status,
             "model": self.model,
-            "adapter": self.adapter,
+            "adapter": self.adapter if self.adapter != metrics.UNKNOWN else None,
             "version": self.version,
             "route": self.route,
             "replica": headers.get(REPLICA_HEADER),
@@ -97,6 +109,6 @@ class Observed:
             "duration_s": time.monotonic() - self.began,
             "tokens": self.tokens,
             "error": error,
-            "prompt": self.prompt[:_LONGEST_PROMPT] if self.logging.prompts else None,
+            "prompt": self.prompt,
         }
         logger.info("request", extra={k: v for k, v in fields.items() if v not in (None, "")})

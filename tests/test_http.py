@@ -15,9 +15,9 @@ from adapter_store.catalogue import Catalogue
 from adapter_store.node_cache import NodeCache
 from adapter_store.plans import Plans
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
-from cluster.errors import Overloaded, ReplicaLost, Unavailable
+from cluster.errors import Overloaded, ReplicaLost, StoreUnavailable, Unavailable
 from cluster.settings import parse_settings
-from cluster.state import DeploymentState, Member, Outcome, Tier
+from cluster.state import DeploymentState, Happening, Member, Outcome, Residency, Tier
 from deployments import metrics
 from deployments.adapter_cache import AdapterCache
 from deployments.adapter_files import AdapterFiles
@@ -650,6 +650,10 @@ async def test_the_page_and_its_files_come_from_here_and_may_run_nothing_else(rh
     assert "https://" not in page.text
 
 
+def _counted(sample: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(sample, labels) or 0.0
+
+
 async def test_a_request_is_counted_where_it_passes(rh, make_adapter):
     await add(rh, make_adapter("counted"))
     labels = {"model": "echo", "adapter": "counted"}
@@ -657,12 +661,12 @@ async def test_a_request_is_counted_where_it_passes(rh, make_adapter):
     await ask(rh, "counted", "one two three")
     error(await ask(rh, "nobody"), 404)
     explicit = labels | {"route": "explicit", "status": "200"}
-    assert metrics.value("roundhouse_requests_total", **explicit) == 2
-    assert metrics.value("roundhouse_output_tokens_total", **labels) == 6
-    assert metrics.value("roundhouse_time_to_first_token_seconds_count", **labels) == 1
-    assert metrics.value("roundhouse_time_per_output_token_seconds_count", **labels) == 1
-    refused = {"model": "", "adapter": "", "route": "", "status": "404"}
-    assert metrics.value("roundhouse_requests_total", **refused) >= 1
+    assert _counted("roundhouse_requests_total", **explicit) == 2
+    assert _counted("roundhouse_output_tokens_total", **labels) == 6
+    assert _counted("roundhouse_time_to_first_token_seconds_count", **labels) == 1
+    assert _counted("roundhouse_time_per_output_token_seconds_count", **labels) == 1
+    refused = {"model": "", "adapter": metrics.UNKNOWN, "route": "", "status": "404"}
+    assert _counted("roundhouse_requests_total", **refused) >= 1
 
 
 async def test_metrics_are_told_in_prometheus_format(rh, make_adapter):
@@ -723,7 +727,7 @@ async def test_the_curves_of_one_adapter_and_of_nobody(rh, make_adapter):
     assert error(await rh.client.get("/v1/history?step=60&adapter=cron"), 400)["param"] == "step"
 
 
-async def test_a_key_sees_its_own_on_the_page(make_world, make_adapter):
+async def test_a_key_sees_its_own_on_the_page(make_world, make_adapter, store):
     keys = [
         {"name": "a", "sha256": CLIENT_HASH, "scope": "client", "owner": "them"},
         {"name": "b", "sha256": ADMIN_HASH, "scope": "admin"},
@@ -733,11 +737,63 @@ async def test_a_key_sees_its_own_on_the_page(make_world, make_adapter):
         private = {"visibility": "private", "owner": "us"}
         body = {"source": str(make_adapter("secret"))} | private
         await it.client.post("/v1/adapters", json=body, headers=admin)
+        await it.client.post("/v1/chat/completions", json=chat("secret"), headers=admin)
+        await it.client.post("/v1/chat/completions", json=chat("auto", "secret"), headers=admin)
+        residency = Residency(slots=("secret@1",))
+        holder = Member(id="r", kind="replica", model="echo", residency=residency)
+        told = {"waiting": {"secret@1": 1}, "demand": {"secret": 1.0}, "tenants": {"us": 1.0}}
+        problems = {"leaving": ("secret@1",), "problems": {"secret@1": "damaged"}}
+        await store.renew(holder.model_copy(update=told | problems))
+        news = Happening(at=1, kind="load", subject="secret", text="secret@1 was loaded")
+        await it.telemetry.store.note([news])
+        await it.telemetry._report()
         client = {"authorization": f"Bearer {CLIENT_KEY}"}
-        page = (await it.client.get("/v1/dashboard", headers=client)).json()
+        answer = await it.client.get("/v1/dashboard", headers=client)
+        assert "secret" not in answer.text
+        assert '"us"' not in answer.text
+        page = answer.json()
         assert page["adapters"] == []
         assert not page["may_change"]
+        assert page["history"], "sums over the cluster are for every key"
+        hidden = await it.client.get("/v1/history?adapter=secret", headers=client)
+        assert error(hidden, 404)["param"] == "adapter"
+        await asyncio.sleep(1)
         page = (await it.client.get("/v1/dashboard", headers=admin)).json()
         assert [row["name"] for row in page["adapters"]] == ["secret"]
+        assert page["traffic"]["secret"]["requests"] == 1
+        assert [e["text"] for e in page["events"]] == ["secret@1 was loaded"]
         assert error(await it.client.get("/metrics", headers=client), 403)
         assert (await it.client.get("/", headers={})).status_code == 200
+
+
+async def test_what_is_refused_at_the_door_is_counted_too(make_world):
+    keys = [{"name": "b", "sha256": ADMIN_HASH, "scope": "admin"}]
+    labels = {"model": "", "adapter": metrics.UNKNOWN, "route": ""}
+    async with make_world(auth={"enabled": True, "keys": keys}) as it:
+        before = {
+            s: _counted("roundhouse_requests_total", **labels, status=s) for s in ("401", "400")
+        }
+        error(await it.client.post("/v1/chat/completions", json=chat("echo")), 401)
+        admin = {"authorization": f"Bearer {ADMIN_KEY}"}
+        bad = await it.client.post("/v1/chat/completions", content=b"{", headers=admin)
+        error(bad, 400)
+        for status, count in before.items():
+            now = _counted("roundhouse_requests_total", **labels, status=status)
+            assert now == count + 1
+
+
+async def test_the_page_shows_what_was_last_known_while_the_store_is_away(rh, store, monkeypatch):
+    await store.renew(Member(id="r", kind="replica", model="echo"))
+    before = (await rh.client.get("/v1/dashboard")).json()
+    assert before["cluster"]["store"] == "ok"
+
+    async def away():
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(store, "members", away)
+    await asyncio.sleep(1)
+    after = (await rh.client.get("/v1/dashboard")).json()
+    assert after["cluster"]["store"] == "stale"
+    assert [m["id"] for m in after["cluster"]["members"]] == ["r"]
+    assert after["as_of"] == before["as_of"]
+    assert after["health"]["state"] == "degraded"

@@ -3,6 +3,7 @@
 from cluster.state import (
     Adapter,
     Card,
+    Evaluation,
     Member,
     Residency,
     Rollout,
@@ -58,6 +59,19 @@ def test_a_rollout_is_told_from_step_to_step():
     end = RolloutEnd(version=2, outcome="done", reason="", evaluation=None, at=1)
     done = two.model_copy(update={"last_rollout": end, "aliases": {"latest": 2, "stable": 2}})
     assert told(first, done) == ["cron@2 is rolled out", "cron is now version 2, before 1"]
+
+
+def test_a_gate_tells_what_it_found():
+    two = adapter(versions=2).model_copy(update={"rollout": ROLLOUT})
+    found = Evaluation(
+        prompts=20, accuracy_before=0.9, accuracy_after=0.8, negative_flips=0.1, replica="r", at=1
+    )
+    judged = two.model_copy(update={"rollout": ROLLOUT.model_copy(update={"evaluation": found})})
+    assert told(two, judged) == [
+        "cron@2 was held against the stable version: right 90% before, 80% now, newly wrong 10% of "
+        "20 prompts"
+    ]
+    assert told(judged, judged) == []
 
 
 def test_a_rollback_is_bad_news_with_its_reason():

@@ -1,7 +1,10 @@
 """Counts on their way through the store, and back as curves."""
 
 import asyncio
+import itertools
+import math
 import time
+from collections import Counter as Counts
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,8 @@ from adapter_store.telemetry import STEPS, TelemetryStore
 from cluster.state import Happening
 from deployments import metrics
 from deployments.history import History, quantile
-from deployments.telemetry import Growth, Telemetry, adapter_of, joined
+from deployments.ray_metrics import summed
+from deployments.telemetry import Growth, Telemetry, joined, parts_of
 
 HOUR, DAY = STEPS
 
@@ -43,27 +47,37 @@ def registry_with(requests: int) -> CollectorRegistry:
 
 def test_only_what_has_grown_is_told_and_unneeded_labels_are_added_up():
     growth = Growth()
-    assert growth.since_last(registry_with(2).collect()) == {
-        "roundhouse_requests_total|200|cron": 4.0
-    }
+    assert growth.since_last(registry_with(2).collect()) == {"requests|200|cron": 4.0}
     assert growth.since_last(registry_with(2).collect()) == {}
-    assert growth.since_last(registry_with(5).collect()) == {
-        "roundhouse_requests_total|200|cron": 6.0
-    }
+    assert growth.since_last(registry_with(5).collect()) == {"requests|200|cron": 6.0}
 
 
 def test_a_counter_that_began_anew_counts_from_nothing():
     growth = Growth()
     growth.since_last(registry_with(9).collect())
-    assert growth.since_last(registry_with(1).collect()) == {
-        "roundhouse_requests_total|200|cron": 2.0
+    assert growth.since_last(registry_with(1).collect()) == {"requests|200|cron": 2.0}
+
+
+def test_a_histogram_is_told_by_what_fell_into_each_bucket():
+    registry, growth = CollectorRegistry(), Growth()
+    name, labels = "roundhouse_time_to_first_token_seconds", ("model", "adapter")
+    histogram = Histogram(name, "x", labels, buckets=(1, 2, 5), registry=registry)
+    for adapter, seconds in (("a", 0.5), ("a", 1.5), ("b", 9.0)):
+        histogram.labels("m", adapter).observe(seconds)
+    assert growth.since_last(registry.collect()) == {
+        "ttft|1.0|a": 1.0,
+        "ttft|2.0|a": 1.0,
+        "ttft|+Inf|b": 1.0,
     }
+    histogram.labels("m", "a").observe(1.2)
+    assert growth.since_last(registry.collect()) == {"ttft|2.0|a": 1.0}
 
 
 def test_an_adapter_that_is_called_like_another_label_is_not_mistaken():
-    assert adapter_of("roundhouse_adapter_loads_total|ok") is None
-    assert adapter_of("roundhouse_requests_total|200|ok") == "ok"
-    assert adapter_of("roundhouse_output_tokens_total|") == ""
+    assert parts_of("loads|ok|cron") == ("loads", "ok", "cron")
+    assert parts_of("choices|base") == ("choices", "base", None)
+    assert parts_of("requests|200|ok") == ("requests", "200", "ok")
+    assert parts_of("tokens|") == ("tokens", "", "")
 
 
 # -- metrics ------------------------------------------------------------------------------------
@@ -95,17 +109,45 @@ async def test_one_process_tells_the_metrics_of_all_that_live(store_settings):
     await two.stop()
 
 
-def test_metrics_name_a_bounded_number_of_adapters():
+def test_metrics_name_a_bounded_number_of_adapters_and_lose_no_count():
     labels = metrics.AdapterLabels(most=3)
+
+    def counts() -> dict[str, float]:
+        samples = metrics.tokens.collect()[0].samples
+        return {s.labels["adapter"]: s.value for s in samples if s.labels["model"] == "bounded"}
+
     for i in range(10):
-        name = labels.use(f"bounded-{i}")
-        metrics.tokens.labels("m", name).inc()
-    there = {
-        s.labels["adapter"]
-        for s in metrics.tokens.collect()[0].samples
-        if s.labels["adapter"].startswith("bounded-")
-    }
-    assert there == {"bounded-7", "bounded-8", "bounded-9"}
+        metrics.tokens.labels("bounded", labels.use(f"bounded-{i}")).inc()
+    assert counts() == {"bounded-0": 1, "bounded-1": 1, "bounded-2": 1, metrics.OTHER: 7}
+    labels.use("bounded-1")
+    labels.retire(idle_s=60)
+    assert labels.use("new") == metrics.OTHER, "all three were asked for of late"
+    labels._used["bounded-2"] -= 61
+    labels.retire(idle_s=60)
+    assert "bounded-2" not in counts()
+    assert labels.use("new") == "new"
+
+
+async def test_metrics_are_read_while_the_registry_changes(store_settings):
+    """Readings are made in a thread, and requests go on."""
+    telemetry = Telemetry(store_settings, "me")
+    reading = asyncio.create_task(telemetry.exposition())
+    for i in range(2000):
+        metrics.tokens.labels("racing", str(i)).inc()
+        if i % 100 == 0:
+            await asyncio.sleep(0)
+    await reading
+    metrics.tokens.remove_by_labels({"model": "racing"})
+    await telemetry.stop()
+
+
+def test_rays_exporter_gets_sums_over_adapters():
+    registry = CollectorRegistry()
+    counter = Counter("x_total", "X.", ("model", "adapter"), registry=registry)
+    for i in range(5):
+        counter.labels("m", f"a{i}").inc(2)
+    (family,) = registry.collect()
+    assert summed(family) == {("x_total", (("model", "m"),)): 10.0}
 
 
 # -- history ------------------------------------------------------------------------------------
@@ -113,18 +155,39 @@ def test_metrics_name_a_bounded_number_of_adapters():
 
 @pytest.mark.redis
 async def test_what_processes_count_adds_up_in_the_bucket_of_its_time(kept):
-    field = "roundhouse_requests_total|200|cron"
+    field = "requests|200|cron"
     at = HOUR.bucket(time.time())
-    for _ in range(2):
-        await kept.add_counts(at + 1, {HOUR: {field: 1.5}, DAY: {}})
-    await kept.add_counts(at - HOUR.width_s, {HOUR: {field: 7}})
+    for who in ("one", "two"):
+        await kept.add_counts(who, 0, at + 1, {HOUR: {field: 1.5}, DAY: {}})
+    await kept.add_counts("one", 1, at - HOUR.width_s, {HOUR: {field: 7}})
     found = await kept.counts(HOUR, [at - HOUR.width_s, at])
     assert found == {at - HOUR.width_s: {field: 7.0}, at: {field: 3.0}}
 
 
 @pytest.mark.redis
+async def test_what_was_added_is_not_added_again(kept):
+    at = HOUR.bucket(time.time())
+    for _ in range(3):
+        await kept.add_counts("one", 5, at, {HOUR: {"tokens|": 1}})
+    assert await kept.counts(HOUR, [at]) == {at: {"tokens|": 1.0}}
+
+
+@pytest.mark.redis
+async def test_counts_wait_for_the_store_and_keep_their_time(store_settings, monkeypatch):
+    telemetry = Telemetry(store_settings, "waits")
+    telemetry.start()
+    at = time.time() - 60
+    telemetry._waiting.append((0, at, {"tokens|": 3.0}))
+    telemetry._batches = itertools.count(1)
+    await telemetry._report()
+    found = await telemetry.store.counts(HOUR, [HOUR.bucket(at)])
+    assert found[HOUR.bucket(at)] == {"tokens|": 3.0}
+    await telemetry.stop()
+
+
+@pytest.mark.redis
 async def test_the_history_is_bounded_in_time(kept):
-    await kept.add_counts(time.time(), {HOUR: {"x": 1}, DAY: {"x": 1}})
+    await kept.add_counts("one", 0, time.time(), {HOUR: {"tokens|": 1}, DAY: {"tokens|": 1}})
     key = kept._keys.history(HOUR.width_s, HOUR.bucket(time.time()))
     assert 0 < await kept._server.redis.ttl(key) <= HOUR.keep_s + 2 * HOUR.width_s
 
@@ -133,63 +196,59 @@ async def test_the_history_is_bounded_in_time(kept):
 async def test_curves_say_what_was_counted(kept):
     at = HOUR.bucket(time.time()) - 60
     counts = {
-        "roundhouse_requests_total|200|cron": 8,
-        "roundhouse_requests_total|503|cron": 2,
-        "roundhouse_requests_total|200|": 5,
-        "roundhouse_adapter_lookups_total|slot|cron": 6,
-        "roundhouse_adapter_lookups_total|host|cron": 3,
-        "roundhouse_adapter_lookups_total|node|cron": 1,
-        "roundhouse_adapter_loads_total|ok": 2,
-        "roundhouse_adapter_load_seconds_sum": 0.5,
-        "roundhouse_time_to_first_token_seconds_bucket|0.1|cron": 5,
-        "roundhouse_time_to_first_token_seconds_bucket|0.2|cron": 10,
-        "roundhouse_time_to_first_token_seconds_bucket|+Inf|cron": 10,
+        "requests|200|cron": 8,
+        "requests|503|cron": 2,
+        "requests|200|": 5,
+        "lookups|slot|cron": 6,
+        "lookups|host|cron": 3,
+        "lookups|node|cron": 1,
+        "loads|ok|cron": 2,
+        "load_s": 0.5,
+        "ttft|0.1|cron": 5,
+        "ttft|0.2|cron": 5,
+        "choices|adapter": 4,
     }
-    await kept.add_counts(at, {HOUR: counts})
+    await kept.add_counts("one", 0, at, {HOUR: counts})
     history = History(kept)
     (point,) = await history.points(HOUR, after=0)
     assert (point["requests"], point["errors"], point["rate"]) == (15, 2, 3)
     assert point["hit_ratio"] == pytest.approx(0.9)
     assert (point["loads"], point["load_s"]) == (2, 0.25)
     assert point["ttft_p50_s"] == pytest.approx(0.1)
+    assert point["decisions"] == {"adapter": 4}
     (of_one,) = await history.points(HOUR, after=0, adapter="cron")
-    assert (of_one["requests"], of_one["loads"]) == (10, 0)
+    assert (of_one["requests"], of_one["loads"], of_one["decisions"]) == (10, 2, {})
     assert (await history.traffic())["cron"]["hit_ratio"] == pytest.approx(0.9)
     assert await history.points(HOUR, after=at) == []
 
 
 @pytest.mark.redis
 async def test_settled_buckets_are_read_once_and_new_ones_again(kept):
-    field = "roundhouse_requests_total|200|"
     history = History(kept)
     now = time.time()
-    await kept.add_counts(now - 100, {HOUR: {field: 1}})
-    await kept.add_counts(now, {HOUR: {field: 1}})
-    assert [p["requests"] for p in await history.points(HOUR, after=0)] == [1, 1]
-    await kept.add_counts(now - 100, {HOUR: {field: 1}})
-    await kept.add_counts(now, {HOUR: {field: 1}})
-    assert [p["requests"] for p in await history.points(HOUR, after=0)] == [1, 2]
+    for batch in (0, 1):
+        for who, at in (("old", now - 200), ("new", now)):
+            await kept.add_counts(who, batch, at, {HOUR: {"requests|200|": 1}})
+        found = [p["requests"] for p in await history.points(HOUR, after=0)]
+        assert found == [1, 1 + batch]
+
+
+BOUNDS = (1, 2, 5, 10)
 
 
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=50), st.floats(0, 1))
 def test_a_quantile_lies_in_the_bucket_of_the_value_that_it_is(values, q):
-    registry = CollectorRegistry()
-    histogram = Histogram("h", "x", buckets=(1, 2, 5, 10), registry=registry)
-    for value in values:
-        histogram.observe(value)
-    bounds = {
-        s.labels["le"]: s.value for s in next(iter(registry.collect())).samples if "le" in s.labels
-    }
-    found = quantile(q, bounds)
-    exact = sorted(values)[max(0, min(len(values) - 1, int(-(-q * len(values) // 1)) - 1))]
-    edges = [0, 1, 2, 5, 10, float("inf")]
+    edges = [0, *BOUNDS, float("inf")]
+    fell = Counts(str(float(next(e for e in edges[1:] if value <= e))) for value in values)
+    found = quantile(q, fell, BOUNDS)
+    exact = sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
     i = next(i for i in range(1, len(edges)) if exact <= edges[i])
     assert edges[i - 1] <= found <= min(edges[i], 10)
 
 
 def test_nothing_has_no_quantile():
-    assert quantile(0.5, {}) is None
-    assert quantile(0.5, {"1": 0.0, "+Inf": 0.0}) is None
+    assert quantile(0.5, {}, BOUNDS) is None
+    assert quantile(0.5, {"1.0": 0.0}, BOUNDS) is None
 
 
 # -- journal ------------------------------------------------------------------------------------

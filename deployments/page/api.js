@@ -28,6 +28,8 @@ export const askJson = async (path, options) => (await ask(path, options)).json(
 export function useKey(entered) {
   key = entered;
   sessionStorage.setItem("key", entered);
+  // Another key sees other things.
+  Object.assign(state, { page: null, adapters: new Map(), adaptersAt: "", points: new Map() });
 }
 
 async function poll() {
@@ -46,18 +48,21 @@ async function poll() {
 const newestPoint = () => Math.max(0, ...state.points.keys());
 
 /** Poll for ever; `onChange` after every try, whether it went well or not. */
-export async function follow(onChange, onUnauthorised) {
+export async function follow(onChange, askForKey) {
+  let mayAsk = true;
   for (;;) {
     // A page that nobody sees asks nothing.
     if (!document.hidden) {
       try {
         await poll();
         state.failed = null;
+        mayAsk = true;
       } catch (error) {
         state.failed = error;
-        if (error.status === 401) await onUnauthorised();
       }
       onChange();
+      // Whoever does not want to give one is not asked again; a click on the health line does.
+      if (state.failed?.status === 401 && mayAsk) mayAsk = await askForKey(Boolean(key));
     }
     await new Promise((resolve) => setTimeout(resolve, PERIOD_MS));
   }

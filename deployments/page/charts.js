@@ -25,12 +25,14 @@ export async function draw(node, { at, curves, unit, share = false }) {
   const axis = { color: colour("soft"), gridcolor: colour("line"), zeroline: false, fixedrange: true };
   const x = at.map((s) => new Date(1000 * s));
   Plotly.react(node, curves.map((c) => ({
-    x, y: c.values, name: c.name, type: "scatter", mode: "lines", connectgaps: false,
+    x, y: c.values, name: c.name, type: "scatter", connectgaps: false,
+    // A value between two gaps has no line.
+    mode: c.gap ? "lines+markers" : "lines", marker: { size: 4, color: colour(c.colour) },
     stackgroup: c.stacked ? "one" : undefined,
     line: { color: colour(c.colour), width: 2, dash: c.dash ?? "solid" },
     hovertemplate: `%{y:.3~g} ${unit}`,
   })), {
-    height: 200, margin: { l: 48, r: 8, t: 8, b: 28 }, hovermode: "x unified",
+    height: 200, margin: { l: 48, r: 8, t: 8, b: 40 }, hovermode: "x unified",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("ink"), size: 12 }, legend: { orientation: "h", y: 1.15, x: 0 },
     hoverlabel: { bgcolor: colour("paper"), font: { color: colour("ink") } },

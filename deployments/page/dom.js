@@ -28,7 +28,7 @@ export const replicaLink = (id) => link(`#/replica/${encodeURIComponent(id)}`, i
 export function table(columns, rows, { empty, label }) {
   if (!rows.length) return el("p", { class: "empty", text: empty });
   const head = columns.map((c) =>
-    el("th", { scope: "col", class: c.number ? "number" : null, title: c.tip }, c.head ?? c.title));
+    el("th", { scope: "col", class: c.number ? "number" : null, title: c.tip, "aria-sort": c.sorted }, c.head ?? c.title));
   const body = rows.map((row) => el("tr", {}, columns.map((c) => {
     const found = c.cell(row);
     const content = found instanceof Node ? found : document.createTextNode(found ?? "–");
@@ -60,4 +60,4 @@ export function bytes(n) {
   for (; n >= 1000 && i < units.length - 1; i++) n /= 1000;
   return `${n.toFixed(n < 10 && i ? 1 : 0)} ${units[i]}`;
 }
-export const clock = (at) => el("time", { datetime: new Date(1000 * at).toISOString(), text: new Date(1000 * at).toLocaleTimeString() });
+export const clock = (at) => el("time", { datetime: new Date(1000 * at).toISOString(), title: new Date(1000 * at).toLocaleString(), text: new Date(1000 * at).toLocaleTimeString() });

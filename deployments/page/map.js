@@ -1,48 +1,57 @@
 // The placement map: adapters by replicas. Only the rows in view are in the document.
 
-import { adapterLink, count, el, percent, rate, replicaLink } from "./dom.js";
+import { adapterLink, count, el, replicaLink } from "./dom.js";
+import { keepingPlace } from "./live.js";
 
 const ROW = 24, SPARE = 10;
-export const LEGEND = [
+const LEGEND = [
   ["slot", "S", "in a slot of the engine: a request starts at once"],
   ["host", "H", "in the replica's host memory: a move of milliseconds away"],
   ["loading", "L", "on its way in"],
   ["wanted", "W", "wanted here by the plan, and not there yet"],
-  ["leaving", "O", "an older or removed version that is on its way out"],
+  ["older", "V", "another version than those that answer to the plain name; asked for by number or alias"],
+  ["leaving", "O", "on its way out: it goes when its last request ends"],
   ["failed", "!", "could not be loaded; its page says why"],
 ];
 const LETTER = Object.fromEntries(LEGEND.map(([name, letter]) => [name, letter]));
 
-/** Where everything is: adapter -> replica -> {state, key}. */
-export function placement(page, adapters) {
-  const cells = new Map();
-  const put = (name, replica, state, key) => {
-    if (!cells.has(name)) cells.set(name, new Map());
-    cells.get(name).set(replica, { state, key });
-  };
-  const serves = (name, version) => {
-    const row = adapters.get(name);
-    return row && (row.stable === version || row.rollout?.version === version);
-  };
-  for (const model of Object.values(page.cluster.plan?.models ?? {})) {
-    for (const [name, replicas] of Object.entries(model.holders)) {
-      for (const id of replicas) put(name, id, "wanted", name);
-    }
-  }
+/** Every version on every replica: {key, replica, state}; what the plan wants and is not there, too. */
+export function placed(page) {
+  const found = [], there = new Set();
   for (const member of page.cluster.members) {
     if (member.kind !== "replica") continue;
     const states = [["failed", Object.keys(member.problems)], ["loading", member.loading],
       ["host", member.residency.host], ["slot", member.residency.slots]];
     for (const [state, keys] of states) {
       for (const key of keys) {
-        const [name, version] = key.split("@");
-        const isOld = state !== "failed" && !serves(name, Number(version));
-        // Of two versions, the one that answers is shown.
-        const before = cells.get(name)?.get(member.id)?.state;
-        if (isOld && before && before !== "wanted") continue;
-        put(name, member.id, isOld ? "leaving" : state, key);
+        const isLeaving = member.leaving.includes(key) && state !== "failed";
+        found.push({ key, replica: member.id, state: isLeaving ? "leaving" : state });
+        there.add(`${key.split("@")[0]} ${member.id}`);
       }
     }
+  }
+  for (const model of Object.values(page.cluster.plan?.models ?? {})) {
+    for (const [name, replicas] of Object.entries(model.holders)) {
+      for (const replica of replicas) {
+        if (!there.has(`${name} ${replica}`)) found.push({ key: name, replica, state: "wanted" });
+      }
+    }
+  }
+  return found;
+}
+
+/** The map's cells: adapter -> replica -> {state, key}; of several versions, the one that answers. */
+function placement(page, adapters) {
+  const cells = new Map();
+  for (const { key, replica, state } of placed(page)) {
+    const [name, version] = key.split("@");
+    const row = adapters.get(name);
+    const number = Number(version);
+    const answers = state === "wanted" || (row && (row.stable === number || row.rollout?.version === number));
+    const isKnown = row?.versions.includes(number);
+    const shown = answers || state === "failed" || state === "leaving" ? state : isKnown ? "older" : "leaving";
+    if (!cells.has(name)) cells.set(name, new Map());
+    if (answers || !cells.get(name).has(replica)) cells.get(name).set(replica, { state: shown, key });
   }
   return cells;
 }
@@ -124,9 +133,9 @@ export class PlacementMap {
     this.rows.sort((a, b) => order(a, b) || (a.name < b.name ? -1 : 1));
     this.said.textContent = `${this.rows.length} of ${adapters.size} adapters on ${this.replicas.length} replicas`
       + (hidden ? `; ${hidden} cold ones are not shown` : "");
-    this.head.replaceChildren(el("tr", {},
+    keepingPlace(this.head, () => this.head.replaceChildren(el("tr", {},
       el("th", { scope: "col", text: "adapter" }), el("th", { scope: "col", class: "number", text: "req/s", title: "Requests a second of late, decayed (placement.half_life_s)" }),
-      this.replicas.map((r) => el("th", { scope: "col", class: "replica", title: `${r.model} on ${r.node}` }, replicaLink(r.id)))));
+      this.replicas.map((r) => el("th", { scope: "col", class: "replica", title: `${r.model} on ${r.node}` }, replicaLink(r.id))))));
     this.paint();
   }
 
@@ -134,7 +143,8 @@ export class PlacementMap {
     const from = Math.max(0, Math.floor(this.scroller.scrollTop / ROW) - SPARE);
     const to = Math.min(this.rows.length, from + Math.ceil((this.scroller.clientHeight || 600) / ROW) + 2 * SPARE);
     const gap = (n) => n > 0 ? [el("tr", { "aria-hidden": "true", style: `height:${n * ROW}px` }, el("td", { colspan: this.replicas.length + 2 }))] : [];
-    this.body.replaceChildren(...gap(from), ...this.rows.slice(from, to).map((row) => this.row(row)), ...gap(this.rows.length - to));
+    keepingPlace(this.body, () => this.body.replaceChildren(
+      ...gap(from), ...this.rows.slice(from, to).map((row) => this.row(row)), ...gap(this.rows.length - to)));
     if (!this.rows.length) this.body.replaceChildren(el("tr", {}, el("td", { text: this.adapters?.size ? "Nothing matches." : "No adapter is registered yet: roundhouse adapters add FOLDER" })));
   }
 
@@ -154,4 +164,3 @@ export const shareOfSlots = (member) => {
   const { slots, slot_capacity: room } = member.residency;
   return `${count(slots.length)}/${count(room)}`;
 };
-export { percent, rate };

@@ -1,0 +1,111 @@
+"""What is logged of a request, and what never is."""
+
+import json
+import logging
+
+import pytest
+
+from cluster.errors import ReplicaLost
+from cluster.settings import LoggingSettings
+from deployments import logs
+from deployments.engine import ResponseStart
+from deployments.traffic import Observed, tokens_in
+
+SECRET = "what only the tenant may know"
+
+
+@pytest.fixture
+def configured(capsys):
+    """Our loggers as a process of the cluster has them; restored after the test."""
+    names = ("cluster", "adapter_store", "router", "deployments")
+    before = {
+        n: (x.handlers[:], x.level, x.propagate) for n in names if (x := logging.getLogger(n))
+    }
+
+    def configure(**changes) -> LoggingSettings:
+        settings = LoggingSettings(**changes)
+        logs.configure(settings, "replica-1")
+        return settings
+
+    yield configure
+    for name, (handlers, level, propagate) in before.items():
+        logger = logging.getLogger(name)
+        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+
+
+async def chunks(*parts: bytes, error: Exception | None = None):
+    for part in parts:
+        yield part
+    if error is not None:
+        raise error
+
+
+STREAM = ResponseStart(200, {"content-type": "text/event-stream", "x-roundhouse-replica": "r1"})
+EVENT = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'
+
+
+async def serve(settings: LoggingSettings, *parts: bytes, error: Exception | None = None) -> None:
+    it = Observed("id-1", settings, model="m", adapter="logged", route="auto")
+    it.prompt = SECRET if settings.prompts else ""
+    try:
+        async for _ in it.passed(STREAM, chunks(*parts, error=error)):
+            pass
+    except ReplicaLost:
+        pass
+
+
+async def test_a_request_is_a_line_of_json(configured, capsys):
+    await serve(configured(), EVENT, EVENT, b"data: [DONE]\n\n")
+    line = json.loads(capsys.readouterr().err)
+    said = {
+        k: line[k] for k in ("message", "process", "request_id", "adapter", "status", "replica")
+    }
+    assert said == {
+        "message": "request",
+        "process": "replica-1",
+        "request_id": "id-1",
+        "adapter": "logged",
+        "status": 200,
+        "replica": "r1",
+    }
+    assert line["tokens"] == 2
+    assert 0 <= line["ttft_s"] <= line["duration_s"]
+
+
+async def test_a_stream_that_breaks_is_no_success(configured, capsys):
+    await serve(configured(), EVENT, error=ReplicaLost("the replica died"))
+    line = json.loads(capsys.readouterr().err)
+    assert line["status"] == ReplicaLost.status
+    assert line["error"] == "the replica died"
+
+
+async def test_prompts_are_logged_only_where_a_setting_says_so(configured, capsys):
+    await serve(configured(), EVENT)
+    assert SECRET not in capsys.readouterr().err
+    await serve(configured(prompts=True), EVENT)
+    assert json.loads(capsys.readouterr().err)["prompt"] == SECRET
+
+
+async def test_requests_need_not_be_logged_and_lines_may_be_text(configured, capsys):
+    await serve(configured(requests=False), EVENT)
+    assert capsys.readouterr().err == ""
+    configured(format="text")
+    logging.getLogger("router.anything").warning("plain")
+    assert capsys.readouterr().err.endswith("WARNING router.anything: plain\n")
+
+
+@pytest.mark.parametrize(
+    ("chunk", "tokens"),
+    [
+        (EVENT, 1),
+        (EVENT + EVENT, 2),
+        (b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n', 0),
+        (b'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\n', 0),
+        (b'data: {"choices": [{"delta": {"content": "data: \\"content\\": \\"y\\""}}]}\n\n', 1),
+        (b"data: [DONE]\n\n", 0),
+        (b'{"choices": [], "usage": {"completion_tokens": 7, "prompt_tokens": 1}}', 7),
+        (b'{"error": {"message": "no"}}', 0),
+    ],
+)
+def test_tokens_of_an_answer(chunk, tokens):
+    assert tokens_in(chunk) == tokens
