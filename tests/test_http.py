@@ -760,7 +760,7 @@ async def test_a_key_sees_its_own_on_the_page(make_world, make_adapter, store):
         await asyncio.sleep(1)
         page = (await it.client.get("/v1/dashboard", headers=admin)).json()
         assert [row["name"] for row in page["adapters"]] == ["secret"]
-        assert page["traffic"]["secret"]["requests"] == 1
+        assert page["traffic"]["secret"]["requests"] == 2, "by name, and by auto"
         assert [e["text"] for e in page["events"]] == ["secret@1 was loaded"]
         assert error(await it.client.get("/metrics", headers=client), 403)
         assert (await it.client.get("/", headers={})).status_code == 200
