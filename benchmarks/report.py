@@ -253,6 +253,7 @@ def _cluster() -> Iterator[str]:
         yield f"{part['load']['requests_per_s']:g} requests a second; costs as measured on vLLM:"
         yield ", ".join(f"{k} {v}" for k, v in report["echo"]["costs"].items()) + ". The offline"
         yield f"optimum over all traces hits {part['offline optimum']['hit_ratio']} %."
+        yield report["echo"].get("note", "")
         for trace, drawn in part["traces"].items():
             yield ""
             yield f"**{trace}** (the first tenth of the adapters gets"

@@ -53,6 +53,7 @@ SEPARATOR = "|"
 _IDLE_S = 600.0
 # Reports that could not be stored and are kept for later; a minute's.
 _MOST_WAITING = 12
+_AFTER_S = 0.05
 # A scrape must not fail because the store hangs: that is what it would tell.
 _PATIENCE_S = 2.0
 
@@ -121,7 +122,8 @@ class Telemetry:
 
     async def _report_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(PERIOD_S)
+            # Right after a bucket has ended, so that each gets what fell into it, and none two.
+            await asyncio.sleep(PERIOD_S - time.time() % PERIOD_S + _AFTER_S)
             try:
                 await self._report()
                 metrics.store_up.set(1)
@@ -136,7 +138,8 @@ class Telemetry:
         grown = await asyncio.to_thread(self._read)
         metrics.named.retire(_IDLE_S)
         if grown:
-            self._waiting.append((next(self._batches), time.time(), grown))
+            ended_at = time.time() - PERIOD_S / 2
+            self._waiting.append((next(self._batches), ended_at, grown))
         while self._waiting:
             batch, at, counts = self._waiting[0]
             by_step = {step: _for_step(step, counts) for step in STEPS}

@@ -30,7 +30,7 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
             for scheme, view in (("light", "#/"), ("dark", "#/map")):
                 page = browser.new_page(
-                    viewport={"width": 1280, "height": 1000}, color_scheme=scheme
+                    viewport={"width": 1280, "height": 1100}, color_scheme=scheme
                 )
                 page.goto(f"{URL}/{view}")
                 page.wait_for_timeout(1000 * (WARM_UP_S if scheme == "light" else 5))
@@ -49,7 +49,9 @@ def take(page: Page, path: Path) -> None:
 
 def ask(ended: threading.Event, seed: int) -> None:
     """Adapters that are asked for more and less, half of the time by `auto`."""
-    cards = [json.loads(file.read_text()) for file in sorted(ADAPTERS.glob("*/card.json"))]
+    there = {model["id"] for model in httpx.get(f"{URL}/v1/models").json()["data"]}
+    files = sorted(ADAPTERS.glob("*/card.json"))
+    cards = [card for file in files if (card := json.loads(file.read_text()))["name"] in there]
     rng = random.Random(seed)
     weights = [1 / (rank + 1) for rank in range(len(cards))]
     with httpx.Client(base_url=URL, timeout=60) as client:

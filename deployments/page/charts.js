@@ -36,6 +36,6 @@ export async function draw(node, { at, curves, unit, share = false }) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("ink"), size: 12 }, legend: { orientation: "h", y: 1.15, x: 0 },
     hoverlabel: { bgcolor: colour("paper"), font: { color: colour("ink") } },
-    xaxis: axis, yaxis: { ...axis, rangemode: "tozero", ticksuffix: share ? " %" : "", range: share ? [0, 100] : undefined },
+    xaxis: axis, yaxis: { ...axis, rangemode: "tozero", ticksuffix: share ? " %" : "", range: share ? [0, 104] : undefined },
   }, { displayModeBar: false, responsive: true });
 }
