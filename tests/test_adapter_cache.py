@@ -278,10 +278,9 @@ async def test_an_engine_that_refuses_frees_the_room(cache, engine, node_cache, 
     assert cache.residency.tier("a@1") is Tier.SLOT
 
 
-def test_usage_forgets_and_weighs_the_cost_of_a_load(monkeypatch):
+def test_usage_forgets_and_weighs_the_cost_of_a_load():
     now = 0.0
-    monkeypatch.setattr("deployments.adapter_cache.time.monotonic", lambda: now)
-    log = UsageLog(half_life_s=10)
+    log = UsageLog(half_life_s=10, clock=lambda: now)
     for _ in range(4):
         log.count("old@1")
     log.count("big@1")

@@ -75,14 +75,20 @@ def test_every_panel_has_a_place_of_its_own_and_says_what_it_shows():
     assert all(p["description"] for p in panels)
 
 
+@pytest.fixture
+async def exposition(store_settings):
+    metrics.tokens.labels("m", "a").inc()
+    telemetry = Telemetry(store_settings, "me")
+    yield await telemetry.exposition()
+    await telemetry.stop()
+
+
 @needs_promtool
-def test_the_rules_and_the_metrics_please_prometheus(tmp_path, store_settings):
+def test_the_rules_and_the_metrics_please_prometheus(tmp_path, exposition):
     rules = tmp_path / "alerts.yaml"
     rules.write_text(generate.files()["alerts.yaml"])
     checked = subprocess.run([PROMTOOL, "check", "rules", rules], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    metrics.tokens.labels("m", "a").inc()
-    exposition = Telemetry(store_settings, "me").exposition()
     ours = "".join(line + "\n" for line in exposition.splitlines() if "vllm:" not in line)
     checked = subprocess.run(
         [PROMTOOL, "check", "metrics"], input=ours, capture_output=True, text=True
