@@ -137,7 +137,7 @@ class AdapterStore:
         """
         keys = self._keys
         try:
-            number, position, is_new = await self._server.run(
+            number, position, is_new, fields = await self._server.run(
                 "put_version",
                 [
                     keys.adapter(card.name),
@@ -161,9 +161,8 @@ class AdapterStore:
             )
         except ResponseError as e:
             raise _refusal(e, card.name) from e
-        adapter = await self.get(card.name)
-        if adapter is None or number not in adapter.versions:
-            raise Conflict(f"adapter {card.name!r} was deleted while it was being registered")
+        # As it was right after the change: it may have been changed again, or deleted, since.
+        adapter = adapter_of(dict(zip(fields[::2], fields[1::2], strict=True)))
         return Stored(
             adapter=adapter,
             version=adapter.versions[number],

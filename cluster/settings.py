@@ -291,11 +291,25 @@ class DispatchSettings(Section):
     evict_weight: float = Field(
         0.5, ge=0, description="What moving another adapter out costs, in loads."
     )
+    coming: float = Field(
+        0.5, ge=0, le=1, description="Of a load that is under way, what is left of it on average."
+    )
     crowding: float = Field(
         0.1, ge=0, description="How much each request of a batch slows the others, 0 to 1."
     )
     prompt_token_s: float = Field(
         0.0005, ge=0, description="What one token of a cached prompt start saves."
+    )
+    prefix_block_bytes: int = Field(
+        512,
+        ge=64,
+        description="Of a prompt, what is looked up at a time; about 128 tokens of English.",
+    )
+    prefix_blocks: int = Field(
+        64, ge=0, description="Blocks of a prompt that are looked up at most; 0 for none at all."
+    )
+    prefix_memory: int = Field(
+        50_000, ge=1, description="Blocks that an ingress remembers per base model."
     )
     home_s: float = Field(
         0.002, ge=0, description="Bonus of the replica where hashing puts the adapter."

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import AdapterLoadFailed, ModelNotFound
+from cluster.means import MovingMean
 from cluster.state import AdapterRef, Residency, Tier
 from deployments import metrics
 from deployments.adapter_files import AdapterFiles
 from deployments.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-# Weight of the newest load in the mean time that one takes.
-_NEWEST = 0.1
 
 
 class AdapterCache:
@@ -74,10 +72,15 @@ class AdapterCache:
         self._refresh: asyncio.Task[None] | None = None
         self._is_stale = False
         self.residency = Residency()
-        # Mean time of the loads that found their files on the node.
-        self.load_s = 0.0
+        # Of the loads that found their files on the node.
+        self._load_s = MovingMean()
         self.loads = 0
         self.problems: dict[str, str] = {}
+
+    @property
+    def load_s(self) -> float:
+        """Mean time of a load whose files were on the node."""
+        return self._load_s.value
 
     @property
     def room(self) -> int:
@@ -219,7 +222,7 @@ class AdapterCache:
         self._count_load(ref, "ok")
         metrics.load_time.labels(self._model).observe(taken_s)
         if is_near:
-            self.load_s += _NEWEST * (taken_s - self.load_s) if self.load_s else taken_s
+            self._load_s.add(taken_s)
 
     async def _take(self, ref: AdapterRef, folder: Path, size_bytes: int) -> None:
         try:

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from cluster.errors import Overloaded
+from cluster.means import MovingMean
 from cluster.settings import AdmissionSettings, BaseModelSettings, DispatchSettings
 from deployments import metrics
 from deployments.call import Call
@@ -25,8 +26,6 @@ from router.dispatch import Ask, ReplicaView, rank
 from router.fair_queue import FairQueue, Waiting
 from router.prefixes import PrefixIndex
 
-# Weight of the newest interval between two requests that ended.
-_NEWEST = 0.1
 # Of the adapters that wait, those that a replica is told of; it holds no more than a few dozen.
 _MOST_WAITING = 64
 _LATER = "try again after the time in Retry-After"
@@ -110,9 +109,10 @@ class Admission:
         self._settings = settings
         self._node = node
         self._queue = FairQueue()
-        self._prefixes = PrefixIndex()
+        self._prefixes = PrefixIndex(dispatch)
         self._ended_at = 0.0
-        self._interval_s = 0.0
+        # Between two requests that ended, while some waited.
+        self._interval_s = MovingMean()
         fleet.on_change(self._let_in)
 
     @asynccontextmanager
@@ -239,17 +239,14 @@ class Admission:
             self._fleet.end(replica, key)
         now = time.monotonic()
         if self._queue:
-            taken_s = now - self._ended_at
-            self._interval_s += (
-                _NEWEST * (taken_s - self._interval_s) if self._interval_s else taken_s
-            )
+            self._interval_s.add(now - self._ended_at)
         self._ended_at = now
         self._let_in()
 
     def _pace_s(self) -> float:
         """Time between two requests that end, while replicas are busy."""
-        if self._interval_s:
-            return self._interval_s
+        if self._interval_s.value:
+            return self._interval_s.value
         replicas = self._fleet.replicas(self._model.id)
         each = [r.service_s / r.max_ongoing for r in replicas]
         return sum(each) / len(each) ** 2 if each else 0.0

@@ -171,7 +171,7 @@ class Gateway:
         request_id = observed.request_id
         constraints = take_request_fields(path, body, viewer, headers)
         prompt = encode_json(body["messages"] if path == CHAT_PATH else body["prompt"])
-        terms = terms_of(body, prompt, viewer, headers)
+        terms = terms_of(body, prompt, viewer, headers, self._settings.dispatch)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
         observed.model, observed.route = chosen.base_model, chosen.route.value
         observed.adapter = chosen.adapter.name if chosen.adapter else ""

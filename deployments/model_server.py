@@ -14,6 +14,7 @@ from adapter_store.node_cache import NodeCache
 from adapter_store.plans import Plans
 from adapter_store.tasks import cancel
 from cluster.errors import AdapterLoadFailed, ModelNotFound, StoreUnavailable
+from cluster.means import MovingMean
 from cluster.placement import holders
 from cluster.settings import BaseModelSettings, Settings
 from cluster.state import (
@@ -37,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 _CATCH_UP_S = 5.0
 _RETRY_S = 0.5
-# Weight of the newest request in the mean time that one takes.
-_NEWEST = 0.1
 
 
 class ModelServer:
@@ -57,7 +56,7 @@ class ModelServer:
         self._node = node
         self.engine = make_engine(self._model)
         self._facts: BaseModelFacts | None = None
-        self._service_s = 0.0
+        self._service_s = MovingMean()
         self._background: set[asyncio.Task] = set()
         self._cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
         self._files = AdapterFiles(open_blobs(settings.store), self._cache, self.engine)
@@ -124,8 +123,7 @@ class ModelServer:
         async with contextlib.aclosing(answer):
             async for item in answer:
                 yield item
-        taken_s = time.monotonic() - started
-        self._service_s += _NEWEST * (taken_s - self._service_s) if self._service_s else taken_s
+        self._service_s.add(time.monotonic() - started)
 
     async def _admit(self, call: Call) -> None:
         """Refuse a version that was deleted while the request waited in a queue.
@@ -321,7 +319,7 @@ class ModelServer:
             loading=self._adapters.loading,
             ongoing=self.engine.unfinished(),
             max_ongoing=self._model.max_ongoing,
-            service_s=self._service_s,
+            service_s=self._service_s.value,
             load_s=self._adapters.load_s,
             loads=self._adapters.loads,
             running=self._adapters.running,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import InvalidRequest
+from cluster.settings import DispatchSettings
 from cluster.state import Viewer
 from router.prefixes import chain_of
 
@@ -44,7 +45,11 @@ class Terms:
 
 
 def terms_of(
-    body: Mapping[str, Any], prompt: bytes, viewer: Viewer, headers: Mapping[str, str]
+    body: Mapping[str, Any],
+    prompt: bytes,
+    viewer: Viewer,
+    headers: Mapping[str, str],
+    dispatch: DispatchSettings,
 ) -> Terms:
     """Read them off a request.
 
@@ -63,7 +68,7 @@ def terms_of(
         tokens=prompt_tokens
         + (min(answer, _MOST_TOKENS) if isinstance(answer, int) and answer > 0 else _USUAL_TOKENS),
         prompt_tokens=prompt_tokens,
-        prefix=chain_of(prompt),
+        prefix=chain_of(prompt, dispatch),
     )
 
 

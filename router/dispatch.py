@@ -155,7 +155,7 @@ def _cost_s(
     way_s = {
         Standing.SLOT: 0.0,
         Standing.HOST: settings.swap_s,
-        Standing.COMING: load_s / 2,
+        Standing.COMING: load_s * settings.coming,
         Standing.ROOM: load_s,
         Standing.EVICTABLE: evict_s,
         # Half of a request's time passes, on average, before a slot's last request ends.

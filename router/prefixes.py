@@ -7,16 +7,18 @@ replica was last asked is likely to be still there; nothing depends on it.
 import hashlib
 from collections import OrderedDict
 
-# About 128 tokens of English; vLLM's own blocks are of 16 and more tokens.
-BLOCK_BYTES, BLOCK_TOKENS = 512, 128
-_MOST_BLOCKS = 64
+from cluster.settings import DispatchSettings
+
+# Of English text, about.
+_BYTES_PER_TOKEN = 4
 
 
-def chain_of(prompt: bytes) -> tuple[bytes, ...]:
+def chain_of(prompt: bytes, settings: DispatchSettings) -> tuple[bytes, ...]:
     """A hash per full block of the prompt, each of everything up to its end."""
     digest, chain = hashlib.blake2b(digest_size=8), []
-    for end in range(BLOCK_BYTES, min(len(prompt), _MOST_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
-        digest.update(prompt[end - BLOCK_BYTES : end])
+    size = settings.prefix_block_bytes
+    for end in range(size, min(len(prompt), settings.prefix_blocks * size) + 1, size):
+        digest.update(prompt[end - size : end])
         chain.append(digest.digest())
     return tuple(chain)
 
@@ -24,8 +26,9 @@ def chain_of(prompt: bytes) -> tuple[bytes, ...]:
 class PrefixIndex:
     """Block -> the replica that had it last; the least recently used are forgotten."""
 
-    def __init__(self, most: int = 50_000) -> None:
-        self._most = most
+    def __init__(self, settings: DispatchSettings) -> None:
+        self._most = settings.prefix_memory
+        self._block_tokens = settings.prefix_block_bytes // _BYTES_PER_TOKEN
         self._replicas: OrderedDict[tuple[str | None, bytes], str] = OrderedDict()
 
     def note(self, key: str | None, chain: tuple[bytes, ...], replica: str) -> None:
@@ -43,5 +46,5 @@ class PrefixIndex:
             replica = self._replicas.get((key, block))
             if replica is None:
                 break
-            tokens[replica] = length * BLOCK_TOKENS
+            tokens[replica] = length * self._block_tokens
         return tokens

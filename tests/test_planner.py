@@ -39,7 +39,7 @@ async def test_what_grows_is_loaded_on_more_replicas_before_it_is_asked_for_ther
         assert await it.held("hot@1") == set()
         # Of a second each, a hundred a second are more than one replica can take.
         for server in it.servers.values():
-            server._service_s = 1.0
+            server._service_s.value = 1.0
             server._participant.announce()
         await wanted(it, hot=100.0)
         planner = Planner(it.settings, "p1")

@@ -3,7 +3,7 @@
 -- KEYS: adapter, names, events, sequence, blob, issued, reserved, once
 -- ARGV: name, card (JSON), version (JSON without number), reservation, mode (create | update |
 --   upsert), expected revision ('' any, 0 none), '1' to make it stable
--- Returns {number, event id, 1 when the version is new}, or an error
+-- Returns {number, event id, 1 when the version is new, the adapter's fields}, or an error
 -- EXISTS | MISSING | STALE | ROLLING | UNRESERVED.
 return once(KEYS[8], function()
   local revision = redis.call('HGET', KEYS[1], 'revision')
@@ -61,5 +61,5 @@ return once(KEYS[8], function()
   redis.call('ZADD', KEYS[2], 0, ARGV[1])
   local event, sequence = tell(KEYS[3], KEYS[4], 'put', ARGV[1])
   redis.call('HSET', KEYS[1], 'revision', sequence)
-  return {number, event, is_new and 1 or 0}
+  return {number, event, is_new and 1 or 0, redis.call('HGETALL', KEYS[1])}
 end)
