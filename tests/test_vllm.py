@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -230,12 +229,10 @@ def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
     }
     wait_until(lambda: ongoing(http) == 0)
     with pytest.raises(httpx.ReadTimeout):
-        # A stream yields at once, so it is the total time that ends it.
-        deadline = time.monotonic() + 3
-        with http.stream("POST", "/v1/chat/completions", json=body, timeout=3) as answer:
+        # A stream yields at once; it is left as soon as the replica has reported the request.
+        with http.stream("POST", "/v1/chat/completions", json=body, timeout=5) as answer:
             for _ in answer.iter_lines():
-                if time.monotonic() > deadline:
-                    assert ongoing(http) == 1
+                if ongoing(http) == 1:
                     raise httpx.ReadTimeout("hung up")
     wait_until(lambda: ongoing(http) == 0, timeout_s=8)
 
