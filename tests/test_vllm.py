@@ -228,12 +228,14 @@ def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
         "stream": stream,
     }
     wait_until(lambda: ongoing(http) == 0)
-    with pytest.raises(httpx.ReadTimeout):
-        # A stream yields at once; it is left as soon as the replica has reported the request.
-        with http.stream("POST", "/v1/chat/completions", json=body, timeout=5) as answer:
-            for _ in answer.iter_lines():
-                if ongoing(http) == 1:
-                    raise httpx.ReadTimeout("hung up")
+    # A stream yields at once; it is left as soon as the replica has reported the request.
+    with (
+        pytest.raises(httpx.ReadTimeout),
+        http.stream("POST", "/v1/chat/completions", json=body, timeout=5) as answer,
+    ):
+        for _ in answer.iter_lines():
+            if ongoing(http) == 1:
+                raise httpx.ReadTimeout("hung up")
     wait_until(lambda: ongoing(http) == 0, timeout_s=8)
 
 
