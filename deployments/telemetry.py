@@ -5,6 +5,7 @@ goes into the bucket of now. So everything is counted once.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import re
@@ -82,6 +83,7 @@ class Telemetry:
         # What has grown, when, and could not be stored yet.
         self._waiting: deque[tuple[int, float, Counts]] = deque(maxlen=_MOST_WAITING)
         self._batches = itertools.count()
+        self._ended = asyncio.Event()
         self._task: asyncio.Task | None = None
 
     def start(self) -> None:
@@ -95,7 +97,10 @@ class Telemetry:
             self._task.result()
 
     async def stop(self) -> None:
+        self._ended.set()
         if self._task is not None:
+            # A report under way is let finish, if the store lets it.
+            await asyncio.wait([self._task], timeout=_PATIENCE_S)
             await cancel(self._task)
         await self.store.close()
 
@@ -123,7 +128,10 @@ class Telemetry:
     async def _report_for_ever(self) -> None:
         while True:
             # Right after a bucket has ended, so that each gets what fell into it, and none two.
-            await asyncio.sleep(PERIOD_S - time.time() % PERIOD_S + _AFTER_S)
+            delay_s = PERIOD_S - time.time() % PERIOD_S + _AFTER_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), delay_s)
+                return
             try:
                 await self._report()
                 metrics.store_up.set(1)
