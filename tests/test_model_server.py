@@ -74,13 +74,13 @@ async def test_a_dead_replicas_residency_expires_by_itself(fleet, make_adapter):
         dead = it.servers.pop("r0")
         # Without a farewell, as kill -9 ends it.
         participant = dead._participant
-        for task in (
+        await cancel(
             participant._membership._task,
             participant.catalogue._task,
             dead._planning,
             dead._preparing,
-        ):
-            await cancel(task)
+        )
+        await dead._telemetry.stop()
 
         async def is_forgotten() -> bool:
             return await it.held("cron@1") == {"r1"}
