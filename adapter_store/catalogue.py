@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from adapter_store.server import is_before
 from adapter_store.store import BLOCK_S, AdapterStore
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster.errors import StoreUnavailable
 from cluster.state import STABLE, Adapter, Version
 
@@ -62,13 +62,11 @@ class Catalogue:
         self._task = asyncio.create_task(self._follow(), name="catalogue")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel(self._task)
+        await cancel(self._task)
 
     def check(self) -> None:
         """Raise what ended the following, so that a health check sees it."""
-        if self._task is not None and self._task.done():
-            self._task.result()
+        check(self._task)
 
     def ordered(self, after: str = "") -> Iterator[Adapter]:
         """The adapters whose names sort behind `after`, by name."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster.errors import NotFound, StoreUnavailable
 from cluster.settings import StoreSettings
 from cluster.state import Outcome, RoutedRequest, Viewer
@@ -129,13 +129,11 @@ class RoutingRecorder:
 
     def check(self) -> None:
         """Raise what ended the writing, so that a health check sees it."""
-        if self._task is not None and self._task.done():
-            self._task.result()
+        check(self._task)
 
     async def stop(self) -> None:
         """Write what is left, if the store takes it."""
-        if self._task is not None:
-            await cancel(self._task)
+        await cancel(self._task)
         with contextlib.suppress(StoreUnavailable):
             await self._write()
 

@@ -140,7 +140,8 @@ class Admission:
 
     def waiting(self) -> tuple[str, ...]:
         """The adapter versions that requests wait for, the first of those that came first."""
-        keys = dict.fromkeys(w.key for w in sorted(self._queue, key=lambda w: w.since))
+        heads = sorted(self._queue.heads(), key=lambda w: w.since)
+        keys = dict.fromkeys(w.key for w in heads)
         return tuple(key for key in keys if key is not None)[:_MOST_WAITING]
 
     def queued(self) -> Counter[str]:

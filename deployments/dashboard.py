@@ -3,11 +3,11 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from adapter_store.routing_log import RoutingLog
+from adapter_store.tasks import soon
 from adapter_store.telemetry import STEPS
 from cluster.errors import InvalidRequest, ModelNotFound, StoreUnavailable
 from cluster.state import ClusterSnapshot, Happening, RoutedRequest, Viewer
@@ -15,10 +15,8 @@ from deployments.gateway import Gateway, Sight
 from deployments.history import History, Point
 from deployments.telemetry import Telemetry
 
-Result = TypeVar("Result")
-
 _DECISIONS, _EVENTS, _RUNNERS_UP = 50, 150, 3
-_PERIOD_S, _PATIENCE_S = 0.8, 2.0
+_PERIOD_S = 0.8
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class _Look:
 
     at: float
     sight: Sight
+    points: list[Point]
     traffic: dict[str, Point]
     happenings: list[Happening]
     decisions: list[RoutedRequest]
@@ -44,7 +43,7 @@ class Dashboard:
         self._telemetry = telemetry
         self._history = History(telemetry.store)
         self._log = log
-        self._last = _Look(0.0, Sight((), None, ()), {}, [], [])
+        self._last = _Look(0.0, Sight((), None, ()), [], {}, [], [])
         self._tried_at = -math.inf
         self._is_stale = False
         self._looking = asyncio.Lock()
@@ -63,11 +62,8 @@ class Dashboard:
         last = self._last
         cluster = self._gateway.seen_by(viewer, last.sight, is_stale=self._is_stale)
         missing = self._gateway.missing(last.sight.members) if cluster.store == "ok" else []
-        points = []
-        if not self._is_stale:
-            # The newest bucket grows still: it comes again until it has settled.
-            after = history_at - 4 * STEPS[0].width_s
-            points = await self._history.points(STEPS[0], after)
+        # The newest bucket grows still: it comes again until it has settled.
+        after = history_at - 4 * STEPS[0].width_s
         return {
             "at": time.time(),
             "as_of": last.at,
@@ -75,7 +71,7 @@ class Dashboard:
             "health": health(cluster, missing),
             "cluster": cluster.model_dump(mode="json"),
             "adapters": None if adapters_at == cluster.position else self._gateway.rows(viewer),
-            "history": points,
+            "history": [point for point in last.points if point["at"] > after],
             "traffic": {n: t for n, t in last.traffic.items() if not n or self._shows(n, viewer)},
             "events": [
                 h.model_dump(mode="json") for h in last.happenings if self._shows(h.subject, viewer)
@@ -98,7 +94,7 @@ class Dashboard:
             )
         if adapter and not self._gateway.shows(adapter, viewer):
             raise ModelNotFound(adapter, param="adapter")
-        return await _soon(self._history.points(step, after=0, adapter=adapter))
+        return await soon(self._history.points(step, after=0, adapter=adapter))
 
     async def metrics(self) -> str:
         """All processes' metrics in Prometheus's text format."""
@@ -107,7 +103,7 @@ class Dashboard:
     async def _look(self) -> None:
         try:
             sight = await self._gateway.look()
-            self._last = await _soon(self._look_further(sight))
+            self._last = await soon(self._look_further(sight))
             self._is_stale = False
         except StoreUnavailable:
             self._is_stale = True
@@ -116,6 +112,7 @@ class Dashboard:
         return _Look(
             time.time(),
             sight,
+            await self._history.points(STEPS[0], after=0),
             await self._history.traffic(),
             await self._telemetry.store.journal(_EVENTS),
             await self._log.newest(_DECISIONS),
@@ -123,19 +120,6 @@ class Dashboard:
 
     def _shows(self, name: str, viewer: Viewer) -> bool:
         return viewer.sees_all or self._gateway.shows(name, viewer)
-
-
-async def _soon(work: Awaitable[Result]) -> Result:
-    """Whoever looks wants to know that the store hangs, not to wait for it.
-
-    Raises:
-        StoreUnavailable: it takes too long.
-    """
-    try:
-        async with asyncio.timeout(_PATIENCE_S):
-            return await work
-    except TimeoutError as e:
-        raise StoreUnavailable(f"the adapter store does not answer within {_PATIENCE_S} s") from e
 
 
 def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapter_store.store import AdapterStore
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster.demand import Demand
 from cluster.errors import StoreUnavailable
 from cluster.settings import PlacementSettings
@@ -55,12 +55,10 @@ class Fleet:
         self._task = asyncio.create_task(self._follow(), name="fleet")
 
     def check(self) -> None:
-        if self._task is not None and self._task.done():
-            self._task.result()
+        check(self._task)
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel(self._task)
+        await cancel(self._task)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call it after every change of the reports."""

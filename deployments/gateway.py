@@ -4,7 +4,6 @@ Knows neither HTTP nor Ray: `http.py` authorises and calls this, `ingress.py` pa
 on Ray.
 """
 
-import asyncio
 import json
 import logging
 import time
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 from adapter_store.catalogue import Catalogue
 from adapter_store.search import Search
 from adapter_store.store import AdapterStore
+from adapter_store.tasks import soon
 from cluster import rollouts
 from cluster.errors import (
     AdapterLoadFailed,
@@ -60,8 +60,6 @@ CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
 EVALUATION_TOKENS = 256
-# Who looks at the cluster wants to know that the store hangs, not to wait for it.
-_STORE_S = 2.0
 _LOGGED_PROMPT = 4000
 
 
@@ -328,12 +326,11 @@ class Gateway:
         Raises:
             StoreUnavailable: the store does not answer, or not soon.
         """
-        try:
-            async with asyncio.timeout(_STORE_S):
-                members, plan = await self._store.members(), await self._plan()
-        except TimeoutError as e:
-            raise StoreUnavailable(f"the adapter store does not answer within {_STORE_S} s") from e
+        members, plan = await soon(self._members_and_plan())
         return Sight(tuple(members), plan, await self._deployments())
+
+    async def _members_and_plan(self) -> tuple[list[Member], PlacementPlan]:
+        return await self._store.members(), await self._plan()
 
     async def snapshot(self, viewer: Viewer) -> ClusterSnapshot:
         """What runs, without other tenants' private adapters."""

@@ -24,7 +24,7 @@ from cluster.settings import RouterSettings, Settings
 from cluster.state import Decision, DeploymentState, Member, Prompt
 from deployments import metrics
 from deployments.admin import AdapterAdmin
-from deployments.admission import Admission
+from deployments.admission import Admission, Place
 from deployments.auth import Authoriser
 from deployments.call import Call
 from deployments.dashboard import Dashboard
@@ -59,13 +59,11 @@ class ServePool:
         self._admission = admission
 
     async def answer(self, call: Call, terms: Terms) -> AsyncIterator[ResponseStart | bytes]:
-        if self._admission is None:
-            async with contextlib.aclosing(self._send(call)) as answer:
-                async for item in answer:
-                    yield item
-            return
-        async with self._admission.turn(call, terms) as place:
-            placed = replace(call, replica=place.replica, waiting=self._admission.waiting())
+        admission = self._admission
+        turn = admission.turn(call, terms) if admission else contextlib.nullcontext(Place(""))
+        async with turn as place:
+            waiting = admission.waiting() if admission else ()
+            placed = replace(call, replica=place.replica, waiting=waiting)
             async with contextlib.aclosing(self._send(placed)) as answer:
                 async for item in answer:
                     if isinstance(item, bytes):

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from adapter_store.catalogue import Catalogue, OnChange
 from adapter_store.store import AdapterStore
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster.errors import StoreUnavailable
 from cluster.settings import StoreSettings
 from cluster.state import Member
@@ -96,8 +96,7 @@ class Membership:
 
     def check(self) -> None:
         """Raise what ended the renewal, so that a health check sees it."""
-        if self._task is not None and self._task.done():
-            self._task.result()
+        check(self._task)
 
     async def stop(self) -> None:
         if self._task is None:

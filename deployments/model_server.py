@@ -12,7 +12,7 @@ from adapter_store.blobs import open_blobs
 from adapter_store.catalogue import Changes
 from adapter_store.node_cache import NodeCache
 from adapter_store.plans import Plans
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster.errors import AdapterLoadFailed, ModelNotFound, StoreUnavailable
 from cluster.means import MovingMean
 from cluster.placement import holders
@@ -100,9 +100,7 @@ class ModelServer:
             self._preparing = asyncio.create_task(self._prepare_ahead(), name="prepare ahead")
 
     async def stop(self) -> None:
-        for task in (self._planning, self._preparing):
-            if task is not None:
-                await cancel(task)
+        await cancel(self._planning, self._preparing)
         await self._plans.close()
         await self._telemetry.stop()
         await self._participant.stop()
@@ -112,9 +110,7 @@ class ModelServer:
         await self.engine.check_health()
         self._participant.check()
         self._telemetry.check()
-        for task in (self._planning, self._preparing):
-            if task is not None and task.done():
-                task.result()
+        check(self._planning, self._preparing)
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""

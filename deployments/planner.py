@@ -16,7 +16,7 @@ from ray import serve
 from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.plans import Plans
 from adapter_store.store import AdapterStore
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster.demand import total_demand
 from cluster.errors import StoreUnavailable
 from cluster.placement import Host, Need, plan
@@ -67,8 +67,7 @@ class Planner:
         self._task = asyncio.create_task(self._plan_for_ever(), name="planner")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            await cancel(self._task)
+        await cancel(self._task)
         await self._telemetry.stop()
         await self._catalogue.stop()
         await self._plans.close()
@@ -78,8 +77,7 @@ class Planner:
         """Raise what ended a background task, so that a health check sees it."""
         self._catalogue.check()
         self._telemetry.check()
-        if self._task is not None and self._task.done():
-            self._task.result()
+        check(self._task)
 
     async def step(self) -> PlacementPlan | None:
         """Plan once, and publish what is new; None when another one leads.

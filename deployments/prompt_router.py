@@ -11,7 +11,7 @@ from ray import serve
 from adapter_store.blobs import WEIGHTS, open_blobs
 from adapter_store.catalogue import Changes
 from adapter_store.routing_log import OutcomeReader, RoutingLog
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster.errors import StoreUnavailable
 from cluster.settings import Settings
 from cluster.state import Adapter, Decision, Member, Prompt
@@ -67,13 +67,10 @@ class PromptRouterDeployment:
     async def check_health(self) -> None:
         self._participant.check()
         self._telemetry.check()
-        for task in self._upkeep:
-            if task.done():
-                task.result()
+        check(*self._upkeep)
 
     async def __del__(self) -> None:
-        for task in self._upkeep:
-            await cancel(task)
+        await cancel(*self._upkeep)
         await self._telemetry.stop()
         await self._participant.stop()
         await self._log.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.store import AdapterStore
-from adapter_store.tasks import cancel
+from adapter_store.tasks import cancel, check
 from cluster import rollouts
 from cluster.errors import (
     AdapterLoadFailed,
@@ -71,14 +71,11 @@ class RolloutDriver:
         self._task = asyncio.create_task(self._run(), name="rollouts")
 
     async def stop(self) -> None:
-        for task in (self._task, *self._busy.values()):
-            if task is not None:
-                await cancel(task)
+        await cancel(self._task, *self._busy.values())
 
     def check(self) -> None:
         """Raise what ended the driver, so that a health check sees it."""
-        if self._task is not None and self._task.done():
-            self._task.result()
+        check(self._task)
 
     async def heed(self, changes: Changes) -> None:
         """Hear of changed adapters."""

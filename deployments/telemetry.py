@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
-from adapter_store.tasks import cancel
+from adapter_store.tasks import PATIENCE_S, cancel, check, soon
 from adapter_store.telemetry import STEPS, Counts, Step, TelemetryStore
 from cluster.errors import StoreUnavailable
 from cluster.settings import StoreSettings
@@ -49,14 +49,12 @@ _HISTORY = {
 }
 _LABELS = dict(_HISTORY.values())
 _ADAPTER, _BOUND = "adapter", "le"
-SEPARATOR = "|"
+_SEPARATOR = "|"
 # An adapter that nobody has asked for in so long loses its series.
 _IDLE_S = 600.0
 # Reports that could not be stored and are kept for later; a minute's.
 _MOST_WAITING = 12
 _AFTER_S = 0.05
-# A scrape must not fail because the store hangs: that is what it would tell.
-_PATIENCE_S = 2.0
 
 
 class Telemetry:
@@ -93,14 +91,13 @@ class Telemetry:
 
     def check(self) -> None:
         """Raise what ended the reports, so that a health check sees it."""
-        if self._task is not None and self._task.done():
-            self._task.result()
+        check(self._task)
 
     async def stop(self) -> None:
         self._ended.set()
         if self._task is not None:
             # A report under way is let finish, if the store lets it.
-            await asyncio.wait([self._task], timeout=_PATIENCE_S)
+            await asyncio.wait([self._task], timeout=PATIENCE_S)
             await cancel(self._task)
         await self.store.close()
 
@@ -116,10 +113,10 @@ class Telemetry:
         must not tell less than this one.
         """
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                texts = await self.store.all_metrics()
-        except (StoreUnavailable, TimeoutError) as e:
-            logger.warning("only this process's metrics are told: %r", e)
+            # A scrape must not fail because the store hangs: that is what it would tell.
+            texts = await soon(self.store.all_metrics())
+        except StoreUnavailable as e:
+            logger.warning("only this process's metrics are told: %s", e)
             texts = {}
         if self._who not in texts:
             texts[self._who] = await self.exposition()
@@ -190,7 +187,7 @@ class Growth:
                 is_last = sample.labels[_BOUND] == "+Inf"
                 by, below = by - below, 0.0 if is_last else by
             if by:
-                field = SEPARATOR.join((short, *(sample.labels[name] for name in labels)))
+                field = _SEPARATOR.join((short, *(sample.labels[name] for name in labels)))
                 grown[field] = grown.get(field, 0.0) + by
         self._seen = seen
         return grown
@@ -201,7 +198,7 @@ def parts_of(field: str) -> tuple[str, str, str | None]:
 
     The adapter is "" for the base model, and None where adapters are not told apart.
     """
-    name, *values = field.split(SEPARATOR)
+    name, *values = field.split(_SEPARATOR)
     labels = _LABELS.get(name, ())
     adapter = values.pop(labels.index(_ADAPTER)) if _ADAPTER in labels else None
     return name, values[0] if values else "", adapter
@@ -212,10 +209,10 @@ def _for_step(step: Step, grown: Counts) -> Counts:
         return grown
     counts: Counts = {}
     for field, by in grown.items():
-        name, *values = field.split(SEPARATOR)
+        name, *values = field.split(_SEPARATOR)
         if _ADAPTER in _LABELS[name]:
             values[_LABELS[name].index(_ADAPTER)] = ""
-        total = SEPARATOR.join((name, *values))
+        total = _SEPARATOR.join((name, *values))
         counts[total] = counts.get(total, 0.0) + by
     return counts
 

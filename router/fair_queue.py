@@ -59,6 +59,10 @@ class FairQueue:
     def __iter__(self) -> Iterator[Waiting]:
         return (w for flows in self._flows.values() for line in flows.values() for w in line)
 
+    def heads(self) -> Iterator[Waiting]:
+        """Of each flow, the one that came first."""
+        return (line[0] for flows in self._flows.values() for line in flows.values())
+
     def push(self, waiting: Waiting) -> None:
         flows = self._flows.setdefault(waiting.priority, {})
         if waiting.flow not in flows:

@@ -173,7 +173,7 @@ async def test_what_was_added_is_not_added_again(kept):
 
 
 @pytest.mark.redis
-async def test_counts_wait_for_the_store_and_keep_their_time(store_settings, monkeypatch):
+async def test_counts_wait_for_the_store_and_keep_their_time(store_settings):
     telemetry = Telemetry(store_settings, "waits")
     telemetry.start()
     at = time.time() - 60

@@ -4,7 +4,7 @@ import { askJson, useKey } from "./api.js";
 import { el } from "./dom.js";
 
 /** Ask in so many words what is about to happen; null when it shall not. */
-export function confirm(title, sentences, fields = [], ok = "Do it", cancel = "Cancel") {
+function confirm(title, sentences, fields = [], ok = "Do it", cancel = "Cancel") {
   const dialog = document.querySelector("#dialog");
   document.querySelector("#dialog-title").textContent = title;
   document.querySelector("#dialog-body").replaceChildren(...sentences.map((text) => el("p", { dir: "auto", text })), ...fields.map(([label, input]) => el("label", {}, label, input)));

@@ -9,7 +9,7 @@ const TIERS = [["slot", "slot", "solid"], ["host", "host", "solid"], ["node", "n
 const ms = (s) => s === null ? null : 1000 * s;
 
 // `gap`: where nothing happened there is no value; of counts it is 0.
-export const CHARTS = {
+const CHARTS = {
   hits: { title: "Where requests found their adapter", unit: "requests/s", tip: HITS_TIP,
     curves: TIERS.map(([name, shade, dash]) => ({ name, colour: shade, dash, stacked: true, value: (p, w) => p.tiers[name] / w })) },
   ratio: { title: "Adapter hit ratio", unit: "%", share: true, tip: HITS_TIP,

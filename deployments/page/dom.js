@@ -20,7 +20,7 @@ export function foreign(text, { most = 400, kind = "text" } = {}) {
   return el("span", { class: kind, dir: "auto", title: whole.slice(0, 1000), text: shown });
 }
 
-export const link = (hash, text) => el("a", { href: hash }, foreign(text, { most: 80, kind: "name" }));
+const link = (hash, text) => el("a", { href: hash }, foreign(text, { most: 80, kind: "name" }));
 export const adapterLink = (name) => link(`#/adapter/${encodeURIComponent(name)}`, name);
 export const replicaLink = (id) => link(`#/replica/${encodeURIComponent(id)}`, id);
 

@@ -4,7 +4,7 @@ The panels and the rules stand below as tables; the JSON and the YAML are made f
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -34,7 +34,6 @@ class Alert:
     severity: str
     summary: str
     runbook: str
-    labels: dict[str, str] = field(default_factory=dict)
 
 
 def _quantiles(metric: str, by: str = "") -> dict[str, str]:
