@@ -9,12 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Keys:
-    """Key names under one namespace."""
+    """Key names under one namespace.
+
+    Adapters, and what was counted, are shared by all Ray clusters of a namespace. Who is there, and
+    the plan of what is where, are a cluster's own: during an upgrade two serve side by side.
+    """
 
     namespace: str
+    cluster: str = ""
 
     def _key(self, *parts: str) -> str:
         return ":".join(("{" + self.namespace + "}", *parts))
+
+    def _own(self, *parts: str) -> str:
+        return self._key("cluster", self.cluster, *parts)
 
     @property
     def names(self) -> str:
@@ -39,12 +47,12 @@ class Keys:
     @property
     def reports(self) -> str:
         """Stream of member ids whose report changed, for those who wait for one."""
-        return self._key("reports")
+        return self._own("reports")
 
     @property
     def members(self) -> str:
         """Sorted set: member id -> Unix time at which its lease ends."""
-        return self._key("members")
+        return self._own("members")
 
     @property
     def base_models(self) -> str:
@@ -65,7 +73,7 @@ class Keys:
 
     def member(self, member_id: str) -> str:
         """The member's report as JSON; expires with its lease."""
-        return self._key("member", member_id)
+        return self._own("member", member_id)
 
     def blob(self, digest: str) -> str:
         """Set of ``name@version`` that use the blob."""
@@ -91,22 +99,22 @@ class Keys:
     @property
     def leader(self) -> str:
         """Who makes the plans; expires, so that another takes over."""
-        return self._key("plan-leader")
+        return self._own("plan-leader")
 
     @property
     def fence(self) -> str:
         """Counter of leaders: the number of the newest one."""
-        return self._key("plan-fence")
+        return self._own("plan-fence")
 
     @property
     def plan(self) -> str:
         """The newest plan of what is where, as JSON."""
-        return self._key("plan")
+        return self._own("plan")
 
     @property
     def plans(self) -> str:
         """Stream of a note per plan, for those who wait for one."""
-        return self._key("plans")
+        return self._own("plans")
 
     def decision(self, request_id: str) -> str:
         """What was decided about a request, as JSON; expires."""
@@ -142,6 +150,10 @@ class Keys:
     def counted(self, member_id: str) -> str:
         """Number of the newest counts of a process that are in the history."""
         return self._key("counted", member_id)
+
+    def noted(self, what: str) -> str:
+        """That the journal has this; expires. Every cluster's planner tells it."""
+        return self._key("noted", what)
 
     def journal(self, *, loads: bool) -> str:
         """Stream of what happened, for people: ``record``, JSON. Loads have their own: they are

@@ -14,7 +14,7 @@ class Plans:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._server = Server(settings)
-        self._keys = Keys(settings.namespace)
+        self._keys = Keys(settings.namespace, settings.cluster)
 
     async def close(self) -> None:
         await self._server.close()
@@ -25,7 +25,7 @@ class Plans:
         Raises:
             StoreUnavailable: the server does not answer.
         """
-        keys = [self._keys.leader, self._keys.fence]
+        keys = [self._keys.leader, self._keys.fence, self._keys.plan, self._keys.plans]
         return await self._server.run("lead", keys, [who, round(for_s * 1000)])
 
     async def put(self, leader: int, plan: PlacementPlan) -> bool:

@@ -81,7 +81,7 @@ class AdapterStore:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._server = Server(settings)
-        self._keys = Keys(settings.namespace)
+        self._keys = Keys(settings.namespace, settings.cluster)
         self.lease_s = settings.lease_s
 
     async def close(self) -> None:

@@ -29,6 +29,15 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 
+NodeLabels = Annotated[
+    dict[str, str],
+    Field(
+        description="Labels that a node must have to run it, as Ray's label selectors are written; "
+        "under KubeRay `ray.io/node-group` is the worker group. Default: any node."
+    ),
+]
+
+
 class Section(BaseModel):
     """A group of settings. Unknown keys are refused: a typing error must not pass silently."""
 
@@ -43,6 +52,7 @@ class HttpSettings(Section):
     max_body_bytes: int = Field(4 * 2**20, gt=0, description="Larger request bodies get 413.")
     request_timeout_s: float = Field(600, gt=0, description="Longest time one request may take.")
     ingress_replicas: int = Field(1, ge=1, description="Processes that speak HTTP.")
+    node_labels: NodeLabels = Field(default_factory=dict)
 
 
 class StoreSettings(Section):
@@ -87,6 +97,11 @@ class StoreSettings(Section):
     )
     namespace: str = Field(
         "roundhouse", pattern=r"^[a-z0-9-]{1,32}$", description="Prefix of every key."
+    )
+    cluster: str = Field(
+        "",
+        description="Name of this Ray cluster among those that share the store, as two do during "
+        "an upgrade; default: that of Ray's session.",
     )
     lease_s: float = Field(10, gt=0, description="A replica silent for this long is forgotten.")
 
@@ -162,10 +177,20 @@ class BaseModelSettings(Section):
     engine: Literal["vllm", "echo"] = Field(
         "vllm", description="`echo` is the test engine: it repeats the prompt."
     )
-    replicas: int = Field(1, ge=1, description="How many engines.")
+    replicas: int = Field(1, ge=1, description="How many engines, at least.")
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="How many at most: more are started while those that run are nearly full, and "
+        "stopped when they are not. Default: as many as `replicas`, always.",
+    )
+    scale_at: float = Field(
+        0.7, gt=0, le=1, description="Of a replica's `max_ongoing`, what counts as nearly full."
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="Devices (or CPU workers) per engine.")
     cpus_per_replica: float = Field(1, ge=0, description="CPUs that Ray reserves per replica.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves per TP worker.")
+    node_labels: NodeLabels = Field(default_factory=dict)
     max_ongoing: int = Field(32, ge=1, description="Requests that one replica takes at a time.")
     max_queued: int = Field(
         128, ge=0, description="Requests that may wait; beyond, clients get 429."
@@ -183,6 +208,12 @@ class BaseModelSettings(Section):
         default_factory=dict, description="Environment of the replica's processes."
     )
     price: float = Field(0, ge=0, description="What it costs, in a unit of your own.")
+
+    @model_validator(mode="after")
+    def _can_scale(self):
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError("max_replicas must be at least replicas")
+        return self
 
     @model_validator(mode="after")
     def _id_is_free(self):
@@ -219,6 +250,7 @@ class RouterSettings(Section):
     )
     replicas: int = Field(1, ge=1, description="Processes that choose.")
     cpus_per_replica: float = Field(0.1, ge=0, description="CPUs that Ray reserves for each.")
+    node_labels: NodeLabels = Field(default_factory=dict)
     timeout_s: float = Field(2, gt=0, description="After this wait the fallback answers.")
     max_batch: int = Field(32, ge=1, description="Prompts embedded in one forward pass.")
     accept_rate: float = Field(

@@ -7,7 +7,19 @@ from cluster.settings import Settings, parse_settings
 
 def build(args: dict[str, Any]) -> Any:
     """Wire everything (`import_path: deployments.app:build`; `args` is the settings tree)."""
-    return wire(parse_settings(args, source="args"))
+    return wire(in_this_cluster(parse_settings(args, source="args")))
+
+
+def in_this_cluster(settings: Settings) -> Settings:
+    """The settings with the name of the Ray cluster that this process is connected to."""
+    import ray
+
+    if settings.store.cluster or not ray.is_initialized():
+        return settings
+    name = ray.get_runtime_context().get_session_name()
+    return settings.model_copy(
+        update={"store": settings.store.model_copy(update={"cluster": name})}
+    )
 
 
 def wire(settings: Settings) -> Any:

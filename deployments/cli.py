@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.errors import RoundhouseError, parse
 from cluster.settings import load_settings
-from deployments import cli_adapters, cli_router, cli_store
+from deployments import cli_adapters, cli_apply, cli_router, cli_store
 from deployments.cli_common import (
     DEFAULT_CONFIG,
     LOCAL,
@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
+cli_adapters.app.command("apply")(cli_apply.apply)
 app.add_typer(cli_adapters.app, name="adapters")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(keys_app, name="keys")

@@ -102,9 +102,9 @@ def add(
         "base_fingerprint": base_fingerprint,
     }
     body = {k: v for k, v in sent.items() if v is not None} | {"promote": promote}
-    with _bar() as progress:
+    with bar() as progress:
         if is_local and (upload if upload is not None else not _is_loopback(url)):
-            body["source"] = _upload(client, path, progress)
+            body["source"] = send_files(client, path, progress)
         else:
             body["source"] = str(path) if is_local else source
         task = progress.add_task("registering", total=None)
@@ -112,7 +112,7 @@ def add(
             "POST",
             "/v1/adapters",
             body,
-            lambda event: _show(progress, task, event),
+            lambda event: show_event(progress, task, event),
             wait=wait,
             replace=True,
         )
@@ -262,13 +262,13 @@ def rollout(
         "gate": limits if gate else False,
     }
     client = client_of(url, api_key)
-    with _bar() as progress:
+    with bar() as progress:
         task = progress.add_task(f"rolling out {name}", total=None)
         adapter = client.follow(
             "POST",
             f"/v1/adapters/{quoted(name)}/rollout",
             body,
-            lambda event: _show(progress, task, event),
+            lambda event: show_event(progress, task, event),
             wait=wait,
         )
     if as_json:
@@ -346,7 +346,7 @@ def _is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def _upload(client: Any, path: Path, progress: Progress) -> str:
+def send_files(client: Any, path: Path, progress: Progress) -> str:
     """Send a folder or an archive; returns the source to register from."""
     with _packed(path) as archive:
         task = progress.add_task(f"sending {path.name}", total=archive.stat().st_size)
@@ -376,12 +376,12 @@ def _packed(path: Path) -> Iterator[Path]:
         yield archive
 
 
-def _bar() -> Progress:
+def bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
     return Progress(*columns, console=console, transient=True)
 
 
-def _show(progress: Progress, task: Any, event: dict[str, Any]) -> None:
+def show_event(progress: Progress, task: Any, event: dict[str, Any]) -> None:
     """One event of a registration or rollout, as a line or as the bar's state."""
     match event["event"]:
         case "stored":

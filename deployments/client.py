@@ -23,6 +23,7 @@ ROUTING_HEADERS = (
 
 _PART_BYTES = 8 * 2**20
 _UPLOAD_TRIES = 5
+_POLL_S = 1.0
 
 
 class EndpointError(RoundhouseError):
@@ -36,6 +37,9 @@ class Client:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
         self._url = url
+
+    def close(self) -> None:
+        self._http.close()
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
         return self._call("GET", path, params=params)
@@ -51,6 +55,22 @@ class Client:
 
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._call("PATCH", path, json=body)
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Return when the cluster is ready; with 0 s, at once, ready or not.
+
+        Raises:
+            Unavailable: it is not within `timeout_s`; says what it waits for.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                self.get("/readyz")
+                return
+            except (EndpointError, Unavailable) as e:
+                if time.monotonic() + _POLL_S >= deadline:
+                    raise Unavailable(f"not ready within {timeout_s:.0f} s: {e.message}") from e
+            time.sleep(_POLL_S)
 
     def pages(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
         """The items of a listing, page after page."""

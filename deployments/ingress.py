@@ -36,6 +36,7 @@ from deployments.http import build_http
 from deployments.logs import configure
 from deployments.membership import Participant
 from deployments.ray_metrics import RayExport
+from deployments.ray_options import on_nodes
 from deployments.rollout_driver import RolloutDriver
 from deployments.serve_status import deployment_states
 from deployments.telemetry import Telemetry
@@ -241,7 +242,7 @@ def ingress_app(settings: Settings, router: Any, planner: Any, models: dict[str,
             name="Ingress",
             num_replicas=settings.http.ingress_replicas,
             max_ongoing_requests=4096,
-            ray_actor_options={"num_cpus": 0.1},
+            ray_actor_options={"num_cpus": 0.1} | on_nodes(settings.http.node_labels),
         )
         .bind(settings, router, planner, models)
     )

@@ -72,6 +72,9 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
             stack.enter_context(_kept_alive(server))
         progress("starting Ray")
         stack.enter_context(_ray(settings, address, temp_dir))
+        from deployments.app import in_this_cluster
+
+        settings = in_this_cluster(settings)
         sweep(settings.store)
         stack.enter_context(_serving(settings, temp_dir, progress))
         asyncio.run(_preload(settings, progress))

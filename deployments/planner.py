@@ -26,6 +26,7 @@ from deployments import metrics
 from deployments.journal import adapter_news, member_news
 from deployments.logs import configure
 from deployments.ray_metrics import RayExport
+from deployments.ray_options import on_nodes
 from deployments.telemetry import Export, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -214,6 +215,9 @@ def planner_app(settings: Settings) -> Any:
     """The deployment, bound."""
     return (
         serve.deployment(PlannerDeployment)
-        .options(name="Planner", ray_actor_options={"num_cpus": 0})
+        .options(
+            name="Planner",
+            ray_actor_options={"num_cpus": 0} | on_nodes(settings.http.node_labels),
+        )
         .bind(settings)
     )

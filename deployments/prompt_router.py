@@ -18,6 +18,7 @@ from cluster.state import Adapter, Decision, Member, Prompt
 from deployments.logs import configure
 from deployments.membership import Participant
 from deployments.ray_metrics import RayExport
+from deployments.ray_options import on_nodes
 from deployments.telemetry import Telemetry
 from router.arrow import ArrowRouter
 from router.constraints import Constraints
@@ -162,7 +163,8 @@ def prompt_router_app(settings: Settings) -> Any:
             name="PromptRouter",
             num_replicas=settings.router.replicas,
             max_ongoing_requests=settings.router.max_batch * 4,
-            ray_actor_options={"num_cpus": settings.router.cpus_per_replica},
+            ray_actor_options={"num_cpus": settings.router.cpus_per_replica}
+            | on_nodes(settings.router.node_labels),
         )
         .bind(settings)
     )

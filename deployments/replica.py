@@ -16,8 +16,8 @@ from deployments.engine import ResponseStart
 from deployments.logs import configure
 from deployments.model_server import ModelServer
 from deployments.ray_metrics import RayExport
+from deployments.ray_options import replicas_of, resources_of
 from deployments.request_router import AssignedReplicaRouter
-from deployments.vllm_plugin import IN_REPLICA
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ def replica_app(settings: Settings, model: BaseModelSettings) -> Any:
         serve.deployment(ModelReplica)
         .options(
             name=f"Model-{model.id}",
-            num_replicas=model.replicas,
             max_ongoing_requests=model.max_ongoing,
             max_queued_requests=model.max_queued,
             health_check_period_s=_HEALTH_PERIOD_S,
             health_check_timeout_s=60,
             graceful_shutdown_timeout_s=20,
             **_dispatch(settings),
-            **_resources(model),
+            **replicas_of(model),
+            **resources_of(model),
         )
         .bind(settings, model.id)
     )
@@ -84,24 +84,3 @@ def _dispatch(settings: Settings) -> dict[str, Any]:
         return {}
     path = f"{AssignedReplicaRouter.__module__}.{AssignedReplicaRouter.__qualname__}"
     return {"request_router_config": RequestRouterConfig(request_router_class=path)}
-
-
-def _resources(model: BaseModelSettings) -> dict[str, Any]:
-    """What Ray reserves for a replica.
-
-    Without GPUs, vLLM's workers are child processes of the replica's actor. With GPUs they are
-    actors, each in a bundle of one placement group on one node; the replica's own actor, which
-    needs no GPU, is in the first bundle. vLLM finds the group by itself, as the one it is in.
-    """
-    env = dict(model.env) | {IN_REPLICA: "1"}
-    actor = {"num_cpus": model.cpus_per_replica, "runtime_env": {"env_vars": env}}
-    if not model.gpus_per_worker:
-        return {"ray_actor_options": actor}
-    env["VLLM_RAY_PER_WORKER_GPUS"] = str(model.gpus_per_worker)
-    worker = {"GPU": model.gpus_per_worker}
-    first = worker | {"CPU": model.cpus_per_replica}
-    return {
-        "ray_actor_options": actor,
-        "placement_group_bundles": [first] + [worker] * (model.tensor_parallel_size - 1),
-        "placement_group_strategy": "STRICT_PACK",
-    }

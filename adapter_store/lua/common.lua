@@ -21,6 +21,11 @@ local function is_live(deadlines, member)
   return deadline and tonumber(deadline) > now_ms()
 end
 
+-- Let keys of one Ray cluster end a day after it has: the next one has a name, and keys, of its own.
+local function forget_with_cluster(...)
+  for _, key in ipairs({...}) do redis.call('PEXPIRE', key, 86400000) end
+end
+
 -- Do a change, and remember its reply for a minute: a client that lost the answer asks again with
 -- the same key, and must not do the change twice.
 local function once(key, change)

@@ -1,0 +1,129 @@
+"""The command `roundhouse adapters apply`."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+
+from cluster.errors import Conflict, RoundhouseError
+from deployments.cli_adapters import bar, send_files, show_event
+from deployments.cli_common import LOCAL, AsJson, Key, Url, client_of, console, print_json, quoted
+
+
+def apply(
+    file: Annotated[
+        Path, typer.Option("--file", "-f", help="What adapters there are to be, as YAML.")
+    ],
+    prune: Annotated[
+        bool, typer.Option(help="Remove what was applied from the file and is there no more.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show what would change, and change nothing.")] = (
+        False
+    ),
+    ready_s: Annotated[
+        float, typer.Option(min=0, help="Wait so many seconds for the endpoint to be ready.")
+    ] = 0,
+    url: Url = LOCAL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the registered adapters what a file says; what is so already is left alone."""
+    from deployments.manifest import changes, read_manifest
+
+    manifest = read_manifest(file)
+    with closing(client_of(url, api_key)) as client:
+        client.wait_until_ready(ready_s)
+        names = [summary["name"] for summary in client.pages("/v1/adapters")]
+        stored = {name: client.get(f"/v1/adapters/{quoted(name)}") for name in names}
+        found = list(changes(manifest, stored, prune=prune))
+        failed = {} if dry_run else _make(client, manifest, found)
+    if as_json:
+        shown = [c.model_dump(mode="json", exclude={"entry"}) for c in found]
+        print_json({"changes": shown, "failed": failed})
+    else:
+        _tell_applied(found, failed, len(manifest.adapters), dry_run=dry_run)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _make(client: Any, manifest: Any, found: list[Any]) -> dict[str, str]:
+    """Make each change; one that fails keeps no other from being made. Returns what failed."""
+    failed: dict[str, str] = {}
+    with bar() as progress:
+        task = progress.add_task("applying", total=None)
+        for i, change in enumerate(found, 1):
+            progress.update(task, description=f"{i} of {len(found)}: {change.name}")
+            try:
+                _make_one(client, manifest, change, progress)
+            except RoundhouseError as e:
+                failed[change.name] = e.message
+    return failed
+
+
+def _make_one(client: Any, manifest: Any, change: Any, progress: Progress) -> None:
+    from deployments.manifest import edits
+
+    path, entry = f"/v1/adapters/{quoted(change.name)}", change.entry
+    match change.kind:
+        case "delete":
+            client.delete(path)
+        case "edit":
+            client.patch(path, edits(entry, client.get(path)))
+        case _:
+            _register(client, manifest, change, progress)
+
+
+def _register(client: Any, manifest: Any, change: Any, progress: Progress) -> None:
+    """Register, roll out, and only then mark it as applied: what broke off is done again."""
+    from deployments.manifest import MARK, mark_of
+
+    entry, path = change.entry, f"/v1/adapters/{quoted(change.name)}"
+    is_rolled_out = change.kind == "version" and entry.rollout is not None
+    body = entry.model_dump(mode="json", exclude_none=True, exclude={"rollout", "metadata"})
+    if entry.is_local:
+        body["source"] = send_files(client, Path(entry.source), progress)
+    body["promote"] = not is_rolled_out
+    task = progress.add_task("registering", total=None)
+    adapter = client.follow(
+        "POST",
+        "/v1/adapters",
+        body,
+        lambda event: show_event(progress, task, event),
+        wait=True,
+        replace=True,
+    )
+    aliases = adapter["aliases"]
+    if is_rolled_out and aliases["latest"] != aliases["stable"]:
+        wanted = entry.rollout.model_dump(mode="json", exclude_none=True)
+        adapter = client.follow(
+            "POST",
+            f"{path}/rollout",
+            wanted,
+            lambda event: show_event(progress, task, event),
+            wait=True,
+        )
+    progress.remove_task(task)
+    mark = {MARK: mark_of(manifest, entry)}
+    client.patch(path, {"metadata": adapter["metadata"] | (entry.metadata or {}) | mark})
+    ended = adapter["last_rollout"]
+    if is_rolled_out and ended and ended["outcome"] == "rolled_back":
+        raise Conflict(f"{change.name}@{ended['version']} was rolled back: {ended['reason']}")
+
+
+def _tell_applied(
+    found: list[Any], failed: dict[str, str], declared: int, *, dry_run: bool
+) -> None:
+    for change in found:
+        why = f": {failed[change.name]}" if change.name in failed else ""
+        mark = "[red]failed[/] " if why else ""
+        console.print(f"{mark}{escape(f'{change}{why}')}", highlight=False)
+    unchanged = declared - sum(change.kind != "delete" for change in found)
+    made = "to make" if dry_run else "made"
+    console.print(
+        f"{len(found) - len(failed)} changes {made}, {unchanged} of {declared} adapters as they "
+        "should be" + (f", {len(failed)} failed" if failed else ""),
+        highlight=False,
+    )

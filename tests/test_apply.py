@@ -1,0 +1,214 @@
+"""`roundhouse adapters apply`: the command against the real HTTP surface and a real store."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+import yaml
+from typer.testing import CliRunner
+
+from cluster.errors import RoundhouseError
+from deployments.cli import app
+from tests.conftest import free_port
+
+pytestmark = pytest.mark.redis
+
+
+class Endpoint:
+    """The endpoint, and the command asked of it."""
+
+    def __init__(self, port: int, world) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._client = world.client
+
+    async def apply(self, file, *flags: str):
+        """Exit code and what was printed; the message when the command refused."""
+        words = ["adapters", "apply", "-f", str(file), "--url", self.url, *flags]
+        result = await asyncio.to_thread(CliRunner().invoke, app, words)
+        if isinstance(result.exception, RoundhouseError):
+            return 1, result.exception.message
+        return result.exit_code, " ".join(result.stdout.split())
+
+    async def adapters(self) -> dict[str, dict]:
+        names = [a["name"] for a in (await self._client.get("/v1/adapters")).json()["data"]]
+        return {name: (await self._client.get(f"/v1/adapters/{name}")).json() for name in names}
+
+
+@pytest.fixture
+def endpoint(make_world):
+    @asynccontextmanager
+    async def serve(**settings):
+        port = free_port()
+        async with make_world(**settings) as it:
+            config = uvicorn.Config(it.app, port=port, log_level="error", lifespan="off")
+            server = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve())
+            try:
+                while not server.started:
+                    await asyncio.sleep(0.01)
+                yield Endpoint(port, it)
+            finally:
+                server.should_exit = True
+                await serving
+
+    return serve
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Writes the file; keyword arguments are its adapters, by name."""
+
+    def write(set_: str = "default", **adapters: dict):
+        file = tmp_path / "adapters.yaml"
+        entries = [{"name": name, **fields} for name, fields in adapters.items()]
+        file.write_text(yaml.safe_dump({"set": set_, "adapters": entries}))
+        return file
+
+    return write
+
+
+async def test_what_is_declared_is_registered_and_a_second_time_left_alone(
+    endpoint, manifest, make_adapter
+):
+    cron = {"source": str(make_adapter("cron")), "tags": ["time"], "metadata": {"team": "a"}}
+    asked = [{"prompt": "hello", "expected": "hello"}]
+    sql = {"source": str(make_adapter("sql", seed=2)), "pinned": True, "evaluation": asked}
+    async with endpoint() as at:
+        file = manifest(cron=cron, sql=sql)
+        assert (await at.apply(file))[0] == 0
+        first = await at.adapters()
+        assert set(first) == {"cron", "sql"}
+        assert first["cron"]["tags"] == ["time"]
+        assert first["cron"]["metadata"]["team"] == "a"
+        assert first["sql"]["pinned"] is True
+        code, said = await at.apply(file)
+        assert (code, said) == (0, "0 changes made, 2 of 2 adapters as they should be")
+        assert await at.adapters() == first
+
+
+async def test_an_edit_in_the_file_or_by_hand_is_brought_in_line_without_a_new_version(
+    endpoint, manifest, make_adapter
+):
+    source = str(make_adapter("cron"))
+    async with endpoint() as at:
+        await at.apply(manifest(cron={"source": source, "description": "one"}))
+        await at._client.patch("/v1/adapters/cron", json={"description": "by hand"})
+        wanted = manifest(cron={"source": source, "description": "two"})
+        assert "~ cron: description" in (await at.apply(wanted))[1]
+        cron = (await at.adapters())["cron"]
+        assert cron["description"] == "two"
+        assert len(cron["versions"]) == 1
+
+
+async def test_other_weights_are_a_new_version_by_the_rollout_that_the_file_asks_for(
+    endpoint, manifest, make_adapter
+):
+    rollout = {"percent": [50], "gate": False}
+    async with endpoint() as at:
+        await at.apply(manifest(cron={"source": str(make_adapter("cron"))}))
+        changed = {"source": str(make_adapter("cron", seed=2)), "rollout": rollout}
+        code, said = await at.apply(manifest(cron=changed))
+        assert code == 0, said
+        assert "~ cron: a version from" in said
+        cron = (await at.adapters())["cron"]
+        assert cron["aliases"] == {"latest": 2, "stable": 1}
+        assert cron["rollout"]["percents"] == [50]
+        # It holds its share until somebody decides; applying again does not begin anew.
+        assert "0 changes made" in (await at.apply(manifest(cron=changed)))[1]
+
+
+async def test_a_rollback_is_not_undone_by_the_next_apply(endpoint, manifest, make_adapter):
+    async with endpoint() as at:
+        await at.apply(manifest(cron={"source": str(make_adapter("cron"))}))
+        second = manifest(cron={"source": str(make_adapter("cron", seed=2))})
+        await at.apply(second)
+        await at._client.post("/v1/adapters/cron/rollback", json={})
+        await at.apply(second)
+        assert (await at.adapters())["cron"]["aliases"]["stable"] == 1
+
+
+async def test_a_dry_run_tells_the_difference_and_makes_none(endpoint, manifest, make_adapter):
+    kept = {"source": str(make_adapter("kept"))}
+    async with endpoint() as at:
+        await at.apply(manifest(kept=kept, gone={"source": str(make_adapter("gone", seed=2))}))
+        before = await at.adapters()
+        new = {"source": str(make_adapter("new", seed=3))}
+        flags = ("--dry-run", "--prune")
+        code, said = await at.apply(manifest(kept=kept | {"tags": ["x"]}, new=new), *flags)
+        assert code == 0
+        assert "~ kept: tags" in said
+        assert "+ new: from" in said
+        assert "- gone" in said
+        assert "3 changes to make" in said
+        assert await at.adapters() == before
+
+
+async def test_pruning_removes_what_the_set_no_longer_has_and_nothing_else(
+    endpoint, manifest, make_adapter
+):
+    async with endpoint() as at:
+        by_hand = {"source": str(make_adapter("by-hand", seed=5)), "name": "by-hand"}
+        assert (await at._client.post("/v1/adapters", json=by_hand)).status_code == 201
+        others = {"source": str(make_adapter("others", seed=4))}
+        await at.apply(manifest("team-b", others=others))
+        one = {"source": str(make_adapter("one"))}
+        two = {"source": str(make_adapter("two", seed=2))}
+        await at.apply(manifest(one=one, two=two))
+        await at.apply(manifest(one=one))
+        assert set(await at.adapters()) == {"by-hand", "others", "one", "two"}
+        code, said = await at.apply(manifest(one=one), "--prune")
+        assert (code, "- two" in said) == (0, True)
+        assert set(await at.adapters()) == {"by-hand", "others", "one"}
+
+
+async def test_one_that_is_refused_keeps_no_other_out_and_is_told(endpoint, manifest, make_adapter):
+    bad = {"source": str(make_adapter("bad", seed=2)), "sha256": "0" * 64}
+    async with endpoint() as at:
+        file = manifest(bad=bad, good={"source": str(make_adapter("good"))})
+        code, said = await at.apply(file)
+        assert code == 1
+        assert "failed ~ bad" in said or "failed + bad" in said
+        assert "sha256" in said
+        assert set(await at.adapters()) == {"good"}
+        # What failed is tried again, and told again.
+        assert (await at.apply(file))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "field"),
+    [
+        ([{"name": "cron", "source": "s3://b/k", "tag": "x"}], "adapters.0.tag"),
+        ([{"name": "cron"}], "adapters.0.source"),
+        ([{"name": "Cron!", "source": "s3://b/k"}], "adapters.0.name"),
+        ([{"name": "a", "source": "s3://b/k", "tags": [""]}], "adapters.0.tags.0"),
+        ([{"name": "a", "source": "s3://b/k"}] * 2, "named twice"),
+        ([{"name": "a", "source": "no/such/folder"}], "does not exist"),
+        ([{"name": "a", "source": "s3://b/k", "promote": False}], "adapters.0.promote"),
+        ({"a": 1}, "adapters"),
+    ],
+)
+async def test_a_wrong_file_changes_nothing_and_names_the_field(tmp_path, endpoint, entries, field):
+    file = tmp_path / "adapters.yaml"
+    file.write_text(yaml.safe_dump({"adapters": entries}))
+    async with endpoint() as at:
+        code, said = await at.apply(file)
+        assert code == 1
+        assert field in said
+        assert await at.adapters() == {}
+
+
+async def test_it_waits_for_the_endpoint_and_says_when_it_waited_too_long(tmp_path, manifest):
+    nobody = Endpoint(free_port(), type("World", (), {"client": None}))
+    code, said = await nobody.apply(manifest(), "--ready-s", "1.5")
+    assert code == 1
+    assert "not ready within 2 s" in said or "not ready within 1 s" in said
+
+
+async def test_json_is_for_scripts(endpoint, manifest, make_adapter):
+    async with endpoint() as at:
+        file = manifest(cron={"source": str(make_adapter("cron"))})
+        _, said = await at.apply(file, "--dry-run", "--json")
+        (change,) = json.loads(said)["changes"]
+        assert (change["kind"], change["name"]) == ("register", "cron")
