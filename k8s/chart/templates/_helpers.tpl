@@ -1,0 +1,245 @@
+{{/* A RayService's name has at most 47 characters, and begins with a letter. */}}
+{{- define "roundhouse.name" -}}
+{{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "roundhouse.selector" -}}
+app.kubernetes.io/name: roundhouse
+app.kubernetes.io/instance: {{ include "roundhouse.name" . }}
+{{- end -}}
+
+{{- define "roundhouse.labels" -}}
+{{ include "roundhouse.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "roundhouse.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default (printf "%s-cuda" .Chart.AppVersion) }}
+{{- end -}}
+
+{{- define "roundhouse.endpoint" -}}
+http://{{ include "roundhouse.name" . }}-serve-svc.{{ .Release.Namespace }}.svc:8000
+{{- end -}}
+
+{{/* The pod security standard "restricted". */}}
+{{- define "roundhouse.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "roundhouse.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "roundhouse.resources" -}}
+requests:
+  cpu: {{ .cpu | quote }}
+  memory: {{ .memory | quote }}
+limits:
+  memory: {{ .memory | quote }}
+{{- end -}}
+
+{{/* The settings, with the places that this chart mounts. */}}
+{{- define "roundhouse.settings" -}}
+{{- $bytes := mul .Values.nodeCache.gib 1073741824 -}}
+{{- $cache := dict "path" "/var/cache/roundhouse/adapters" "max_bytes" $bytes -}}
+{{- $ours := dict "store" (dict "data_dir" "/var/lib/roundhouse") "node_cache" $cache -}}
+{{- toYaml (mergeOverwrite $ours (deepCopy .Values.settings)) -}}
+{{- end -}}
+
+{{/* What Ray Serve is told; the settings are those of `roundhouse up`. */}}
+{{- define "roundhouse.serveConfig" -}}
+{{- $http := dig "http" (dict) .Values.settings -}}
+proxy_location: EveryNode
+http_options:
+  host: 0.0.0.0
+  port: 8000
+  request_timeout_s: {{ dig "request_timeout_s" 600 $http }}
+logging_config:
+  log_level: WARNING
+  enable_access_log: false
+applications:
+  - name: roundhouse
+    route_prefix: /
+    import_path: deployments.app:build
+    args:
+      {{- include "roundhouse.settings" . | nindent 6 }}
+{{- end -}}
+
+{{/* Where the store is; a Secret's URL wins, then the included server. */}}
+{{- define "roundhouse.storeEnv" -}}
+{{- if .Values.store.urlSecret.name }}
+- name: ROUNDHOUSE_STORE__URL
+  valueFrom: {secretKeyRef: {{ toJson .Values.store.urlSecret }}}
+{{- else if .Values.redis.enabled }}
+{{- with .Values.redis.passwordSecret }}
+{{- if .name }}
+- name: ROUNDHOUSE_STORE_PASSWORD
+  valueFrom: {secretKeyRef: {{ toJson . }}}
+{{- end }}
+{{- end }}
+- name: ROUNDHOUSE_STORE__URL
+  value: redis://{{ if .Values.redis.passwordSecret.name }}:$(ROUNDHOUSE_STORE_PASSWORD)@{{ end }}{{ include "roundhouse.name" . }}-redis:6379/0
+{{- end }}
+{{- with .Values.secrets.authKeys }}
+{{- if .name }}
+- name: ROUNDHOUSE_AUTH__KEYS
+  valueFrom: {secretKeyRef: {{ toJson . }}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "roundhouse.hubEnv" -}}
+- {name: HF_HOME, value: /models/hub}
+{{- if .Values.models.readOnly }}
+- {name: HF_HUB_OFFLINE, value: "1"}
+{{- end }}
+{{- with .Values.secrets.hfToken }}
+{{- if .name }}
+- name: HF_TOKEN
+  valueFrom: {secretKeyRef: {{ toJson . }}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "roundhouse.rayEnv" -}}
+{{ include "roundhouse.storeEnv" . | trim }}
+{{ include "roundhouse.hubEnv" . }}
+# Deployments call each other from process to process, by the caller's own event loop.
+- {name: RAY_SERVE_USE_GRPC_BY_DEFAULT, value: "1"}
+- {name: RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP, value: "0"}
+- {name: RAY_worker_niceness, value: "0"}
+- {name: RAY_USAGE_STATS_ENABLED, value: "0"}
+- {name: VLLM_NO_USAGE_STATS, value: "1"}
+# On SIGTERM the node drains: replicas move, requests end, then it goes.
+- {name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: {{ .Values.drainSeconds | quote }}}
+{{- range $name, $value := .Values.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end -}}
+
+{{- define "roundhouse.envFrom" -}}
+{{- range .Values.secrets.environment }}
+- secretRef: {name: {{ . }}}
+{{- end }}
+{{- end -}}
+
+{{- define "roundhouse.volumes" -}}
+- name: data
+  {{- if .Values.data.enabled }}
+  persistentVolumeClaim:
+    claimName: {{ .Values.data.existingClaim | default (printf "%s-data" (include "roundhouse.name" .)) }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+- name: models
+  {{- if .Values.models.existingClaim }}
+  persistentVolumeClaim:
+    claimName: {{ .Values.models.existingClaim }}
+    readOnly: {{ .Values.models.readOnly }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end -}}
+
+{{- define "roundhouse.mounts" -}}
+- {name: data, mountPath: /var/lib/roundhouse}
+- {name: models, mountPath: /models{{ if .Values.models.readOnly }}, readOnly: true{{ end }}}
+{{- end -}}
+
+{{/* What the pods of jobs have in common. Takes {root, command (list), mounts, volumes}. */}}
+{{- define "roundhouse.jobPod" -}}
+{{- $root := .root -}}
+restartPolicy: Never
+serviceAccountName: {{ include "roundhouse.name" $root }}
+automountServiceAccountToken: false
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+securityContext:
+  {{- include "roundhouse.podSecurity" 1000 | nindent 2 }}
+containers:
+  - name: roundhouse
+    image: {{ include "roundhouse.image" $root }}
+    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    command: {{ toJson .command }}
+    env:
+      - {name: ROUNDHOUSE_URL, value: {{ include "roundhouse.endpoint" $root | quote }}}
+      - {name: ROUNDHOUSE_CONFIG, value: /etc/roundhouse/roundhouse.yaml}
+      {{- with $root.Values.secrets.adminKey }}
+      {{- if .name }}
+      - name: ROUNDHOUSE_API_KEY
+        valueFrom: {secretKeyRef: {{ toJson . }}}
+      {{- end }}
+      {{- end }}
+      {{- include "roundhouse.storeEnv" $root | nindent 6 }}
+    {{- with include "roundhouse.envFrom" $root | trim }}
+    envFrom:
+      {{- . | nindent 6 }}
+    {{- end }}
+    resources:
+      {{- include "roundhouse.resources" (dict "cpu" "250m" "memory" "1Gi") | nindent 6 }}
+    securityContext:
+      {{- include "roundhouse.containerSecurity" $root | nindent 6 }}
+    volumeMounts:
+      - {name: config, mountPath: /etc/roundhouse, readOnly: true}
+      {{- range .mounts }}
+      - {{ toJson . }}
+      {{- end }}
+volumes:
+  - name: config
+    configMap: {name: {{ include "roundhouse.name" $root }}}
+  {{- range .volumes }}
+  - {{ toJson . }}
+  {{- end }}
+{{- end -}}
+
+{{- define "roundhouse.podSpec" -}}
+terminationGracePeriodSeconds: {{ add .root.Values.drainSeconds 30 }}
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .group.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .group.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- include "roundhouse.podSecurity" 1000 | nindent 2 }}
+{{- end -}}
+{{- define "roundhouse.container" -}}
+image: {{ include "roundhouse.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+env:
+  {{- include "roundhouse.rayEnv" .root | nindent 2 }}
+{{- with include "roundhouse.envFrom" .root | trim }}
+envFrom:
+  {{- . | nindent 2 }}
+{{- end }}
+resources:
+  requests:
+    cpu: {{ .group.resources.cpu | quote }}
+    memory: {{ .group.resources.memory | quote }}
+  limits:
+    memory: {{ .group.resources.memory | quote }}
+    {{- if .group.gpus }}
+    {{ .group.gpuResource }}: {{ .group.gpus }}
+    {{- end }}
+securityContext:
+  {{- include "roundhouse.containerSecurity" .root | nindent 2 }}
+{{- end -}}

@@ -1,0 +1,391 @@
+"""What `k8s/` renders, held against the schemas, the operator's rules, and our own builder."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import promql_parser
+import pytest
+import yaml
+from cloudcoil.models.prometheus_operator import v1 as prometheus
+from cloudcoil.models.prometheus_operator import v1alpha1 as prometheus_alpha
+from ray.serve.schema import ServeDeploySchema
+
+from cluster.settings import load_settings
+from deployments.app import build
+from deployments.manifest import read_manifest
+from k8s import generate
+from k8s.tools import ToolFailed, helm, kubectl
+from tests.crd import CRD, ray_service_schema
+
+KUBERNETES = "1.37"
+ROOT = Path(__file__).parents[1]
+# Values beside the overlays: name -> (presets, values set on top as Helm's --set-json takes them).
+MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    **{name: (presets, ()) for name, presets in generate.OVERLAYS.items()},
+    "a password": (
+        ("cpu-demo",),
+        ('redis.passwordSecret={"name":"s","key":"k"}', 'image.pullSecrets=["registry"]'),
+    ),
+    "an external store": (
+        ("cpu-demo",),
+        ('store.urlSecret={"name":"s","key":"url"}', 'gcs.redisAddress="redis:6379"'),
+    ),
+    "no fault tolerance": (("cpu-demo",), ("gcs.faultTolerance=false", "redis.enabled=true")),
+    "no autoscaler": (("gpu",), ("autoscaling.enabled=false",)),
+    "claims that exist": (
+        ("gpu",),
+        (
+            'data.existingClaim="adapters"',
+            'models={"existingClaim":"models","readOnly":true}',
+            'backup={"enabled":true,"existingClaim":"backups"}',
+        ),
+    ),
+    "object storage": (
+        ("gpu",),
+        (
+            "data.enabled=false",
+            'settings.store.blobs="s3://bucket/adapters"',
+            'secrets.environment=["objects"]',
+            "backup.enabled=true",
+        ),
+    ),
+    "a gateway": (
+        ("gpu",),
+        ('gateway={"enabled":true,"name":"public","namespace":"gateways"}',),
+    ),
+    "few clients": (
+        ("gpu",),
+        ('networkPolicy.clients=[{"podSelector":{"matchLabels":{"app":"chat"}}}]',),
+    ),
+    "no policies": (("gpu",), ("networkPolicy.enabled=false",)),
+    "other nodes": (
+        ("gpu",),
+        (
+            'head={"nodeSelector":{"pool":"cpu"},"tolerations":[{"operator":"Exists"}]}',
+            'workerDefaults.nodeSelector={"pool":"gpu"}',
+            'env={"NCCL_DEBUG":"WARN"}',
+        ),
+    ),
+    "pruned adapters": (("cpu-demo",), ("adapters.prune=true",)),
+    "a long name": (("cpu-demo",), (f'nameOverride="{"roundhouse-" * 6}"',)),
+}
+
+
+@cache
+def manifests(case: str) -> list[dict[str, Any]]:
+    presets, sets = MATRIX[case]
+    text = generate.rendered(*map(generate.preset_file, presets), sets=sets)
+    return [doc for doc in yaml.safe_load_all(text) if doc]
+
+
+def of_kind(case: str, kind: str) -> list[dict[str, Any]]:
+    return [doc for doc in manifests(case) if doc["kind"] == kind]
+
+
+def ray_service(case: str) -> dict[str, Any]:
+    (found,) = of_kind(case, "RayService")
+    return found
+
+
+def ray_groups(case: str) -> list[dict[str, Any]]:
+    cluster = ray_service(case)["spec"]["rayClusterConfig"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def pods(case: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every pod template, by what it is for."""
+    found = [(g.get("groupName", "head"), g["template"]) for g in ray_groups(case)]
+    for doc in manifests(case):
+        match doc["kind"]:
+            case "StatefulSet" | "Job":
+                found.append((doc["metadata"]["name"], doc["spec"]["template"]))
+            case "CronJob":
+                job = doc["spec"]["jobTemplate"]["spec"]
+                found.append((doc["metadata"]["name"], job["template"]))
+    return found
+
+
+def variables(template: dict[str, Any]) -> dict[str, Any]:
+    return {e["name"]: e for c in template["spec"]["containers"] for e in c.get("env", ())}
+
+
+every_case = pytest.mark.parametrize("case", MATRIX)
+
+
+@every_case
+def test_every_manifest_is_valid_strictly(case):
+    foreign = {
+        "PodMonitor": prometheus.PodMonitor,
+        "PrometheusRule": prometheus.PrometheusRule,
+        "ScrapeConfig": prometheus_alpha.ScrapeConfig,
+    }
+    for doc in manifests(case):
+        if doc["kind"] in foreign:
+            foreign[doc["kind"]].model_validate(doc)
+        elif doc["kind"] not in ("RayService", "HTTPRoute"):
+            kubernetes_validate.validate(doc, KUBERNETES, strict=True)
+
+
+@pytest.mark.skipif(not CRD.exists(), reason="the CRD is not beside the project")
+@every_case
+def test_the_ray_service_is_valid_strictly(case):
+    jsonschema.Draft202012Validator(ray_service_schema()).validate(ray_service(case))
+
+
+@pytest.mark.skipif(not CRD.exists(), reason="the CRD is not beside the project")
+def test_the_strict_schema_would_see_a_typing_error():
+    doc = json.loads(json.dumps(ray_service("gpu")))
+    doc["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParam"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="rayStartParam"):
+        jsonschema.Draft202012Validator(ray_service_schema()).validate(doc)
+
+
+@every_case
+def test_the_operators_own_rules_are_kept(case):
+    doc = ray_service(case)
+    spec, cluster = doc["spec"], doc["spec"]["rayClusterConfig"]
+    assert re.fullmatch(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", doc["metadata"]["name"])
+    strategy = spec["upgradeStrategy"]
+    if strategy["type"] == "NewClusterWithIncrementalUpgrade":
+        options = strategy["clusterUpgradeOptions"]
+        assert cluster["enableInTreeAutoscaling"]
+        assert options["gatewayClassName"]
+        assert options["stepSizePercent"] <= options["maxSurgePercent"]
+        assert options["intervalSeconds"] > 0
+    for group in ray_groups(case):
+        template = group["template"]
+        names = {c["name"] for c in template["spec"]["containers"]}
+        assert template["spec"]["containers"][0]["name"] in ("ray-head", "ray-worker"), names
+        if "gcsFaultToleranceOptions" in cluster:
+            assert not {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS"} & variables(template).keys()
+            assert "redis-password" not in group["rayStartParams"]
+        if cluster["enableInTreeAutoscaling"]:
+            assert template["spec"].get("restartPolicy", "Never") == "Never"
+            assert cluster["autoscalerOptions"]["version"] == "v2"
+        container = template["spec"]["containers"][0]
+        assert {"livenessProbe", "readinessProbe"}.isdisjoint(container), "the operator's own"
+        ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+        assert (ports["serve"], ports["metrics"]) == (8000, 8080)
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@every_case
+def test_pods_are_restricted_and_ask_the_api_nothing(case):
+    for name, template in pods(case):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        is_scaling_head = name == "head" and case != "no autoscaler"
+        assert spec.get("automountServiceAccountToken") is (None if is_scaling_head else False)
+        for container in spec["containers"]:
+            inner = container["securityContext"]
+            assert inner["allowPrivilegeEscalation"] is False
+            assert inner["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+@every_case
+def test_selectors_match_labels_that_pods_carry(case):
+    carried = [template["metadata"]["labels"] for _, template in pods(case)]
+    # The operator's own job that clears Ray's state, and its labels.
+    carried.append({"ray.io/node-type": "redis-cleanup"})
+    selectors = []
+    for doc in manifests(case):
+        spec = doc.get("spec", {})
+        match doc["kind"]:
+            case "PodDisruptionBudget" | "PodMonitor" | "StatefulSet":
+                selectors.append(spec["selector"])
+            case "Service":
+                selectors.append({"matchLabels": spec["selector"]})
+            case "NetworkPolicy":
+                selectors.append(spec["podSelector"])
+                peers = [p for rule in spec["ingress"] for p in rule.get("from", ())]
+                ours = [p["podSelector"] for p in peers if "podSelector" in p]
+                selectors += [s for s in ours if s["matchLabels"] != {"app": "chat"}]
+    for group in ray_groups(case):
+        constraints = group["template"]["spec"].get("topologySpreadConstraints", ())
+        selectors += [c["labelSelector"] for c in constraints]
+    assert selectors
+    for selector in selectors:
+        assert any(_selects(selector, labels) for labels in carried), selector
+
+
+def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", ())
+    )
+
+
+@every_case
+def test_what_pods_mount_and_read_is_there_or_a_named_secret(case):
+    made = {(doc["kind"], doc["metadata"]["name"]) for doc in manifests(case)}
+    for _, template in pods(case):
+        spec = template["spec"]
+        declared = {v["name"] for v in spec.get("volumes", ())} | {"data"}
+        for container in spec["containers"]:
+            assert {m["name"] for m in container["volumeMounts"]} <= declared
+        for volume in spec.get("volumes", ()):
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in made
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            is_given = claim in ("adapters", "models", "backups")
+            assert claim is None or is_given or ("PersistentVolumeClaim", claim) in made
+        if "serviceAccountName" in spec:
+            assert ("ServiceAccount", spec["serviceAccountName"]) in made
+
+
+@every_case
+def test_no_secret_is_written_down(case):
+    for _, template in pods(case):
+        for name, variable in variables(template).items():
+            if re.search("PASSWORD|TOKEN|KEY", name):
+                assert "value" not in variable, name
+        (url,) = [v for n, v in variables(template).items() if n == "ROUNDHOUSE_STORE__URL"] or [{}]
+        assert not re.search(r":[^$/@]+@", url.get("value", ""))
+
+
+@every_case
+def test_ray_serve_gets_settings_that_our_builder_takes(case, monkeypatch, tmp_path):
+    """The same call that Ray Serve makes, with the variables that the pods have."""
+    monkeypatch.setenv("ROUNDHOUSE_STORE__URL", "redis://redis:6379/0")
+    monkeypatch.setenv("ROUNDHOUSE_CACHE", str(tmp_path))
+    if "ROUNDHOUSE_AUTH__KEYS" in variables(ray_groups(case)[0]["template"]):
+        key = {"name": "ops", "sha256": "0" * 64, "scope": "admin"}
+        monkeypatch.setenv("ROUNDHOUSE_AUTH__KEYS", json.dumps([key]))
+    config = ServeDeploySchema.model_validate(
+        yaml.safe_load(ray_service(case)["spec"]["serveConfigV2"])
+    )
+    (application,) = config.applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    assert build(application.args) is not None
+    # Jobs read the same tree from a file.
+    (settings,) = [
+        doc["data"]["roundhouse.yaml"]
+        for doc in of_kind(case, "ConfigMap")
+        if "roundhouse.yaml" in doc["data"]
+    ]
+    file = tmp_path / "roundhouse.yaml"
+    file.write_text(settings)
+    assert yaml.safe_load(settings) == application.args
+    assert load_settings(file).node_cache.max_bytes < 2**30 * _cache_gib(case)
+
+
+def _cache_gib(case: str) -> int:
+    workers = ray_groups(case)[1:]
+    volumes = [v for g in workers for v in g["template"]["spec"]["volumes"]]
+    (limit,) = {v["emptyDir"]["sizeLimit"] for v in volumes if v["name"] == "node-cache"}
+    return int(limit.removesuffix("Gi"))
+
+
+@every_case
+def test_workers_have_what_the_settings_ask_of_nodes(case):
+    """Labels, GPUs and room for every replica, or it would wait for ever."""
+    settings = yaml.safe_load(ray_service(case)["spec"]["serveConfigV2"])["applications"][0]["args"]
+    groups = {g["labels"]["roundhouse/group"]: g for g in ray_groups(case)[1:]}
+    for part in (settings.get("http", {}), settings.get("router", {})):
+        assert part.get("node_labels", {}).get("roundhouse/group", "cpu") in groups
+    for model in settings["models"]:
+        group = groups[model.get("node_labels", {}).get("roundhouse/group", "cpu")]
+        (container,) = group["template"]["spec"]["containers"]
+        there = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+        needed = model.get("tensor_parallel_size", 1) * model.get("gpus_per_worker", 0)
+        assert needed <= there
+        assert model["cpus_per_replica"] <= float(container["resources"]["requests"]["cpu"])
+        if needed:
+            most = model.get("max_replicas", model["replicas"])
+            assert most * needed <= there * group["maxReplicas"]
+
+
+@every_case
+def test_a_pod_has_time_to_drain(case):
+    for group in ray_groups(case):
+        spec = group["template"]["spec"]
+        drain = variables(group["template"])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]["value"]
+        assert float(drain) < spec["terminationGracePeriodSeconds"]
+
+
+def test_the_adapters_of_the_demo_are_those_of_the_image(tmp_path):
+    (config,) = of_kind("cpu-demo", "ConfigMap")
+    text = config["data"]["adapters.yaml"].replace("/opt/roundhouse", str(ROOT))
+    (tmp_path / "adapters.yaml").write_text(text)
+    declared = {entry.name for entry in read_manifest(tmp_path / "adapters.yaml").adapters}
+    assert declared == {folder.name for folder in (ROOT / "examples/adapters").iterdir()}
+
+
+def test_another_manifest_is_another_job():
+    names = {
+        case: of_kind(case, "Job")[0]["metadata"]["name"]
+        for case in ("cpu-demo", "pruned adapters")
+    }
+    assert len(set(names.values())) == 2
+
+
+def test_alerts_parse_as_the_chart_ships_them():
+    (rule,) = of_kind("gpu", "PrometheusRule")
+    rules = [r for group in rule["spec"]["groups"] for r in group["rules"]]
+    assert rules
+    for rule in rules:
+        promql_parser.parse(rule["expr"])
+    dashboards = [d for d in of_kind("gpu", "ConfigMap") if "roundhouse.json" in d["data"]]
+    assert json.loads(dashboards[0]["data"]["roundhouse.json"])["title"]
+
+
+@pytest.mark.parametrize("overlay", generate.OVERLAYS)
+def test_kubectl_takes_the_overlay(overlay):
+    """`kubectl apply -k` begins so; every object is in the namespace, which comes first."""
+    text = kubectl("kustomize", str(ROOT / "k8s" / "overlays" / overlay))
+    docs = [doc for doc in yaml.safe_load_all(text) if doc]
+    assert docs[0]["kind"] == "Namespace"
+    assert {doc["metadata"].get("namespace") for doc in docs[1:]} == {"roundhouse"}
+    assert {d["kind"] for d in docs[1:]} == {d["kind"] for d in manifests(overlay)}
+
+
+@pytest.mark.parametrize("path", [*generate.chart_files(), *generate.overlay_files()])
+def test_what_is_generated_is_up_to_date(path):
+    made = generate.chart_files() | generate.overlay_files()
+    assert (ROOT / "docs" / path).read_text() == made[path], "run `make docs`"
+
+
+def test_helm_finds_nothing_to_say():
+    said = helm(
+        "lint", "--strict", str(generate.CHART), "--values", str(generate.preset_file("gpu"))
+    )
+    assert "0 chart(s) failed" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("settings.modles=[]", "modles"),
+        ("settings.models=[]", "models"),
+        ('settings.models=[{"id":"m","path":"p","replicas":0}]', "replicas"),
+        ('settings.preload=["x"]', "preload"),
+        ('settings.store.url="redis://x"', "url"),
+        ("workers=[]", "workers"),
+        ('workers=[{"name":"GPU"}]', "name"),
+        ('workers=[{"name":"cpu","gpu":1}]', "gpu"),
+        ('redis.storage="8 GB"', "storage"),
+        ("nodeCache.gib=0", "gib"),
+        ('upgrade.strategy="Recreate"', "strategy"),
+        ('upgrade.strategy="NewClusterWithIncrementalUpgrade"', "upgrade.gatewayClassName"),
+        ("redis.enabled=false", "gcs.redisAddress"),
+        ("gateway.enabled=true", "gateway.name"),
+        ('drainSeconds="soon"', "drainSeconds"),
+        ("tlsSecret=1", "tlsSecret"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(wrong, said):
+    with pytest.raises(ToolFailed) as refused:
+        generate.rendered(generate.preset_file("cpu-demo"), sets=(wrong,))
+    assert said in str(refused.value)
+
+
+def test_without_a_preset_it_says_what_is_missing():
+    with pytest.raises(ToolFailed, match="models"):
+        generate.rendered()
