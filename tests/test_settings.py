@@ -21,7 +21,7 @@ def test_a_minimal_tree_has_defaults_for_all_else():
         ({"modles": []}, "modles: no such setting"),
         ({"http": {"prot": 1}}, "http.prot: no such setting"),
         ({"http": {"port": 99999}}, "http.port"),
-        ({"models": []}, "at least one base model"),
+        ({"models": []}, "models: Tuple should have at least 1 item"),
         ({"models": [{"id": "m"}]}, "models.0.path: is required"),
         ({"models": [{"id": "auto", "path": "x"}]}, "'auto' is reserved"),
         ({"models": [{"id": "a/b", "path": "x"}]}, "models.0.id"),
