@@ -13,7 +13,11 @@ import pytest
 import yaml
 from cloudcoil.models.prometheus_operator import v1 as prometheus
 from cloudcoil.models.prometheus_operator import v1alpha1 as prometheus_alpha
+from ray.serve.schema import ServeDeploySchema
 
+from cluster.settings import load_settings
+from deployments.app import build
+from deployments.manifest import read_manifest
 from k8s import generate
 from k8s.tools import ToolFailed, helm, kubectl
 from tests.crd import CRD, ray_service_schema
@@ -155,7 +159,164 @@ def test_the_operators_own_rules_are_kept(case):
         assert options["intervalSeconds"] > 0
     for group in ray_groups(case):
         template = group["template"]
-        (one,), (other,) = (of_kind(case, "Job") for case in ("cpu-demo", "pruned adapters"))
+        names = {c["name"] for c in template["spec"]["containers"]}
+        assert template["spec"]["containers"][0]["name"] in ("ray-head", "ray-worker"), names
+        if "gcsFaultToleranceOptions" in cluster:
+            assert not {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS"} & variables(template).keys()
+            assert "redis-password" not in group["rayStartParams"]
+        if cluster["enableInTreeAutoscaling"]:
+            assert template["spec"].get("restartPolicy", "Never") == "Never"
+            assert cluster["autoscalerOptions"]["version"] == "v2"
+        container = template["spec"]["containers"][0]
+        assert {"livenessProbe", "readinessProbe"}.isdisjoint(container), "the operator's own"
+        ports = {p["name"]: p["containerPort"] for p in container["ports"]}
+        assert (ports["serve"], ports["metrics"]) == (8000, 8080)
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@every_case
+def test_pods_are_restricted_and_ask_the_api_nothing(case):
+    for name, template in pods(case):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        is_scaling_head = name == "head" and case != "no autoscaler"
+        assert spec.get("automountServiceAccountToken") is (None if is_scaling_head else False)
+        for container in spec["containers"]:
+            inner = container["securityContext"]
+            assert inner["allowPrivilegeEscalation"] is False
+            assert inner["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+
+
+@every_case
+def test_selectors_match_labels_that_pods_carry(case):
+    carried = [template["metadata"]["labels"] for _, template in pods(case)]
+    # The operator's own job that clears Ray's state, and its labels.
+    carried.append({"ray.io/node-type": "redis-cleanup"})
+    selectors = []
+    for doc in manifests(case):
+        spec = doc.get("spec", {})
+        match doc["kind"]:
+            case "PodDisruptionBudget" | "PodMonitor" | "StatefulSet":
+                selectors.append(spec["selector"])
+            case "Service":
+                selectors.append({"matchLabels": spec["selector"]})
+            case "NetworkPolicy":
+                selectors.append(spec["podSelector"])
+                peers = [p for rule in spec["ingress"] for p in rule.get("from", ())]
+                ours = [p["podSelector"] for p in peers if "podSelector" in p]
+                selectors += [s for s in ours if s["matchLabels"] != {"app": "chat"}]
+    for group in ray_groups(case):
+        constraints = group["template"]["spec"].get("topologySpreadConstraints", ())
+        selectors += [c["labelSelector"] for c in constraints]
+    assert selectors
+    for selector in selectors:
+        assert any(_selects(selector, labels) for labels in carried), selector
+
+
+def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        labels.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", ())
+    )
+
+
+@every_case
+def test_what_pods_mount_and_read_is_there_or_a_named_secret(case):
+    made = {(doc["kind"], doc["metadata"]["name"]) for doc in manifests(case)}
+    for _, template in pods(case):
+        spec = template["spec"]
+        declared = {v["name"] for v in spec.get("volumes", ())} | {"data"}
+        for container in spec["containers"]:
+            assert {m["name"] for m in container["volumeMounts"]} <= declared
+        for volume in spec.get("volumes", ()):
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in made
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            is_given = claim in ("adapters", "models", "backups")
+            assert claim is None or is_given or ("PersistentVolumeClaim", claim) in made
+        if "serviceAccountName" in spec:
+            assert ("ServiceAccount", spec["serviceAccountName"]) in made
+
+
+@every_case
+def test_no_secret_is_written_down(case):
+    for _, template in pods(case):
+        for name, variable in variables(template).items():
+            if re.search("PASSWORD|TOKEN|KEY", name):
+                assert "value" not in variable, name
+        (url,) = [v for n, v in variables(template).items() if n == "ROUNDHOUSE_STORE__URL"] or [{}]
+        assert not re.search(r":[^$/@]+@", url.get("value", ""))
+
+
+@every_case
+def test_ray_serve_gets_settings_that_our_builder_takes(case, monkeypatch, tmp_path):
+    """The same call that Ray Serve makes, with the variables that the pods have."""
+    monkeypatch.setenv("ROUNDHOUSE_STORE__URL", "redis://redis:6379/0")
+    monkeypatch.setenv("ROUNDHOUSE_CACHE", str(tmp_path))
+    if "ROUNDHOUSE_AUTH__KEYS" in variables(ray_groups(case)[0]["template"]):
+        key = {"name": "ops", "sha256": "0" * 64, "scope": "admin"}
+        monkeypatch.setenv("ROUNDHOUSE_AUTH__KEYS", json.dumps([key]))
+    config = ServeDeploySchema.model_validate(
+        yaml.safe_load(ray_service(case)["spec"]["serveConfigV2"])
+    )
+    (application,) = config.applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    assert build(application.args) is not None
+    # Jobs read the same tree from a file.
+    data = [doc["data"] for doc in of_kind(case, "ConfigMap")]
+    (settings,) = [files["roundhouse.yaml"] for files in data if "roundhouse.yaml" in files]
+    file = tmp_path / "roundhouse.yaml"
+    file.write_text(settings)
+    assert yaml.safe_load(settings) == application.args
+    assert load_settings(file).node_cache.max_bytes < 2**30 * _cache_gib(case)
+
+
+def _cache_gib(case: str) -> int:
+    workers = ray_groups(case)[1:]
+    volumes = [v for g in workers for v in g["template"]["spec"]["volumes"]]
+    (limit,) = {v["emptyDir"]["sizeLimit"] for v in volumes if v["name"] == "node-cache"}
+    return int(limit.removesuffix("Gi"))
+
+
+@every_case
+def test_workers_have_what_the_settings_ask_of_nodes(case):
+    """Labels, GPUs and room for every replica, or it would wait for ever."""
+    settings = yaml.safe_load(ray_service(case)["spec"]["serveConfigV2"])["applications"][0]["args"]
+    groups = {g["labels"]["roundhouse/group"]: g for g in ray_groups(case)[1:]}
+    for part in (settings.get("http", {}), settings.get("router", {})):
+        assert part.get("node_labels", {}).get("roundhouse/group", "cpu") in groups
+    for model in settings["models"]:
+        group = groups[model.get("node_labels", {}).get("roundhouse/group", "cpu")]
+        (container,) = group["template"]["spec"]["containers"]
+        there = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+        needed = model.get("tensor_parallel_size", 1) * model.get("gpus_per_worker", 0)
+        assert needed <= there
+        assert model["cpus_per_replica"] <= float(container["resources"]["requests"]["cpu"])
+        if needed:
+            most = model.get("max_replicas", model["replicas"])
+            assert most * needed <= there * group["maxReplicas"]
+
+
+@every_case
+def test_a_pod_has_time_to_drain(case):
+    for group in ray_groups(case):
+        spec = group["template"]["spec"]
+        drain = variables(group["template"])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]["value"]
+        assert float(drain) < spec["terminationGracePeriodSeconds"]
+
+
+def test_the_adapters_of_the_demo_are_those_of_the_image(tmp_path):
+    (config,) = of_kind("cpu-demo", "ConfigMap")
+    text = config["data"]["adapters.yaml"].replace("/opt/roundhouse", str(ROOT))
+    (tmp_path / "adapters.yaml").write_text(text)
+    declared = {entry.name for entry in read_manifest(tmp_path / "adapters.yaml").adapters}
+    assert declared == {folder.name for folder in (ROOT / "examples/adapters").iterdir()}
+
+
+def test_another_manifest_is_another_job():
+    (one,), (other,) = (of_kind(case, "Job") for case in ("cpu-demo", "pruned adapters"))
     assert one["metadata"]["name"] != other["metadata"]["name"]
 
 
