@@ -1,0 +1,167 @@
+"""A Ray cluster of several nodes on this machine, each with an address and processes of its own.
+
+They are started as the operator starts them in pods: `ray start --block`, with a token, the head
+without CPUs; the application comes through the head's dashboard, as the rendered chart has it.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from tests.chart import ray_groups, ray_service, variables
+from tests.conftest import COMMAND, free_port, wait_until
+
+RAY = COMMAND.with_name("ray")
+APP = "roundhouse"
+_OBJECT_STORE_BYTES = 100 * 2**20
+
+
+class Node:
+    """One node: `ray start --block` and all below it."""
+
+    def __init__(self, ip: str, words: list[str], environment: dict[str, str]) -> None:
+        self.ip = ip
+        command = [RAY, "start", "--block", "--node-ip-address", ip, *words]
+        command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
+        command += ["--dashboard-agent-listen-port", str(free_port())]
+        # As bash runs it in a pod: the process that gets the pod's SIGTERM is Ray's.
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def drain(self) -> None:
+        """What a pod is told when it is to go."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def lose_power(self) -> None:
+        """End every process at once, without a farewell."""
+        with suppress(psutil.NoSuchProcess):
+            mother = psutil.Process(self.process.pid)
+            for process in [*mother.children(recursive=True), mother]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.wait(30)
+
+
+class RayNodes:
+    """A head and its workers."""
+
+    def __init__(self, case: str, network: int, folder: Path) -> None:
+        """`case` is one of the chart's renderings; `network` tells clusters apart."""
+        self._case = case
+        self._network = network
+        self._folder = folder
+        self._temp = Path(tempfile.mkdtemp(prefix="rh-"))
+        self._gcs, self._dashboard, self.port = free_port(), free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        token = "t" * 40
+        # The pods' own variables, those aside that Kubernetes fills in.
+        pod = variables(ray_groups(case)[0]["template"])
+        given = {name: v["value"] for name, v in pod.items() if "value" in v}
+        given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        given.pop("ROUNDHOUSE_STORE__URL")
+        self._environment = {**os.environ, **given, "HF_HOME": str(folder / "hub")}
+        self._http = httpx.Client(
+            base_url=f"http://{self._ip(1)}:{self._dashboard}",
+            headers={"authorization": f"Bearer {token}"},
+            timeout=60,
+        )
+        self.nodes: list[Node] = []
+
+    def start(self, workers: int) -> None:
+        head = ["--head", "--port", str(self._gcs), "--num-cpus", "0"]
+        head += ["--dashboard-host", self._ip(1), "--dashboard-port", str(self._dashboard)]
+        head += ["--temp-dir", str(self._temp)]
+        self.nodes.append(Node(self._ip(1), head, self._environment))
+        wait_until(self._answers, 60)
+        for _ in range(workers):
+            self.join()
+
+    def join(self) -> Node:
+        """One more worker, of the first group of the chart."""
+        words = ["--address", f"{self._ip(1)}:{self._gcs}", "--num-cpus", "3"]
+        words += ["--labels", "roundhouse/group=cpu"]
+        node = Node(self._ip(len(self.nodes) + 1), words, self._environment)
+        self.nodes.append(node)
+        wait_until(lambda: node.ip in self._alive(), 60)
+        return node
+
+    def deploy(self, settings: dict[str, Any]) -> None:
+        """Hand the chart's `serveConfigV2` to Ray, as the operator does.
+
+        The nodes share this machine's ports, so one proxy stands for the Kubernetes Service.
+
+        Args:
+            settings: put over those of the chart.
+        """
+        config = yaml.safe_load(ray_service(self._case)["spec"]["serveConfigV2"])
+        config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        config["proxy_location"] = "HeadOnly"
+        (application,) = config["applications"]
+        application["args"] |= settings
+        answer = self._http.put("/api/serve/applications/", json=config)
+        assert answer.status_code == 200, answer.text
+
+    def replicas(self, deployment: str) -> dict[str, str]:
+        """Address of the node by replica, of those that run."""
+        found = self._application()["deployments"].get(deployment, {})
+        return {
+            r["replica_id"]: r["node_ip"]
+            for r in found.get("replicas", ())
+            if r["state"] == "RUNNING"
+        }
+
+    def wait_until_ready(self, timeout_s: float = 90) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._is_ready():
+            assert time.monotonic() < deadline, self._application()
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            node.lose_power()
+        self._http.close()
+        shutil.rmtree(self._temp, ignore_errors=True)
+
+    def _alive(self) -> set[str]:
+        found = self._http.get("/nodes", params={"view": "summary"}).json()["data"]["summary"]
+        return {n["raylet"]["nodeManagerAddress"] for n in found if n["raylet"]["state"] == "ALIVE"}
+
+    def _application(self) -> dict[str, Any]:
+        """As Serve describes it."""
+        return self._http.get("/api/serve/applications/").json()["applications"][APP]
+
+    def _ip(self, number: int) -> str:
+        return f"127.0.{self._network}.{number}"
+
+    def _answers(self) -> bool:
+        assert self.nodes[0].process.poll() is None, "the head did not start"
+        with suppress(httpx.TransportError):
+            return self._http.get("/api/version").status_code == 200
+        return False
+
+    def _is_ready(self) -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        return False
+
+
+@contextmanager
+def ray_nodes(case: str, network: int, folder: Path, workers: int) -> Iterator[RayNodes]:
+    it = RayNodes(case, network, folder)
+    try:
+        it.start(workers)
+        yield it
+    finally:
+        it.stop()

@@ -1,0 +1,213 @@
+"""Several Ray nodes, the chart's application on them, and what happens when a node goes."""
+
+import json
+import subprocess
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import yaml
+
+from adapter_store.embedded import embedded_server
+from tests.conftest import COMMAND, wait_until
+from tests.ray_nodes import RayNodes, ray_nodes
+from tests.test_serve import chat
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+CASE = "cpu-demo"
+NAMES = ("cron", "sql", "git")
+MODEL = {
+    "id": "echo",
+    "path": "none",
+    "engine": "echo",
+    "replicas": 2,
+    "cpus_per_replica": 1,
+    "node_labels": {"roundhouse/group": "cpu"},
+    "lora": {"slots": 2, "host_entries": 4, "max_rank": 8},
+    "engine_args": {"token_s": 0.02},
+}
+DEPLOYMENT = "Model-echo"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("nodes")
+
+
+@pytest.fixture(scope="module")
+def settings(folder):
+    """What every cluster of these tests is given: the same store, the same files."""
+    with embedded_server(folder / "store") as server:
+        store = {"url": server.url, "data_dir": str(folder / "data"), "lease_s": 2}
+        yield {
+            "models": [MODEL],
+            "http": {"ingress_replicas": 2},
+            "router": {"replicas": 2},
+            "store": store,
+            "node_cache": {"path": str(folder / "node")},
+        }
+
+
+@pytest.fixture(scope="module")
+def cluster(folder, settings):
+    with ray_nodes(CASE, 1, folder, workers=2) as it:
+        it.deploy(settings)
+        it.wait_until_ready()
+        yield it
+
+
+@pytest.fixture
+def adapters(cluster, make_adapter, tmp_path):
+    """Three adapters, applied from a file as the chart's job does it."""
+    entries = [
+        {"name": name, "source": str(make_adapter(name, seed=i))} for i, name in enumerate(NAMES)
+    ]
+    file = tmp_path / "adapters.yaml"
+    file.write_text(yaml.safe_dump({"adapters": entries}))
+    apply(cluster, file)
+    return file
+
+
+def apply(cluster: RayNodes, file) -> None:
+    words = ["adapters", "apply", "-f", file, "--ready-s", "60", "--url", cluster.url]
+    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def members(cluster: RayNodes) -> list[dict]:
+    found = httpx.get(f"{cluster.url}/v1/cluster").json()["members"]
+    return [member for member in found if member["kind"] == "replica"]
+
+
+class Load:
+    """Requests all the time, and what came back."""
+
+    def __init__(self, cluster: RayNodes) -> None:
+        self.statuses: Counter[int | str] = Counter()
+        self.wrong: list[str] = []
+        self._url = cluster.url
+        self._ended = threading.Event()
+        self.threads = [threading.Thread(target=self._ask, args=(n,)) for n in NAMES * 2]
+
+    def _ask(self, name: str) -> None:
+        while not self._ended.wait(0.02):
+            try:
+                # A connection each, as the many clients behind a load balancer have.
+                body = chat("one two three", name)
+                answer = httpx.post(f"{self._url}/v1/chat/completions", json=body, timeout=30)
+            except httpx.TransportError as e:
+                self.statuses[type(e).__name__] += 1
+                continue
+            self.statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                self.wrong.append(answer.text[:300])
+            elif answer.headers["x-roundhouse-adapter"] != name:
+                self.wrong.append(f"{name} asked for, {answer.headers}")
+
+
+@contextmanager
+def load(cluster: RayNodes):
+    it = Load(cluster)
+    for thread in it.threads:
+        thread.start()
+    try:
+        yield it
+    finally:
+        it._ended.set()
+        for thread in it.threads:
+            thread.join()
+
+
+def test_replicas_are_on_different_nodes_and_answer(cluster, adapters):
+    on = cluster.replicas(DEPLOYMENT)
+    assert len(set(on.values())) == 2, "one per node"
+    assert cluster.nodes[0].ip not in on.values(), "the head serves nothing"
+    assert {m["node"] for m in members(cluster)} == set(on.values())
+    with load(cluster) as asked:
+        time.sleep(3)
+    assert set(asked.statuses) == {200}, asked.wrong[:3]
+    assert not asked.wrong
+
+
+def test_a_node_that_drains_hands_over_and_no_request_fails(cluster, adapters):
+    before = cluster.replicas(DEPLOYMENT)
+    cluster.join()
+    leaving = next(n for n in cluster.nodes if n.ip == sorted(before.values())[0])
+    with load(cluster) as asked:
+        time.sleep(2)
+        leaving.drain()
+        wait_until(lambda: leaving.process.poll() is not None, 90)
+        wait_until(lambda: len(cluster.replicas(DEPLOYMENT)) == 2, 60)
+        # The replacement holds adapters, too: those asked for were loaded there.
+        wait_until(lambda: all(m["residency"]["slots"] for m in members(cluster)), 30)
+        time.sleep(2)
+    assert leaving.ip not in cluster.replicas(DEPLOYMENT).values()
+    assert set(asked.statuses) == {200}, (asked.statuses, asked.wrong[:3])
+    assert not asked.wrong
+
+
+def test_a_node_that_dies_under_load_is_replaced(cluster, adapters):
+    before = cluster.replicas(DEPLOYMENT)
+    dying = next(n for n in cluster.nodes if n.ip == sorted(before.values())[0])
+    with load(cluster) as asked:
+        time.sleep(2)
+        dying.lose_power()
+        wait_until(lambda: _others(cluster, dying) == 2, 90)
+        cluster.wait_until_ready()
+        broken = Counter(asked.statuses)
+        time.sleep(5)
+        healed = asked.statuses - broken
+    print(json.dumps({"while it healed": broken, "after": healed}))
+    assert healed[200] > 20
+    assert set(healed) == {200}, asked.wrong[-3:]
+    # No more is lost than what was under way, of each client one.
+    assert broken.total() - broken[200] <= len(asked.threads), asked.wrong
+
+
+def _others(cluster: RayNodes, node) -> int:
+    return sum(ip != node.ip for ip in cluster.replicas(DEPLOYMENT).values())
+
+
+def test_two_clusters_on_one_store_serve_the_same_adapters_and_keep_apart(
+    cluster, adapters, folder, settings, make_adapter
+):
+    """What an upgrade is: the new cluster comes up beside the old one, which then goes."""
+    with ray_nodes(CASE, 2, folder, workers=1) as new:
+        new.deploy(settings | {"http": {}, "router": {}, "models": [MODEL | {"replicas": 1}]})
+        new.wait_until_ready()
+        old_ids = {m["id"] for m in members(cluster)}
+        new_ids = {m["id"] for m in members(new)}
+        assert (len(old_ids), len(new_ids)) == (2, 1)
+        assert not old_ids & new_ids
+        with load(cluster) as asked, load(new) as asked_too:
+            time.sleep(3)
+            # What is changed through one is answered by the other.
+            source = {"source": str(make_adapter("cron", seed=7)), "name": "cron"}
+            wait = {"params": {"replace": True, "wait": True}, "timeout": 30}
+            added = httpx.post(f"{new.url}/v1/adapters", json=source, **wait)
+            assert added.status_code == 201, added.text
+
+            def version(at: RayNodes) -> str:
+                body = chat("one", "cron")
+                answer = httpx.post(f"{at.url}/v1/chat/completions", json=body, timeout=30)
+                return answer.headers["x-roundhouse-version"]
+
+            wait_until(lambda: version(cluster) == version(new) == "2", 10)
+        assert set(asked.statuses | asked_too.statuses) == {200}, asked.wrong + asked_too.wrong
+
+
+def test_changed_settings_apply_in_place_and_replicas_grow_with_the_load(
+    cluster, adapters, settings
+):
+    cluster.join()
+    before = set(cluster.replicas(DEPLOYMENT))
+    grows = MODEL | {"max_replicas": 3, "scale_at": 0.02}
+    with load(cluster) as asked:
+        cluster.deploy(settings | {"models": [grows]})
+        wait_until(lambda: len(set(cluster.replicas(DEPLOYMENT)) - before) == 3, 120)
+        wait_until(lambda: len(members(cluster)) == 3, 30)
+    assert set(asked.statuses) == {200}, (asked.statuses, asked.wrong[:3])
