@@ -217,7 +217,12 @@ class Values(Part):
         [], min_length=1, description="Groups of pods; each has a name, and what differs from:"
     )
     workerDefaults: WorkerDefaults = WorkerDefaults()
-    initializingTimeout: str = Field("1800s", description="How long loading the models may take.")
+    initializingTimeout: Annotated[str, StringConstraints(pattern=r"^([0-9]+(s|m|h))+$")] = Field(
+        "30m", description="How long loading the models may take."
+    )
+    rayToken: bool = Field(
+        True, description="Ray's own ports ask for a token, which the operator makes."
+    )
     drainSeconds: int = Field(
         120, ge=10, description="How long a pod that is ended may wait for its replacement."
     )

@@ -1,20 +1,23 @@
-"""The RayService CRD as a JSON schema that refuses what the API server would drop or refuse."""
+"""The RayService CRD as a check that refuses what the API server would drop or refuse."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonschema import Draft202012Validator
 
 CRD = Path(__file__).parents[2] / "shared" / "data" / "kuberay" / "ray.io_rayservices.yaml"
 
 
-def ray_service_schema() -> dict[str, Any]:
+@cache
+def ray_service_validator() -> Draft202012Validator:
     versions = yaml.safe_load(CRD.read_text())["spec"]["versions"]
     (schema,) = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1"]
     metadata = schema["properties"].pop("metadata")
     strict = _strict(schema)
     strict["properties"]["metadata"] = metadata
-    return strict
+    return Draft202012Validator(strict)
 
 
 def _strict(node: Any) -> Any:

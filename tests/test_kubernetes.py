@@ -20,7 +20,7 @@ from deployments.manifest import read_manifest
 from k8s import generate
 from k8s.tools import ToolFailed, helm, kubectl
 from tests.chart import MATRIX, manifests, of_kind, pods, ray_groups, ray_service, variables
-from tests.crd import CRD, ray_service_schema
+from tests.crd import CRD, ray_service_validator
 
 KUBERNETES = "1.37"
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_every_manifest_is_valid_strictly(case):
 @pytest.mark.skipif(not CRD.exists(), reason="the CRD is not beside the project")
 @every_case
 def test_the_ray_service_is_valid_strictly(case):
-    jsonschema.Draft202012Validator(ray_service_schema()).validate(ray_service(case))
+    ray_service_validator().validate(ray_service(case))
 
 
 @pytest.mark.skipif(not CRD.exists(), reason="the CRD is not beside the project")
@@ -52,7 +52,7 @@ def test_the_strict_schema_would_see_a_typing_error():
     doc = json.loads(json.dumps(ray_service("gpu")))
     doc["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParam"] = {}
     with pytest.raises(jsonschema.ValidationError, match="rayStartParam"):
-        jsonschema.Draft202012Validator(ray_service_schema()).validate(doc)
+        ray_service_validator().validate(doc)
 
 
 @every_case
@@ -60,6 +60,11 @@ def test_the_operators_own_rules_are_kept(case):
     doc = ray_service(case)
     spec, cluster = doc["spec"], doc["spec"]["rayClusterConfig"]
     assert re.fullmatch(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", doc["metadata"]["name"])
+    assert re.fullmatch(
+        r"(\d+[smh])+", doc["metadata"]["annotations"]["ray.io/initializing-timeout"]
+    )
+    assert "enableK8sTokenAuth" not in cluster["authOptions"]
+    assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52), "tokens need it"
     strategy = spec["upgradeStrategy"]
     if strategy["type"] == "NewClusterWithIncrementalUpgrade":
         options = strategy["clusterUpgradeOptions"]

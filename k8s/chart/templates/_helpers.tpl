@@ -109,6 +109,9 @@ applications:
 {{- end -}}
 
 {{- define "roundhouse.rayEnv" -}}
+# For the command line, in a shell of any pod.
+- {name: ROUNDHOUSE_URL, value: {{ include "roundhouse.endpoint" . | quote }}}
+- {name: ROUNDHOUSE_CONFIG, value: /etc/roundhouse/roundhouse.yaml}
 {{ include "roundhouse.storeEnv" . | trim }}
 {{ include "roundhouse.hubEnv" . }}
 # Deployments call each other from process to process, by the caller's own event loop.
@@ -131,6 +134,8 @@ applications:
 {{- end -}}
 
 {{- define "roundhouse.volumes" -}}
+- name: config
+  configMap: {name: {{ include "roundhouse.name" . }}}
 - name: data
   {{- if .Values.data.enabled }}
   persistentVolumeClaim:
@@ -149,6 +154,7 @@ applications:
 {{- end -}}
 
 {{- define "roundhouse.mounts" -}}
+- {name: config, mountPath: /etc/roundhouse, readOnly: true}
 - {name: data, mountPath: /var/lib/roundhouse}
 - {name: models, mountPath: /models{{ if .Values.models.readOnly }}, readOnly: true{{ end }}}
 {{- end -}}
