@@ -81,17 +81,23 @@ def _register(client: Any, manifest: Any, change: Any, progress: Progress) -> No
     from deployments.manifest import MARK, mark_of
 
     entry, path = change.entry, f"/v1/adapters/{quoted(change.name)}"
-    is_rolled_out = change.kind == "version" and entry.rollout is not None
+    is_rolled_out = change.kind != "register" and entry.rollout is not None
     body = entry.model_dump(mode="json", exclude_none=True, exclude={"rollout", "metadata"})
     if entry.is_local:
         body["source"] = send_files(client, Path(entry.source), progress)
     body["promote"] = not is_rolled_out
     task = progress.add_task("registering", total=None)
+
+    def tell(event: dict[str, Any]) -> None:
+        # A line per replica is for one adapter, not for hundreds.
+        if event["event"] != "replica":
+            show_event(progress, task, event)
+
     adapter = client.follow(
         "POST",
         "/v1/adapters",
         body,
-        lambda event: show_event(progress, task, event),
+        tell,
         wait=True,
         replace=True,
     )
@@ -102,7 +108,7 @@ def _register(client: Any, manifest: Any, change: Any, progress: Progress) -> No
             "POST",
             f"{path}/rollout",
             wanted,
-            lambda event: show_event(progress, task, event),
+            tell,
             wait=True,
         )
     progress.remove_task(task)
@@ -121,9 +127,10 @@ def _tell_applied(
         mark = "[red]failed[/] " if why else ""
         console.print(f"{mark}{escape(f'{change}{why}')}", highlight=False)
     unchanged = declared - sum(change.kind != "delete" for change in found)
+    changed = len(found) - len(failed)
     made = "to make" if dry_run else "made"
     console.print(
-        f"{len(found) - len(failed)} changes {made}, {unchanged} of {declared} adapters as they "
-        "should be" + (f", {len(failed)} failed" if failed else ""),
+        f"{changed} change{'s' * (changed != 1)} {made}, {unchanged} of {declared} adapters as "
+        "they should be" + (f", {len(failed)} failed" if failed else ""),
         highlight=False,
     )

@@ -77,7 +77,7 @@ class Change(Value):
         fields: of the card, that differ.
     """
 
-    kind: Literal["register", "version", "edit", "delete"]
+    kind: Literal["register", "adopt", "version", "edit", "delete"]
     name: str
     entry: Entry | None = None
     fields: tuple[str, ...] = ()
@@ -86,6 +86,8 @@ class Change(Value):
         match self.kind:
             case "register":
                 return f"+ {self.name}: from {self.entry.source}"
+            case "adopt":
+                return f"~ {self.name}: is not yet of this set"
             case "version":
                 return f"~ {self.name}: a version from {self.entry.source}"
             case "edit":
@@ -128,15 +130,14 @@ def changes(
             yield Change(kind="register", name=entry.name, entry=entry)
             continue
         if adapter["metadata"].get(MARK) != mark_of(manifest, entry):
-            yield Change(kind="version", name=entry.name, entry=entry)
+            kind = "version" if _is_of(manifest, adapter) else "adopt"
+            yield Change(kind=kind, name=entry.name, entry=entry)
         elif fields := tuple(edits(entry, adapter)):
             yield Change(kind="edit", name=entry.name, entry=entry, fields=fields)
     if prune:
         declared = {entry.name for entry in manifest.adapters}
         for name, adapter in stored.items():
-            applied = adapter["metadata"].get(MARK)
-            is_ours = isinstance(applied, dict) and applied.get("set") == manifest.set
-            if is_ours and name not in declared:
+            if _is_of(manifest, adapter) and name not in declared:
                 yield Change(kind="delete", name=name)
 
 
@@ -150,6 +151,11 @@ def edits(entry: Entry, adapter: dict[str, Any]) -> dict[str, Any]:
     if entry.metadata is not None and not entry.metadata.items() <= adapter["metadata"].items():
         wanted["metadata"] = adapter["metadata"] | entry.metadata
     return {field: value for field, value in wanted.items() if adapter[field] != value}
+
+
+def _is_of(manifest: Manifest, adapter: dict[str, Any]) -> bool:
+    mark = adapter["metadata"].get(MARK)
+    return isinstance(mark, dict) and mark.get("set") == manifest.set
 
 
 def _placed(entry: Entry, folder: Path) -> Entry:
