@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -30,15 +31,15 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 class Node:
     """One node: `ray start --block` and all below it."""
 
-    def __init__(self, ip: str, words: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, ip: str, words: list[str], environment: dict[str, str], log: Path) -> None:
         self.ip = ip
+        self.log = log
         command = [RAY, "start", "--block", "--node-ip-address", ip, *words]
         command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
         command += ["--dashboard-agent-listen-port", str(free_port())]
         # As bash runs it in a pod: the process that gets the pod's SIGTERM is Ray's.
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
 
     def drain(self) -> None:
         """What a pod is told when it is to go."""
@@ -57,9 +58,20 @@ class Node:
 class RayNodes:
     """A head and its workers."""
 
-    def __init__(self, case: str, network: int, folder: Path) -> None:
-        """`case` is one of the chart's renderings; `network` tells clusters apart."""
+    def __init__(
+        self, case: str, network: int, folder: Path, *, redis_url: str, proxies: str
+    ) -> None:
+        """
+        Args:
+            case: one of the chart's renderings.
+            network: tells the addresses of clusters apart.
+            redis_url: where Ray keeps its own state.
+            proxies: Serve's `proxy_location`. The nodes share this machine's ports: `HeadOnly` has
+                one proxy stand for the Kubernetes Service; with `EveryNode` a connection goes to
+                any of them.
+        """
         self._case = case
+        self._proxies = proxies
         self._network = network
         self._folder = folder
         self._temp = Path(tempfile.mkdtemp(prefix="rh-"))
@@ -70,6 +82,14 @@ class RayNodes:
         pod = variables(ray_groups(case)[0]["template"])
         given = {name: v["value"] for name, v in pod.items() if "value" in v}
         given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        # As the operator sets them from `gcsFaultToleranceOptions`.
+        redis = urlsplit(redis_url)
+        self._password = redis.password or ""
+        given |= {
+            "RAY_REDIS_ADDRESS": f"{redis.hostname}:{redis.port}",
+            "RAY_external_storage_namespace": f"cluster-{network}",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+        }
         given.pop("ROUNDHOUSE_STORE__URL")
         self._environment = {**os.environ, **given, "HF_HOME": str(folder / "hub")}
         self._http = httpx.Client(
@@ -80,19 +100,23 @@ class RayNodes:
         self.nodes: list[Node] = []
 
     def start(self, workers: int) -> None:
-        head = ["--head", "--port", str(self._gcs), "--num-cpus", "0"]
-        head += ["--dashboard-host", self._ip(1), "--dashboard-port", str(self._dashboard)]
-        head += ["--temp-dir", str(self._temp)]
-        self.nodes.append(Node(self._ip(1), head, self._environment))
+        self.nodes.append(self._head())
         wait_until(self._answers, 60)
         for _ in range(workers):
             self.join()
+
+    def restart_head(self) -> None:
+        """Another head in the place of the one that has gone."""
+        # A new pod does not know that there was one at its address.
+        (self._temp / "ray_current_cluster").unlink()
+        self.nodes[0] = self._head()
+        wait_until(self._answers, 60)
 
     def join(self) -> Node:
         """One more worker, of the first group of the chart."""
         words = ["--address", f"{self._ip(1)}:{self._gcs}", "--num-cpus", "3"]
         words += ["--labels", "roundhouse/group=cpu"]
-        node = Node(self._ip(len(self.nodes) + 1), words, self._environment)
+        node = self._node(len(self.nodes) + 1, words)
         self.nodes.append(node)
         wait_until(lambda: node.ip in self._alive(), 60)
         return node
@@ -100,14 +124,12 @@ class RayNodes:
     def deploy(self, settings: dict[str, Any]) -> None:
         """Hand the chart's `serveConfigV2` to Ray, as the operator does.
 
-        The nodes share this machine's ports, so one proxy stands for the Kubernetes Service.
-
         Args:
             settings: put over those of the chart.
         """
         config = yaml.safe_load(ray_service(self._case)["spec"]["serveConfigV2"])
         config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
-        config["proxy_location"] = "HeadOnly"
+        config["proxy_location"] = self._proxies
         (application,) = config["applications"]
         application["args"] |= settings
         answer = self._http.put("/api/serve/applications/", json=config)
@@ -142,11 +164,22 @@ class RayNodes:
         """As Serve describes it."""
         return self._http.get("/api/serve/applications/").json()["applications"][APP]
 
+    def _head(self) -> Node:
+        words = ["--head", "--port", str(self._gcs), "--num-cpus", "0"]
+        words += ["--dashboard-host", self._ip(1), "--dashboard-port", str(self._dashboard)]
+        words += ["--temp-dir", str(self._temp), "--redis-password", self._password]
+        return self._node(1, words)
+
+    def _node(self, number: int, words: list[str]) -> Node:
+        ip = self._ip(number)
+        return Node(ip, words, self._environment, self._folder / f"{ip}.log")
+
     def _ip(self, number: int) -> str:
         return f"127.0.{self._network}.{number}"
 
     def _answers(self) -> bool:
-        assert self.nodes[0].process.poll() is None, "the head did not start"
+        head = self.nodes[0]
+        assert head.process.poll() is None, head.log.read_text()[-4000:]
         with suppress(httpx.TransportError):
             return self._http.get("/api/version").status_code == 200
         return False
@@ -158,8 +191,10 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(case: str, network: int, folder: Path, workers: int) -> Iterator[RayNodes]:
-    it = RayNodes(case, network, folder)
+def ray_nodes(
+    case: str, network: int, folder: Path, *, workers: int, redis_url: str, proxies: str
+) -> Iterator[RayNodes]:
+    it = RayNodes(case, network, folder, redis_url=redis_url, proxies=proxies)
     try:
         it.start(workers)
         yield it

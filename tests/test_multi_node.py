@@ -54,8 +54,19 @@ def settings(folder):
 
 @pytest.fixture(scope="module")
 def cluster(folder, settings):
-    with ray_nodes(CASE, 1, folder, workers=2) as it:
+    url = settings["store"]["url"]
+    with ray_nodes(CASE, 1, folder, workers=2, redis_url=url, proxies="HeadOnly") as it:
         it.deploy(settings)
+        it.wait_until_ready()
+        yield it
+
+
+@pytest.fixture(scope="module")
+def newer(folder, settings):
+    """A second cluster on the same store, as an upgrade makes one."""
+    url = settings["store"]["url"]
+    with ray_nodes(CASE, 2, folder, workers=1, redis_url=url, proxies="EveryNode") as it:
+        it.deploy(settings | {"http": {}, "router": {}, "models": [MODEL | {"replicas": 1}]})
         it.wait_until_ready()
         yield it
 
@@ -172,34 +183,6 @@ def _others(cluster: RayNodes, node) -> int:
     return sum(ip != node.ip for ip in cluster.replicas(DEPLOYMENT).values())
 
 
-def test_two_clusters_on_one_store_serve_the_same_adapters_and_keep_apart(
-    cluster, adapters, folder, settings, make_adapter
-):
-    """What an upgrade is: the new cluster comes up beside the old one, which then goes."""
-    with ray_nodes(CASE, 2, folder, workers=1) as new:
-        new.deploy(settings | {"http": {}, "router": {}, "models": [MODEL | {"replicas": 1}]})
-        new.wait_until_ready()
-        old_ids = {m["id"] for m in members(cluster)}
-        new_ids = {m["id"] for m in members(new)}
-        assert (len(old_ids), len(new_ids)) == (2, 1)
-        assert not old_ids & new_ids
-        with load(cluster) as asked, load(new) as asked_too:
-            time.sleep(3)
-            # What is changed through one is answered by the other.
-            source = {"source": str(make_adapter("cron", seed=7)), "name": "cron"}
-            wait = {"params": {"replace": True, "wait": True}, "timeout": 30}
-            added = httpx.post(f"{new.url}/v1/adapters", json=source, **wait)
-            assert added.status_code == 201, added.text
-
-            def version(at: RayNodes) -> str:
-                body = chat("one", "cron")
-                answer = httpx.post(f"{at.url}/v1/chat/completions", json=body, timeout=30)
-                return answer.headers["x-roundhouse-version"]
-
-            wait_until(lambda: version(cluster) == version(new) == "2", 10)
-        assert set(asked.statuses | asked_too.statuses) == {200}, asked.wrong + asked_too.wrong
-
-
 def test_changed_settings_apply_in_place_and_replicas_grow_with_the_load(
     cluster, adapters, settings
 ):
@@ -211,3 +194,47 @@ def test_changed_settings_apply_in_place_and_replicas_grow_with_the_load(
         wait_until(lambda: len(set(cluster.replicas(DEPLOYMENT)) - before) == 3, 120)
         wait_until(lambda: len(members(cluster)) == 3, 30)
     assert set(asked.statuses) == {200}, (asked.statuses, asked.wrong[:3])
+
+
+def test_two_clusters_on_one_store_serve_the_same_adapters_and_keep_apart(
+    cluster, newer, adapters, make_adapter
+):
+    """What an upgrade is: the new cluster comes up beside the old one."""
+    old_ids, new_ids = ({m["id"] for m in members(at)} for at in (cluster, newer))
+    assert old_ids and new_ids and not old_ids & new_ids
+    with load(cluster) as asked, load(newer) as asked_too:
+        time.sleep(3)
+        # What is changed through one is answered by the other.
+        source = {"source": str(make_adapter("cron", seed=7)), "name": "cron"}
+        wait = {"params": {"replace": True, "wait": True}, "timeout": 30}
+        added = httpx.post(f"{newer.url}/v1/adapters", json=source, **wait)
+        assert added.status_code == 201, added.text
+        wanted = str(added.json()["aliases"]["stable"])
+        wait_until(lambda: version_of_cron(cluster) == version_of_cron(newer) == wanted, 10)
+    assert set(asked.statuses | asked_too.statuses) == {200}, asked.wrong + asked_too.wrong
+
+
+def version_of_cron(at: RayNodes) -> str:
+    answer = httpx.post(f"{at.url}/v1/chat/completions", json=chat("one", "cron"), timeout=30)
+    return answer.headers["x-roundhouse-version"]
+
+
+def test_the_head_dies_and_requests_go_on_until_it_is_replaced(newer, adapters):
+    """Ray's own state is in Redis; the old cluster stays beside, as it would."""
+    before = newer.replicas(DEPLOYMENT)
+    with load(newer) as asked:
+        time.sleep(1)
+        newer.nodes[0].lose_power()
+        time.sleep(1)  # connections that the head's own proxy had
+        broken = Counter(asked.statuses)
+        time.sleep(5)
+        without = asked.statuses - broken
+        assert set(without) == {200}, (without, asked.wrong[-3:])
+        newer.restart_head()
+        wait_until(lambda: newer.replicas(DEPLOYMENT) == before, 60)
+        healed = Counter(asked.statuses)
+        time.sleep(3)
+        after = asked.statuses - healed
+    print(json.dumps({"at first": broken, "without a head": without, "after": after}))
+    assert set(after) == {200}, asked.wrong[-3:]
+    assert {m["id"] for m in members(newer)} == {r for r in before}
