@@ -6,6 +6,8 @@ import tarfile
 import time
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from adapter_store.backup import back_up, restore
 from adapter_store.collector import collect
@@ -16,6 +18,7 @@ from cluster import rollouts
 from cluster.errors import Conflict, InvalidRequest, Unavailable
 from cluster.settings import StoreSettings
 from cluster.state import Gate
+from deployments.cli import app
 from tests.conftest import ECHO_FACTS
 
 pytestmark = pytest.mark.redis
@@ -226,3 +229,22 @@ async def test_a_name_that_came_meanwhile_is_kept(store, registrar, make_adapter
     adapter = await store.get("cron")
     with pytest.raises(Conflict, match="exists"):
         await store.restore(adapter, {v.digest: "r" for v in adapter.versions.values()})
+
+
+def test_dated_backups_are_kept_as_many_as_wanted(redis_url, tmp_path):
+    """What the CronJob of the chart runs, night after night."""
+    config = tmp_path / "roundhouse.yaml"
+    model = {"id": "echo", "path": "none", "engine": "echo"}
+    store = {"url": redis_url, "namespace": f"dated-{time.time_ns()}", "data_dir": str(tmp_path)}
+    config.write_text(yaml.safe_dump({"models": [model], "store": store}))
+    others = [tmp_path / "backup.tar", tmp_path / "backup-by-hand.tar"]
+    nights = [tmp_path / f"backup-202611{day}T031700Z.tar" for day in (20, 21, 22)]
+    for file in (*others, *nights):
+        file.write_bytes(b"")
+    words = ["store", "backup", str(tmp_path / "backup.tar"), str(config), "--keep", "2"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    kept = sorted(file for file in tmp_path.glob("backup*.tar") if file not in others)
+    assert [file.stat().st_size > 0 for file in kept] == [False, True]
+    assert kept[0] == nights[-1]
+    assert all(file.exists() for file in others)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs import generate
 
@@ -53,3 +54,23 @@ def test_the_plan_imports_nothing_heavy():
     for file in (ROOT / "cluster").glob("*.py"):
         imported = set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
         assert not imported & heavy, file
+
+
+def test_the_page_on_kubernetes_names_only_what_there_is():
+    """Paths, values of the chart, and commands."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    for path in re.findall(r"\bk8s/[\w./-]+\w", page):
+        assert (ROOT / path).exists(), path
+    values = yaml.safe_load((ROOT / "k8s/chart/values.yaml").read_text())
+    sections = "|".join(name for name, value in values.items() if isinstance(value, dict))
+    named = re.findall(rf"`(?:{sections})(?:\.\w+)+`", page)
+    assert len(named) > 15
+    for name in (n.strip("`") for n in named):
+        if not name.startswith("settings."):
+            found = values
+            for part in name.split("."):
+                assert part in found, name
+                found = found[part]
+    commands = generate.cli_page()
+    for command in re.findall(r"roundhouse (?:adapters|store|keys) \w+", page):
+        assert f"## `{command}`" in commands, command

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from adapter_store.plans import Plans
+from adapter_store.store import AdapterStore
 from cluster.state import AdapterRef, Member, ModelPlan, PlacementPlan
 from deployments.planner import Planner
 from tests.conftest import until
@@ -142,3 +143,44 @@ async def test_the_plan_of_an_adapter_that_is_gone_is_harmless(fleet, make_adapt
         await until(lambda: all_hold(it, key, 1))
         await it.servers["r0"].check_health()
         await plans.close()
+
+
+async def test_two_clusters_share_adapters_and_the_journal_and_nothing_else(
+    fleet, make_adapter, store_settings
+):
+    """As during an upgrade: each has a leader of its own, who plans for its own replicas."""
+    async with fleet(1) as old:
+        store = old.settings.store.model_copy(update={"cluster": "new"})
+        settings = old.settings.model_copy(update={"store": store})
+        planners = [Planner(old.settings, "old"), Planner(settings, "new")]
+        newer = AdapterStore(settings.store)
+        for planner in planners:
+            await planner._catalogue.start()
+        assert await newer.members() == []
+        await newer.renew(Member(id="n0", kind="replica", model="echo"))
+        assert {m.id for m in await old.store.members()} == {"r0"}
+        stored = await old.add(make_adapter("cron"))
+        assert (await newer.get("cron")).latest == stored.version
+        await asyncio.gather(*(p._catalogue.wait_for(stored.position) for p in planners))
+        for planner in planners:
+            assert await planner.step() is not None, "each leads"
+        told = [h.text for h in await planners[0]._telemetry.store.journal(50)]
+        assert told.count("cron@1 was registered") == 1
+        for planner in planners:
+            await planner.stop()
+        await newer.close()
+
+
+async def test_what_a_cluster_had_ends_some_time_after_it(store_settings):
+    """Each has keys of its own name: they must not pile up with every upgrade."""
+    named = store_settings.model_copy(update={"cluster": "session-1"})
+    store, plans = AdapterStore(named), Plans(named)
+    await store.renew(Member(id="r0", kind="replica"))
+    await plans.put(await plans.lead("p", for_s=5), PlacementPlan(at=1.0))
+    assert await plans.lead("p", for_s=5)
+    redis = store._server.redis
+    keys = [key async for key in redis.scan_iter("*:cluster:session-1:*")]
+    assert len(keys) == 7, keys
+    assert all([0 < await redis.ttl(key) <= 86_400 for key in keys])
+    await store.close()
+    await plans.close()

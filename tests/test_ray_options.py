@@ -1,0 +1,42 @@
+"""What Ray Serve is told of a base model: where its replicas go, and how many there are."""
+
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.settings import parse_settings
+from deployments.ray_options import on_nodes, replicas_of, resources_of
+
+
+def model(**fields):
+    return parse_settings({"models": [{"id": "m", "path": "p"} | fields]}).models[0]
+
+
+def test_a_replica_without_gpus_is_kept_to_its_nodes():
+    labels = {"roundhouse/group": "cpu"}
+    actor = resources_of(model(node_labels=labels))["ray_actor_options"]
+    assert actor["label_selector"] == labels
+    assert on_nodes({}) == {}
+
+
+def test_with_gpus_all_workers_are_on_one_node_with_the_labels():
+    labels = {"roundhouse/group": "h100"}
+    told = resources_of(
+        model(tensor_parallel_size=4, gpus_per_worker=1, cpus_per_replica=8, node_labels=labels)
+    )
+    assert told["placement_group_bundles"] == [{"GPU": 1, "CPU": 8}] + [{"GPU": 1}] * 3
+    assert told["placement_group_strategy"] == "STRICT_PACK"
+    assert told["placement_group_bundle_label_selector"] == [labels]
+    assert "label_selector" not in told["ray_actor_options"], "the group decides"
+
+
+def test_replicas_are_a_number_or_follow_the_load():
+    assert replicas_of(model(replicas=3)) == {"num_replicas": 3}
+    scaling = replicas_of(model(replicas=2, max_replicas=6, max_ongoing=64, scale_at=0.5))
+    config = scaling["autoscaling_config"]
+    assert (config["min_replicas"], config["max_replicas"]) == (2, 6)
+    assert config["target_ongoing_requests"] == 32
+
+
+def test_fewer_at_most_than_at_least_is_refused():
+    with pytest.raises(ConfigError, match="max_replicas"):
+        model(replicas=3, max_replicas=2)
