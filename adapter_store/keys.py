@@ -151,6 +151,10 @@ class Keys:
         """Number of the newest counts of a process that are in the history."""
         return self._key("counted", member_id)
 
+    def usual(self, quarter: int) -> str:
+        """Hash: adapter -> requests a second that are usual in this quarter hour of the day."""
+        return self._key("usual", str(quarter))
+
     def noted(self, what: str) -> str:
         """That the journal has this; expires. Every cluster's planner tells it."""
         return self._key("noted", what)

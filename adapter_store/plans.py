@@ -1,12 +1,14 @@
 """The newest plan of what is where: one leader writes it, every replica follows it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
 from adapter_store.store import BLOCK_S
 from cluster.settings import StoreSettings
 from cluster.state import PlacementPlan
+
+_A_WEEK_S = 7 * 86_400
 
 
 class Plans:
@@ -46,6 +48,27 @@ class Plans:
         with answering():
             raw = await self._server.redis.get(self._keys.plan)
         return PlacementPlan.model_validate_json(raw) if raw else PlacementPlan()
+
+    async def usual(self, quarter: int) -> dict[str, float]:
+        """Requests a second by adapter that are usual in a quarter hour of the day.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        with answering():
+            raw = await self._server.redis.hgetall(self._keys.usual(quarter))
+        return {name: float(rate) for name, rate in raw.items()}
+
+    async def put_usual(self, quarter: int, rates: Mapping[str, float]) -> None:
+        """Replace them; raises as :meth:`usual`. They end when they were not seen for a week."""
+        key = self._keys.usual(quarter)
+        pipe = self._server.redis.pipeline(transaction=True)
+        pipe.delete(key)
+        if rates:
+            pipe.hset(key, mapping=dict(rates))
+            pipe.expire(key, _A_WEEK_S)
+        with answering():
+            await pipe.execute()
 
     async def follow(self) -> AsyncIterator[PlacementPlan]:
         """The plan now, and every newer one as soon as it is there.

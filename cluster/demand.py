@@ -47,6 +47,61 @@ class Demand:
         return 0.5 ** ((now - self._at) / self._half_life_s)
 
 
+class Day:
+    """What is usual at a time of the day: means over the days, the older ones counting less.
+
+    A day has 96 quarters of an hour; each is learned when it has ended.
+    """
+
+    QUARTER_S = 900
+    _NEWEST = 0.5
+    # Less than one request in a quarter that is four days old is forgotten.
+    _LEAST = 1 / (QUARTER_S * 2**4)
+
+    def __init__(self) -> None:
+        self._requests: dict[str, float] = {}
+        self._seen_s = 0.0
+        self._last: float | None = None
+
+    @classmethod
+    def quarter(cls, at: float) -> int:
+        """Of the Unix time `at`, 0 to 95."""
+        return int(at % 86_400 // cls.QUARTER_S)
+
+    def see(self, at: float, rates: Mapping[str, float]) -> int | None:
+        """Take in the rates since the last look; the quarter that has ended since, if one has."""
+        last, self._last = self._last, at
+        if last is None:
+            return None
+        if self.quarter(at) != self.quarter(last):
+            return self.quarter(last)
+        self._seen_s += at - last
+        for name, rate in rates.items():
+            self._requests[name] = self._requests.get(name, 0.0) + rate * (at - last)
+        return None
+
+    def learn(self, usual: Mapping[str, float]) -> dict[str, float]:
+        """What is usual now in the quarter that has ended, and a fresh start for the next.
+
+        What was seen of a part of the quarter counts for that part.
+        """
+        seen_s, requests = self._seen_s, self._requests
+        self._seen_s, self._requests = 0.0, {}
+        if not seen_s:
+            return dict(usual)
+        weight = self._NEWEST * min(1.0, seen_s / self.QUARTER_S)
+        found = {
+            name: (1 - weight) * usual.get(name, 0.0) + weight * requests.get(name, 0.0) / seen_s
+            for name in {*usual, *requests}
+        }
+        return {name: rate for name, rate in found.items() if rate > self._LEAST}
+
+
+def foreseen(now: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, float]:
+    """Demand to plan for: what is asked for, or what is usual, whichever is more."""
+    return {name: max(now.get(name, 0.0), usual.get(name, 0.0)) for name in {*now, *usual}}
+
+
 def total_demand(members: Iterable[Member]) -> Mapping[str, float]:
     """Requests a second by adapter over all ingresses."""
     total: dict[str, float] = {}

@@ -381,6 +381,12 @@ class PlacementSettings(Section):
         2, ge=1, description="Loads that a plan may ask of one replica at a time."
     )
     prefetch: bool = Field(True, description="Load what the plan wants before it is asked for.")
+    ahead_s: float = Field(
+        600,
+        ge=0,
+        description="How long before its time of the day what was asked for on other days is "
+        "planned for; 0 for never.",
+    )
     usage_half_life_s: float = Field(
         300,
         gt=0,

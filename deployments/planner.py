@@ -17,7 +17,7 @@ from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.plans import Plans
 from adapter_store.store import AdapterStore
 from adapter_store.tasks import cancel, check
-from cluster.demand import total_demand
+from cluster.demand import Day, foreseen, total_demand
 from cluster.errors import StoreUnavailable
 from cluster.placement import Host, Need, plan
 from cluster.settings import BaseModelSettings, Settings
@@ -54,6 +54,10 @@ class Planner:
         self._known: dict[str, Adapter] = {}
         self._members: list[Member] = []
         self._last = PlacementPlan()
+        self._day = Day()
+        # What is usual in the quarter hour that comes next.
+        self._coming: int | None = None
+        self._usual: Mapping[str, float] = {}
         self._leader = 0
         self._task: asyncio.Task | None = None
 
@@ -121,7 +125,7 @@ class Planner:
             # What the one before has planned stays where it is.
             self._last = await self._plans.newest()
             self._leader = leader
-        demand = total_demand(members)
+        demand = await self._foresee(total_demand(members))
         models = {m.id: self._plan(m, members, demand) for m in self._settings.models}
         if models != self._last.models:
             demand = {k: round(v, 4) for k, v in demand.items()}
@@ -134,6 +138,22 @@ class Planner:
                 metrics.plan_moves.labels(model).inc(moves)
             self._last = new
         return self._last
+
+    async def _foresee(self, demand: Mapping[str, float]) -> Mapping[str, float]:
+        """The demand, raised to what is usual at the time of the day that comes next."""
+        ahead_s = self._settings.placement.ahead_s
+        if not ahead_s:
+            return demand
+        now = time.time()
+        ended = self._day.see(now, demand)
+        if ended is not None:
+            learned = self._day.learn(await self._plans.usual(ended))
+            await self._plans.put_usual(ended, learned)
+        coming = Day.quarter(now + ahead_s)
+        if coming != self._coming:
+            self._usual = await self._plans.usual(coming)
+            self._coming = coming
+        return foreseen(demand, self._usual)
 
     async def _read_news(self, changes: Changes) -> None:
         self._news += adapter_news(self._known, changes)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.demand import Demand, total_demand
+from cluster.demand import Day, Demand, foreseen, total_demand
 from cluster.state import Member
 
 
@@ -60,3 +60,47 @@ def test_ingresses_add_up():
         Member(id="r", kind="replica"),
     ]
     assert total_demand(members) == {"a": 1.5, "b": 2.0}
+
+
+NOON = 12 * 3600.0
+
+
+def a_quarter(start: float, rates: dict[str, float]) -> Day:
+    """One that has looked once a minute until the quarter had ended."""
+    day, at = Day(), start
+    while (ended := day.see(at, rates)) is None:
+        at += 60.0
+    assert ended == Day.quarter(start)
+    return day
+
+
+def test_what_is_usual_is_learned_by_the_quarter_hour_and_older_days_fade():
+    assert Day.quarter(NOON) == 48
+    usual = a_quarter(NOON, {"lunch": 2.0}).learn({})
+    assert usual == {"lunch": pytest.approx(1.0, rel=0.1)}
+    usual = a_quarter(NOON, {"lunch": 2.0}).learn(usual)
+    assert usual["lunch"] == pytest.approx(1.5, rel=0.1)
+    # Nobody asks any more: it fades, and then it is gone.
+    for _ in range(30):
+        usual = a_quarter(NOON, {}).learn(usual)
+    assert usual == {}
+
+
+def test_a_part_of_a_quarter_counts_for_its_part():
+    day = a_quarter(NOON + 600, {"late": 4.0})
+    assert day.learn({})["late"] == pytest.approx(0.5 * 240 / 900 * 4.0, rel=0.01)
+
+
+def test_a_planner_that_saw_nothing_changes_nothing():
+    day = Day()
+    assert day.see(NOON, {"a": 1.0}) is None
+    assert day.see(NOON + 86_400 - 900, {"a": 1.0}) == 48
+    assert day.learn({"a": 3.0}) == {"a": 3.0}
+
+
+def test_demand_is_raised_to_what_is_usual_and_never_lowered():
+    assert foreseen({"now": 2.0, "both": 1.0}, {"both": 3.0, "soon": 1.0}) == {
+        "now": 2.0,
+        "both": 3.0,
+        "soon": 1.0,
+    }

@@ -1,12 +1,14 @@
 """The placement controller over a real store, and the replicas that follow it."""
 
 import asyncio
+import time
 from functools import partial
 
 import pytest
 
 from adapter_store.plans import Plans
 from adapter_store.store import AdapterStore
+from cluster.demand import Day
 from cluster.state import AdapterRef, Member, ModelPlan, PlacementPlan
 from deployments.planner import Planner
 from tests.conftest import until
@@ -183,4 +185,37 @@ async def test_what_a_cluster_had_ends_some_time_after_it(store_settings):
     assert len(keys) == 7, keys
     assert all([0 < await redis.ttl(key) <= 86_400 for key in keys])
     await store.close()
+    await plans.close()
+
+
+async def test_what_is_usual_at_this_time_is_loaded_before_it_is_asked_for(fleet, make_adapter):
+    """Nobody has asked for it today: after an upgrade, or before the peak of the day."""
+    async with fleet(3, host_entries=1, slots=1) as it:
+        filler = await it.add(make_adapter("filler"))
+        await it.add(make_adapter("peak"))
+        for server in it.servers.values():
+            await ask(server, filler)
+            server._service_s.value = 1.0
+            server._participant.announce()
+        assert await it.held("peak@1") == set()
+        plans = Plans(it.settings.store)
+        ahead_s = it.settings.placement.ahead_s
+        for at in (time.time() + ahead_s, time.time() + ahead_s + 60):
+            await plans.put_usual(Day.quarter(at), {"peak": 100.0})
+        planner = Planner(it.settings, "p1")
+        await planner.start()
+        try:
+            await until(lambda: all_hold(it, "peak@1", 3))
+        finally:
+            await planner.stop()
+            await plans.close()
+
+
+async def test_a_quarter_hour_that_has_ended_is_kept_for_the_days_to_come(store_settings):
+    plans = Plans(store_settings)
+    assert await plans.usual(48) == {}
+    await plans.put_usual(48, {"lunch": 2.5})
+    assert await plans.usual(48) == {"lunch": 2.5}
+    await plans.put_usual(48, {})
+    assert await plans.usual(48) == {}
     await plans.close()
