@@ -17,9 +17,8 @@ from cluster.state import Happening
 
 # Happenings that are kept.
 JOURNAL_LENGTH, LOADS = 2000, 500
-# The same news within this time are those of another cluster's planner.
-_NOTED_MS = 60_000
-_OF_ALL_CLUSTERS = ("adapter", "rollout")
+# Another cluster's planner sees the same news within this time.
+_NOTED_MS = 600_000
 
 
 @dataclass(frozen=True)
@@ -116,22 +115,25 @@ class TelemetryStore:
     # -- journal ----------------------------------------------------------------------------
 
     async def note(self, happenings: Iterable[Happening]) -> None:
-        """Append to the journal.
-
-        What happens to adapters is seen by the planners of all clusters of the namespace, and told
-        by the first.
-        """
+        """Append to the journal; what was done to an adapter, once for the planners of all
+        clusters."""
+        pipe = self._server.redis.pipeline(transaction=False)
         for happening in happenings:
-            record = happening.model_dump_json(exclude={"id"})
-            if happening.kind in _OF_ALL_CLUSTERS:
-                keys = [self._keys.journal(loads=False), self._keys.noted(happening.text)]
-                args = [record, JOURNAL_LENGTH, _NOTED_MS]
-                await self._server.run("note", keys, args, is_precious=False)
+            record = happening.model_dump_json(exclude={"id", "revision"})
+            if happening.revision:
+                await self._note_once(happening, record)
                 continue
             is_load = happening.kind == "load"
             key, most = self._keys.journal(loads=is_load), LOADS if is_load else JOURNAL_LENGTH
-            with answering():
-                await self._server.redis.xadd(key, {"record": record}, maxlen=most)
+            pipe.xadd(key, {"record": record}, maxlen=most)
+        with answering():
+            await pipe.execute()
+
+    async def _note_once(self, happening: Happening, record: str) -> None:
+        what = f"{happening.subject}:{happening.revision}:{happening.text}"
+        keys = [self._keys.journal(loads=False), self._keys.noted(what)]
+        args = [record, JOURNAL_LENGTH, _NOTED_MS]
+        await self._server.run("note", keys, args, is_precious=False)
 
     async def journal(self, limit: int) -> list[Happening]:
         """Newest first: up to so many loads, and so many of all else, which are rarer."""

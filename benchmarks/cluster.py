@@ -8,6 +8,7 @@ Every peer plays the same traces, with its adapters warm from the one before:
 - echo: 16 replicas of the echo engine with costs measured on vLLM, 100 and 1,000 adapters, skewed
   and even, steady and bursty, with a hot set that moves and with a flash crowd
 - eviction: how long a replica should remember who was asked for, replayed without engines
+- sweep: each constant of placement and dispatch changed alone, in virtual time
 - cliff: the working set within, and at twice, the slots
 - planner: 10,000 adapters on 256 replicas
 - news: from a replica's report until an ingress knows, beside 64 replicas
@@ -43,6 +44,7 @@ from benchmarks.adapters import write_adapter
 from benchmarks.ray_serve_llm import COUNT_IN
 from benchmarks.replay import PERCENTS, replay, summarise
 from benchmarks.store import ECHO_SHAPES, ECHO_TARGETS, EXAMPLES
+from benchmarks.sweep import sweep
 from benchmarks.trace import (
     Load,
     Request,
@@ -640,10 +642,16 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
+def constants(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What other values of the settings would do, without processes."""
+    return sweep(ECHO_COSTS, {k: v for k, v in LORA.items() if k != "max_rank"})
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "planner": planner,
     "news": news,
     "eviction": eviction,
+    "sweep": constants,
     "cliff": cliff,
     "echo": echo,
     "vllm": vllm,

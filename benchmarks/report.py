@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.settings import DispatchSettings, PlacementSettings
+
 RESULTS = Path(__file__).parent / "results"
+_DEFAULTS = {"dispatch": DispatchSettings(), "placement": PlacementSettings()}
 
 
 def page() -> str:
@@ -280,6 +283,8 @@ def _cluster() -> Iterator[str]:
     yield "|---|" + "---:|" * len(rules)
     for trace, ratios in report["eviction"].items():
         yield f"| {trace} | " + " | ".join(str(ratios[rule]) for rule in rules) + " |"
+    if "sweep" in report:
+        yield from _sweep(report["sweep"])
     news = report["news"]
     yield ""
     yield "### From a replica's report until the ingress knows (bar: 50 ms)"
@@ -292,6 +297,26 @@ def _cluster() -> Iterator[str]:
     yield f"{planner['adapters']:,} adapters on {planner['replicas']} replicas: median"
     yield f"{planner['p50_ms']} ms, longest {planner['max_ms']} ms, the first plan"
     yield f"{planner['first_ms']} ms."
+
+
+def _sweep(found: dict[str, Any]) -> Iterator[str]:
+    yield ""
+    yield "### What other values of the settings would do"
+    yield ""
+    yield "Each changed alone, in virtual time (`benchmarks/simulator.py`): 2 replicas with 100"
+    yield "adapters and 16 with 400, busy, five traces each. Times are ratios to those with the"
+    yield "default, below 1 is better; hits are points more."
+    yield ""
+    yield "| setting | default | value | mean TTFT | P99 TTFT | hits |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for name, values in found["settings"].items():
+        section, setting = name.split(".")
+        default = getattr(_DEFAULTS[section], setting)
+        for value, held in values.items():
+            yield (
+                f"| `{name}` | {default} | {value} | {held['ttft_mean']} | {held['ttft_p99']} "
+                f"| {held['hit_points']:+} |"
+            )
 
 
 def _peers(part: dict[str, Any], trace: str) -> Iterator[str]:

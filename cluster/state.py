@@ -429,6 +429,9 @@ class Happening(Value):
     subject: str = Field(description="name of an adapter, or id of a process")
     text: str
     is_bad: bool = False
+    revision: int = Field(
+        0, description="of the adapter: every cluster's planner sees what was done to it"
+    )
 
 
 class DeploymentState(Value):

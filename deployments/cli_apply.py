@@ -1,16 +1,22 @@
 """The command `roundhouse adapters apply`."""
 
+from __future__ import annotations
+
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from cluster.errors import Conflict, RoundhouseError
+from cluster.errors import RoundhouseError
 from deployments.cli_adapters import bar, send_files, show_event
 from deployments.cli_common import LOCAL, AsJson, Key, Url, client_of, console, print_json, quoted
+
+if TYPE_CHECKING:
+    from deployments.client import Client
+    from deployments.manifest import Change, Manifest
 
 
 def apply(
@@ -20,9 +26,9 @@ def apply(
     prune: Annotated[
         bool, typer.Option(help="Remove what was applied from the file and is there no more.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Show what would change, and change nothing.")] = (
-        False
-    ),
+    dry_run: Annotated[
+        bool, typer.Option(help="Show what would change, and change nothing.")
+    ] = False,
     ready_s: Annotated[
         float, typer.Option(min=0, help="Wait so many seconds for the endpoint to be ready.")
     ] = 0,
@@ -36,20 +42,27 @@ def apply(
     manifest = read_manifest(file)
     with closing(client_of(url, api_key)) as client:
         client.wait_until_ready(ready_s)
-        names = [summary["name"] for summary in client.pages("/v1/adapters")]
-        stored = {name: client.get(f"/v1/adapters/{quoted(name)}") for name in names}
-        found = list(changes(manifest, stored, prune=prune))
+        found = list(changes(manifest, _stored(client, manifest), prune=prune))
         failed = {} if dry_run else _make(client, manifest, found)
     if as_json:
         shown = [c.model_dump(mode="json", exclude={"entry"}) for c in found]
         print_json({"changes": shown, "failed": failed})
     else:
-        _tell_applied(found, failed, len(manifest.adapters), dry_run=dry_run)
+        _tell(found, failed, len(manifest.adapters), dry_run=dry_run)
     if failed:
         raise typer.Exit(1)
 
 
-def _make(client: Any, manifest: Any, found: list[Any]) -> dict[str, str]:
+def _stored(client: Client, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """The registered adapters by name; whole those that are declared, the others in brief."""
+    stored = {adapter["name"]: adapter for adapter in client.pages("/v1/adapters")}
+    for entry in manifest.adapters:
+        if entry.name in stored:
+            stored[entry.name] = client.get(f"/v1/adapters/{quoted(entry.name)}")
+    return stored
+
+
+def _make(client: Client, manifest: Manifest, found: list[Change]) -> dict[str, str]:
     """Make each change; one that fails keeps no other from being made. Returns what failed."""
     failed: dict[str, str] = {}
     with bar() as progress:
@@ -63,21 +76,25 @@ def _make(client: Any, manifest: Any, found: list[Any]) -> dict[str, str]:
     return failed
 
 
-def _make_one(client: Any, manifest: Any, change: Any, progress: Progress) -> None:
+def _make_one(client: Client, manifest: Manifest, change: Change, progress: Progress) -> None:
     from deployments.manifest import edits
 
-    path, entry = f"/v1/adapters/{quoted(change.name)}", change.entry
+    path = f"/v1/adapters/{quoted(change.name)}"
     match change.kind:
         case "delete":
             client.delete(path)
         case "edit":
-            client.patch(path, edits(entry, client.get(path)))
+            adapter = client.get(path)
+            client.patch(path, edits(change.entry, adapter) | {"revision": adapter["revision"]})
         case _:
             _register(client, manifest, change, progress)
 
 
-def _register(client: Any, manifest: Any, change: Any, progress: Progress) -> None:
-    """Register, roll out, and only then mark it as applied: what broke off is done again."""
+def _register(client: Client, manifest: Manifest, change: Change, progress: Progress) -> None:
+    """Register, begin the rollout, and only then mark it as applied: what broke off is done again.
+
+    The rollout goes on by itself, for hours if its steps say so.
+    """
     from deployments.manifest import MARK, mark_of
 
     entry, path = change.entry, f"/v1/adapters/{quoted(change.name)}"
@@ -93,35 +110,23 @@ def _register(client: Any, manifest: Any, change: Any, progress: Progress) -> No
         if event["event"] != "replica":
             show_event(progress, task, event)
 
-    adapter = client.follow(
-        "POST",
-        "/v1/adapters",
-        body,
-        tell,
-        wait=True,
-        replace=True,
-    )
-    aliases = adapter["aliases"]
-    if is_rolled_out and aliases["latest"] != aliases["stable"]:
-        wanted = entry.rollout.model_dump(mode="json", exclude_none=True)
-        adapter = client.follow(
-            "POST",
-            f"{path}/rollout",
-            wanted,
-            tell,
-            wait=True,
-        )
+    adapter = client.follow("POST", "/v1/adapters", body, tell, wait=True, replace=True)
     progress.remove_task(task)
+    if is_rolled_out and not _is_on_its_way(adapter):
+        wanted = entry.rollout.model_dump(mode="json", exclude_none=True)
+        adapter = client.post(f"{path}/rollout", wanted)
     mark = {MARK: mark_of(manifest, entry)}
     client.patch(path, {"metadata": adapter["metadata"] | (entry.metadata or {}) | mark})
-    ended = adapter["last_rollout"]
-    if is_rolled_out and ended and ended["outcome"] == "rolled_back":
-        raise Conflict(f"{change.name}@{ended['version']} was rolled back: {ended['reason']}")
 
 
-def _tell_applied(
-    found: list[Any], failed: dict[str, str], declared: int, *, dry_run: bool
-) -> None:
+def _is_on_its_way(adapter: dict[str, Any]) -> bool:
+    """Whether the newest version serves, or a rollout brings it there."""
+    newest, rollout = adapter["aliases"]["latest"], adapter["rollout"]
+    is_running = rollout is not None and rollout["version"] == newest
+    return is_running or adapter["aliases"]["stable"] == newest
+
+
+def _tell(found: list[Change], failed: dict[str, str], declared: int, *, dry_run: bool) -> None:
     for change in found:
         why = f": {failed[change.name]}" if change.name in failed else ""
         mark = "[red]failed[/] " if why else ""

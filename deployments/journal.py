@@ -19,13 +19,19 @@ def adapter_news(
     """What was done to the adapters in `after`; None is one that was deleted."""
     for name, now in after.items():
         was = before.get(name)
-        if now is None:
-            if was is not None:
-                yield _of("adapter", name, f"{name} was deleted")
-        elif was is None:
-            yield _of("adapter", name, f"{name}@{now.latest.number} was registered")
-        else:
-            yield from _changes(was, now)
+        revision = (now or was).revision if now or was else 0
+        for news in _news_of(name, was, now):
+            yield news.model_copy(update={"revision": revision})
+
+
+def _news_of(name: str, was: Adapter | None, now: Adapter | None) -> Iterator[Happening]:
+    if now is None:
+        if was is not None:
+            yield _of("adapter", name, f"{name} was deleted")
+    elif was is None:
+        yield _of("adapter", name, f"{name}@{now.latest.number} was registered")
+    else:
+        yield from _changes(was, now)
 
 
 def _changes(was: Adapter, now: Adapter) -> Iterator[Happening]:

@@ -23,6 +23,7 @@ from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
 from cluster.state import Value
 from deployments.keeper import kept
+from deployments.ray_options import ENVIRONMENT, SERVE_LOGGING
 from deployments.serve_status import APP, logged_error, why_not_running
 
 logger = logging.getLogger(__name__)
@@ -189,13 +190,8 @@ def _is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray would run its workers at the lowest priority; here they are what serves.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Calls between deployments go straight from process to process, by the caller's own event loop:
-    # a third less time for a request that costs the engine nothing.
-    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
-    os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if address is None:
@@ -289,7 +285,7 @@ def _serving(settings: Settings, temp_dir: Path, progress: Progress) -> Iterator
             "port": settings.http.port,
             "request_timeout_s": settings.http.request_timeout_s,
         },
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        logging_config=SERVE_LOGGING,
     )
     try:
         serve.run_many(

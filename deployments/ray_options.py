@@ -5,6 +5,19 @@ from typing import Any
 from cluster.settings import BaseModelSettings
 from deployments.vllm_plugin import IN_REPLICA
 
+# Of every process of Ray; the chart has the same.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray would run its workers at the lowest priority; here they are what serves.
+    "RAY_worker_niceness": "0",
+    # Calls between deployments go straight from process to process, by the caller's own event loop:
+    # a third less time for a request that costs the engine nothing.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+# Each request has its line in our own log.
+SERVE_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
 # A replica that its clients have left for so long is stopped.
 _SHRINK_AFTER_S = 300.0
 # Loading a model takes longer than most rushes; those that last so long are no rush.

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from cluster.settings import Settings
+from deployments.manifest import Manifest
 from k8s.tools import helm
 from k8s.values import Values
 
@@ -100,6 +101,10 @@ def schema() -> dict[str, Any]:
     for section, names in _NOT_HERE.items():
         for name in names:
             shared[section]["properties"].pop(name)
+    manifest = copy.deepcopy(Manifest.model_json_schema())
+    shared |= {name: part for name, part in manifest.pop("$defs").items() if name not in shared}
+    shared["Manifest"] = manifest
+    values["$defs"]["Adapters"]["properties"]["manifest"] = {"$ref": "#/$defs/Manifest"}
     values["$defs"] |= shared
     about = values["properties"]["settings"]["description"]
     values["properties"]["settings"] = {"$ref": "#/$defs/Settings", "description": about}

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")]
+Labels = dict[str, str]
+# As Kubernetes has it; its own schema is held against what is rendered.
 Kubernetes = dict[str, Any]
 
 
@@ -39,8 +41,10 @@ class Resources(Part):
 
 class Head(Part):
     resources: Resources = Resources(cpu="2", memory="6Gi")
-    nodeSelector: Kubernetes = {}
+    nodeSelector: Labels = {}
     tolerations: list[Kubernetes] = []
+    priorityClassName: str = ""
+    runtimeClassName: str = ""
 
 
 class WorkerDefaults(Part):
@@ -52,9 +56,13 @@ class WorkerDefaults(Part):
     resources: Resources = Resources()
     gpus: int = Field(0, ge=0, description="GPUs of each pod.")
     gpuResource: str = Field("nvidia.com/gpu", description="Their name in Kubernetes.")
+    nodeCache: bool = Field(True, description="Room for adapters; pods without models need none.")
     idleTimeoutSeconds: int = Field(300, ge=1, description="Then an unused pod is given back.")
-    nodeSelector: Kubernetes = {}
+    nodeSelector: Labels = {}
     tolerations: list[Kubernetes] = []
+    priorityClassName: str = ""
+    runtimeClassName: str = Field("", description="Such as nvidia, where GPUs need one.")
+    podAnnotations: Labels = {}
 
 
 class WorkerGroup(WorkerDefaults):
@@ -84,7 +92,10 @@ class Redis(Part):
     resources: Resources = Resources(cpu="500m", memory="1Gi")
     storage: Quantity = Field("8Gi", description="Of the volume.")
     storageClass: str = Field("", description="Default: the cluster's own.")
-    passwordSecret: SecretKey = Field(SecretKey(), description="It then asks for a password.")
+    passwordSecret: SecretKey = Field(
+        SecretKey(),
+        description="It then asks for a password; letters and digits, for it goes into a URL.",
+    )
 
 
 class Store(Part):
@@ -135,11 +146,17 @@ class Secrets(Part):
     )
 
 
+class ServiceAccount(Part):
+    annotations: Labels = Field(
+        {}, description="For object storage without keys: the cloud's role of the pods."
+    )
+
+
 class Adapters(Part):
     """Adapters from git: `roundhouse adapters apply` after each install and upgrade."""
 
     enabled: bool = False
-    manifest: Kubernetes = Field(
+    manifest: dict[str, Any] = Field(
         {"set": "default", "adapters": []}, description="As docs/adapters.md has it."
     )
     prune: bool = Field(False, description="Remove those that are no longer in the manifest.")
@@ -150,6 +167,9 @@ class Backup(Part):
     enabled: bool = False
     schedule: str = Field("17 3 * * *", description="As cron has it.")
     keep: int = Field(7, ge=1, description="How many backups are kept.")
+    restore: str = Field(
+        "", description="Of the volume, a file to restore once, as roundhouse-....tar."
+    )
     existingClaim: str = Field("", description="Where they are written; default: a volume is made.")
     size: Quantity = "50Gi"
     storageClass: str = ""
@@ -169,15 +189,15 @@ class Monitoring(Part):
     scrapeConfig: bool = Field(False, description="Roundhouse's own, from the endpoint, once.")
     alerts: bool = Field(False, description="A PrometheusRule.")
     dashboard: bool = Field(False, description="A ConfigMap that Grafana's sidecar finds.")
-    labels: Kubernetes = Field({}, description="That your Prometheus selects such objects by.")
+    labels: Labels = Field({}, description="That your Prometheus selects such objects by.")
 
 
 class Ingress(Part):
     enabled: bool = False
     className: str = ""
-    host: str = "roundhouse.example.com"
+    host: str = Field("", description="The name that clients use.")
     tlsSecret: str = Field("", description="A certificate; without one, plain HTTP.")
-    annotations: dict[str, str] = {}
+    annotations: Labels = {}
 
 
 class Gateway(Part):
@@ -186,7 +206,7 @@ class Gateway(Part):
     enabled: bool = False
     name: str = Field("", description="Of the Gateway.")
     namespace: str = Field("", description="Of the Gateway; default: this one.")
-    host: str = "roundhouse.example.com"
+    host: str = Field("", description="The name that clients use.")
 
 
 class Upgrade(Part):
@@ -209,7 +229,7 @@ class Values(Part):
     nameOverride: str = Field("", description="Default: the release's name.")
     image: Image = Image()
     rayVersion: str = "2.60.0"
-    settings: Kubernetes = Field(
+    settings: dict[str, Any] = Field(
         {}, description="roundhouse.yaml; presets/ has some. All settings: docs/settings.md."
     )
     head: Head = Head()
@@ -218,7 +238,8 @@ class Values(Part):
     )
     workerDefaults: WorkerDefaults = WorkerDefaults()
     initializingTimeout: Annotated[str, StringConstraints(pattern=r"^([0-9]+(s|m|h))+$")] = Field(
-        "30m", description="How long loading the models may take."
+        "1h",
+        description="From the first pod to the first answer; then the operator gives up for good.",
     )
     rayToken: bool = Field(
         True, description="Ray's own ports ask for a token, which the operator makes."
@@ -234,6 +255,7 @@ class Values(Part):
     nodeCache: NodeCache = NodeCache()
     models: Models = Models()
     secrets: Secrets = Secrets()
+    serviceAccount: ServiceAccount = ServiceAccount()
     adapters: Adapters = Adapters()
     backup: Backup = Backup()
     networkPolicy: NetworkPolicy = NetworkPolicy()
@@ -242,4 +264,6 @@ class Values(Part):
     gateway: Gateway = Gateway()
     upgrade: Upgrade = Upgrade()
     env: dict[str, str] = Field({}, description="More variables of all Ray pods.")
-    pdbMaxUnavailable: int = Field(1, ge=1, description="Workers that a node drain may take.")
+    pdbMaxUnavailable: int = Field(
+        1, ge=1, description="Pods of a group, below its minReplicas, that node drains may take."
+    )

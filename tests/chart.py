@@ -16,7 +16,17 @@ MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "an external store": (
         ("cpu-demo",),
-        ('store.urlSecret={"name":"s","key":"url"}', 'gcs.redisAddress="redis:6379"'),
+        ('store.urlSecret={"name":"s","key":"url"}', 'gcs.redisAddress="rediss://redis:6379"'),
+    ),
+    "monitoring": (("gpu", "monitoring"), ()),
+    "no token": (("gpu",), ("rayToken=false",)),
+    "roles of the cloud": (
+        ("gpu",),
+        (
+            'serviceAccount.annotations={"eks.amazonaws.com/role-arn":"arn"}',
+            'workerDefaults={"priorityClassName":"high","runtimeClassName":"nvidia"}',
+            'workerDefaults.podAnnotations={"a":"b"}',
+        ),
     ),
     "no fault tolerance": (("cpu-demo",), ("gcs.faultTolerance=false", "redis.enabled=true")),
     "no autoscaler": (("gpu",), ("autoscaling.enabled=false",)),
@@ -25,7 +35,7 @@ MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             'data.existingClaim="adapters"',
             'models={"existingClaim":"models","readOnly":true}',
-            'backup={"enabled":true,"existingClaim":"backups"}',
+            'backup={"enabled":true,"existingClaim":"backups","restore":"roundhouse-1.tar"}',
         ),
     ),
     "object storage": (
@@ -39,7 +49,7 @@ MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "a gateway": (
         ("gpu",),
-        ('gateway={"enabled":true,"name":"public","namespace":"gateways"}',),
+        ('gateway={"enabled":true,"name":"public","namespace":"gateways","host":"a.example"}',),
     ),
     "few clients": (
         ("gpu",),

@@ -115,6 +115,11 @@ async def test_other_weights_are_a_new_version_by_the_rollout_that_the_file_asks
         cron = (await at.adapters())["cron"]
         assert cron["aliases"] == {"latest": 2, "stable": 1}
         assert cron["rollout"]["percents"] == [50]
+        # What broke off before it was marked is done again, the rollout not hurried.
+        mark = {"applied": {"set": "default", "origin": "of before"}}
+        await at._client.patch("/v1/adapters/cron", json={"metadata": mark})
+        assert (await at.apply(manifest(cron=changed)))[0] == 0
+        assert (await at.adapters())["cron"]["rollout"]["version"] == 2
         # It holds its share until somebody decides; applying again does not begin anew.
         assert "0 changes made" in (await at.apply(manifest(cron=changed)))[1]
 
@@ -169,7 +174,7 @@ async def test_one_that_is_refused_keeps_no_other_out_and_is_told(endpoint, mani
         file = manifest(bad=bad, good={"source": str(make_adapter("good"))})
         code, said = await at.apply(file)
         assert code == 1
-        assert "failed ~ bad" in said or "failed + bad" in said
+        assert "failed + bad" in said
         assert "sha256" in said
         assert set(await at.adapters()) == {"good"}
         # What failed is tried again, and told again.
@@ -203,7 +208,7 @@ async def test_it_waits_for_the_endpoint_and_says_when_it_waited_too_long(tmp_pa
     nobody = Endpoint(free_port(), type("World", (), {"client": None}))
     code, said = await nobody.apply(manifest(), "--ready-s", "1.5")
     assert code == 1
-    assert "not ready within 2 s" in said or "not ready within 1 s" in said
+    assert "not ready within 2 s" in said
 
 
 async def test_json_is_for_scripts(endpoint, manifest, make_adapter):

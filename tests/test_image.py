@@ -17,7 +17,8 @@ from tests.conftest import COMMAND
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "k8s" / "images" / "Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LINES = DOCKERFILE.read_text().replace("\\\n", " ").splitlines()
+TEXT = re.sub(r"(?m)^\s*#.*\n", "", DOCKERFILE.read_text())
+LINES = TEXT.replace("\\\n", " ").splitlines()
 
 
 def words(instruction: str) -> list[list[str]]:
@@ -79,6 +80,16 @@ def test_it_runs_as_the_user_that_the_chart_asks_for():
     assert not any(line.startswith("USER root") for line in LINES)
 
 
+def test_it_has_the_programs_that_the_operator_runs():
+    """`bash -c "ray start ..."`; `wget ... | grep success` asks a worker whether it is ready."""
+    (apt,) = [line for line in LINES if "apt-get install" in line]
+    links = re.search(r"ln -s (.*) /usr/local/bin/", apt)
+    assert "wget" in apt.split()
+    assert {Path(p).name for p in links[1].split()} == {"ray", "roundhouse"}
+    # bash and grep are Debian's own.
+    assert "slim-bookworm" in DOCKERFILE.read_text()
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The project as the image installs it: built from what is copied, away from the checkout."""
@@ -111,8 +122,8 @@ def test_the_charts_import_path_is_in_what_is_installed(installed, tmp_path):
     assert Path(said).is_relative_to(installed)
 
 
-def test_nothing_but_python_is_left_behind(installed):
-    """Lua scripts, the page, the kernel's source: what is read at run time is installed."""
+def test_what_is_read_at_run_time_is_installed_too(installed):
+    """Lua scripts, the page, the kernel's source."""
     for package in PROJECT["tool"]["setuptools"]["packages"]:
         for file in (ROOT / package).rglob("*"):
             if file.is_file() and "__pycache__" not in file.parts:

@@ -3,15 +3,26 @@
 {{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
+{{/* What pods are selected by: KubeRay gives app.kubernetes.io/name a value of its own, and selects by
+it. The cluster's name changes with every upgrade; this does not. */}}
 {{- define "roundhouse.selector" -}}
-app.kubernetes.io/name: roundhouse
-app.kubernetes.io/instance: {{ include "roundhouse.name" . }}
+roundhouse/release: {{ include "roundhouse.name" . }}
 {{- end -}}
 
 {{- define "roundhouse.labels" -}}
-{{ include "roundhouse.selector" . }}
+app.kubernetes.io/name: roundhouse
+app.kubernetes.io/instance: {{ include "roundhouse.name" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* An incremental upgrade has a service per cluster, and a Gateway before them; jobs and Prometheus
+then use a service of ours. */}}
+{{- define "roundhouse.service" -}}
+{{- if eq .Values.upgrade.strategy "NewClusterWithIncrementalUpgrade" -}}
+{{ include "roundhouse.name" . }}-any
+{{- else -}}
+{{ include "roundhouse.name" . }}-serve-svc
+{{- end -}}
 {{- end -}}
 
 {{- define "roundhouse.image" -}}
@@ -19,7 +30,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "roundhouse.endpoint" -}}
-http://{{ include "roundhouse.name" . }}-serve-svc.{{ .Release.Namespace }}.svc:8000
+http://{{ include "roundhouse.service" . }}.{{ .Release.Namespace }}.svc:8000
 {{- end -}}
 
 {{/* The pod security standard "restricted". */}}
@@ -97,13 +108,11 @@ applications:
 
 {{- define "roundhouse.hubEnv" -}}
 - {name: HF_HOME, value: /models/hub}
-{{- if .Values.models.readOnly }}
-- {name: HF_HUB_OFFLINE, value: "1"}
-{{- end }}
 {{- with .Values.secrets.hfToken }}
 {{- if .name }}
 - name: HF_TOKEN
-  valueFrom: {secretKeyRef: {{ toJson . }}}
+  # Only gated models need it.
+  valueFrom: {secretKeyRef: {{ toJson (merge (dict "optional" true) .) }}}
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -216,6 +225,12 @@ imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
   {{- end }}
+{{- end }}
+{{- with .group.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .group.runtimeClassName }}
+runtimeClassName: {{ . }}
 {{- end }}
 {{- with .group.nodeSelector }}
 nodeSelector:
