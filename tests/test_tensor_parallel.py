@@ -148,7 +148,12 @@ def test_a_file_that_both_workers_refuse_is_told_and_made_anew(cluster, http, fo
 
 def test_a_deleted_adapter_leaves_the_engine(cluster, http):
     text(http, "a0")
-    assert len(mapped(cluster)) == HOST
+    (version,) = http.get("/v1/adapters/a0").json()["versions"]
+
+    def is_mapped() -> bool:
+        return any(version["digest"] in file for file in mapped(cluster))
+
+    assert is_mapped()
     cluster.command("adapters", "rm", "a0")
     assert ask(http, "a0").status_code == 404
 
@@ -158,7 +163,8 @@ def test_a_deleted_adapter_leaves_the_engine(cluster, http):
         return "a0@1" not in held["slots"] + held["host"]
 
     wait_until(gone)
-    assert len(mapped(cluster)) == HOST - 1, "its memory is given back"
+    # Another adapter may have come into its room by now.
+    assert not is_mapped(), "its memory is given back"
 
 
 def test_status_says_why_a_deployment_does_not_run(cluster, http, folder):
