@@ -1,0 +1,44 @@
+"""The fleet in virtual time: what must hold of any fleet holds of it."""
+
+from benchmarks.simulator import Costs, Simulation
+from benchmarks.trace import Load, draw
+from cluster.settings import DispatchSettings, PlacementSettings
+
+COSTS = Costs(prefill_s=0.1, token_s=0.02, crowd=0.0, load_s=0.5, swap_s=0.0)
+LORA = {"slots": 4, "host_entries": 8}
+
+
+def play(load: Load, *, replicas: int = 4, lora: dict[str, int] = LORA, **dispatch):
+    settings = DispatchSettings(**dispatch), PlacementSettings()
+    return Simulation(replicas, lora, 16, COSTS, *settings).play(draw(load))
+
+
+def test_every_request_is_answered_and_either_hit_or_loaded():
+    load = Load(100, rate=10, duration_s=60)
+    outcome = play(load)
+    assert len(outcome.ttft_s) == len(draw(load))
+    assert min(outcome.ttft_s) >= COSTS.prefill_s
+    assert 0 < outcome.hits < len(outcome.ttft_s)
+
+
+def test_with_room_for_all_each_adapter_is_loaded_at_most_once_per_replica():
+    outcome = play(Load(8, rate=10, duration_s=120))
+    assert outcome.loads <= 8 * 4
+    assert outcome.summary()["hit_ratio"] > 95
+
+
+def test_one_replica_beyond_its_room_loads_again_and_again():
+    small = play(Load(100, rate=4, duration_s=60), replicas=1)
+    large = play(Load(100, rate=4, duration_s=60), replicas=1, lora=LORA | {"host_entries": 100})
+    assert small.loads > 2 * large.loads
+    assert sum(small.ttft_s) > sum(large.ttft_s)
+
+
+def test_affinity_hits_more_than_load_alone():
+    load = Load(60, rate=20, duration_s=60)
+    assert play(load, spread=0.5).hits > play(load, spread=0.0, crowding=1.0, home_s=0.0).hits
+
+
+def test_the_same_trace_gives_the_same_outcome():
+    load = Load(50, rate=10, duration_s=30, burstiness=4.0)
+    assert play(load) == play(load)
