@@ -16,7 +16,7 @@ from deployments.cli_common import LOCAL, AsJson, Key, Url, client_of, console, 
 
 if TYPE_CHECKING:
     from deployments.client import Client
-    from deployments.manifest import Change, Manifest
+    from deployments.manifest import Change, Entry, Manifest
 
 
 def apply(
@@ -91,18 +91,15 @@ def _make_one(client: Client, manifest: Manifest, change: Change, progress: Prog
 
 
 def _register(client: Client, manifest: Manifest, change: Change, progress: Progress) -> None:
-    """Register, begin the rollout, and only then mark it as applied: what broke off is done again.
-
-    The rollout goes on by itself, for hours if its steps say so.
-    """
+    """Register, let it take over, and only then mark it: what broke off is done again."""
     from deployments.manifest import MARK, mark_of
 
     entry, path = change.entry, f"/v1/adapters/{quoted(change.name)}"
-    is_rolled_out = change.kind != "register" and entry.rollout is not None
     body = entry.model_dump(mode="json", exclude_none=True, exclude={"rollout", "metadata"})
     if entry.is_local:
         body["source"] = send_files(client, Path(entry.source), progress)
-    body["promote"] = not is_rolled_out
+    # Of one that is there, `_take_over` decides.
+    body["promote"] = change.kind == "register"
     task = progress.add_task("registering", total=None)
 
     def tell(event: dict[str, Any]) -> None:
@@ -112,18 +109,26 @@ def _register(client: Client, manifest: Manifest, change: Change, progress: Prog
 
     adapter = client.follow("POST", "/v1/adapters", body, tell, wait=True, replace=True)
     progress.remove_task(task)
-    if is_rolled_out and not _is_on_its_way(adapter):
-        wanted = entry.rollout.model_dump(mode="json", exclude_none=True)
-        adapter = client.post(f"{path}/rollout", wanted)
+    adapter = _take_over(client, path, entry, adapter)
     mark = {MARK: mark_of(manifest, entry)}
     client.patch(path, {"metadata": adapter["metadata"] | (entry.metadata or {}) | mark})
 
 
-def _is_on_its_way(adapter: dict[str, Any]) -> bool:
-    """Whether the newest version serves, or a rollout brings it there."""
+def _take_over(client: Client, path: str, entry: Entry, adapter: dict[str, Any]) -> dict[str, Any]:
+    """Bring the newest version to where the file wants it; a rollout of another one ends.
+
+    The rollout that the file asks for is begun, and goes on by itself: for hours, if its steps do.
+    """
     newest, rollout = adapter["aliases"]["latest"], adapter["rollout"]
-    is_running = rollout is not None and rollout["version"] == newest
-    return is_running or adapter["aliases"]["stable"] == newest
+    if rollout is not None and rollout["version"] == newest:
+        return adapter
+    if rollout is not None:
+        adapter = client.post(f"{path}/rollback", {}, wait=True)
+    if adapter["aliases"]["stable"] == newest:
+        return adapter
+    if entry.rollout is None:
+        return client.post(f"{path}/rollout", {"gate": False}, wait=True)
+    return client.post(f"{path}/rollout", entry.rollout.model_dump(mode="json", exclude_none=True))
 
 
 def _tell(found: list[Change], failed: dict[str, str], declared: int, *, dry_run: bool) -> None:

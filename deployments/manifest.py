@@ -26,11 +26,19 @@ class Entry(Registration):
     """One adapter: what a registration takes, and how a new version takes over."""
 
     name: AdapterName
+    source: Annotated[str, StringConstraints(min_length=1)]
     promote: Literal[True] = Field(True, exclude=True)
     revision: None = Field(None, exclude=True)
     rollout: RolloutRequest | None = Field(
         None, description="for new versions; without, they take over at once"
     )
+
+    @field_validator("metadata")
+    @classmethod
+    def _leaves_the_mark(cls, metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+        if metadata and MARK in metadata:
+            raise ValueError(f"the key {MARK!r} is kept for what was applied; use another")
+        return metadata
 
     @property
     def is_local(self) -> bool:
@@ -75,17 +83,21 @@ class Change(Value):
 
     Attributes:
         fields: of the card, that differ.
+        owner: another set that the adapter belongs to.
     """
 
     kind: Literal["register", "adopt", "version", "edit", "delete"]
     name: str
     entry: Entry | None = None
     fields: tuple[str, ...] = ()
+    owner: str | None = None
 
     def __str__(self) -> str:
         match self.kind:
             case "register":
                 return f"+ {self.name}: from {self.entry.source}"
+            case "adopt" if self.owner:
+                return f"~ {self.name}: is taken from the set {self.owner}"
             case "adopt":
                 return f"~ {self.name}: is not yet of this set"
             case "version":
@@ -96,6 +108,18 @@ class Change(Value):
                 return f"- {self.name}"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice: YAML drops the first one, and `--prune` what it had."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} is there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def read_manifest(file: Path) -> Manifest:
     """Read and check the whole file; folders in it are taken from the file's own folder.
 
@@ -103,7 +127,7 @@ def read_manifest(file: Path) -> Manifest:
         InvalidRequest: it is missing, is not YAML, or has a wrong key or value, which is named.
     """
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = yaml.load(file.read_text(), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise InvalidRequest(f"{file} cannot be read as YAML: {e}") from e
     if not isinstance(tree, dict):
@@ -130,14 +154,15 @@ def changes(
             yield Change(kind="register", name=entry.name, entry=entry)
             continue
         if adapter["metadata"].get(MARK) != mark_of(manifest, entry):
-            kind = "version" if _is_of(manifest, adapter) else "adopt"
-            yield Change(kind=kind, name=entry.name, entry=entry)
+            owner = _set_of(adapter)
+            kind = "version" if owner == manifest.set else "adopt"
+            yield Change(kind=kind, name=entry.name, entry=entry, owner=owner)
         elif fields := tuple(edits(entry, adapter)):
             yield Change(kind="edit", name=entry.name, entry=entry, fields=fields)
     if prune:
         declared = {entry.name for entry in manifest.adapters}
         for name, adapter in stored.items():
-            if _is_of(manifest, adapter) and name not in declared:
+            if _set_of(adapter) == manifest.set and name not in declared:
                 yield Change(kind="delete", name=name)
 
 
@@ -153,9 +178,10 @@ def edits(entry: Entry, adapter: dict[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in wanted.items() if adapter[field] != value}
 
 
-def _is_of(manifest: Manifest, adapter: dict[str, Any]) -> bool:
+def _set_of(adapter: dict[str, Any]) -> str | None:
+    """The set that it was applied from."""
     mark = adapter["metadata"].get(MARK)
-    return isinstance(mark, dict) and mark.get("set") == manifest.set
+    return mark.get("set") if isinstance(mark, dict) else None
 
 
 def _placed(entry: Entry, folder: Path) -> Entry:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+Host = Annotated[str, StringConstraints(pattern=r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.?)*$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")]
 Labels = dict[str, str]
 # As Kubernetes has it; its own schema is held against what is rendered.
@@ -28,10 +30,12 @@ class SecretKey(Part):
 
 
 class Image(Part):
-    repository: str = Field("roundhouse", description="Built from k8s/images/Dockerfile.")
+    repository: Annotated[str, StringConstraints(min_length=1)] = Field(
+        "roundhouse", description="Built from k8s/images/Dockerfile; your registry's name for it."
+    )
     tag: str = Field("", description="Default: the chart's appVersion with `-cuda`.")
     pullPolicy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    pullSecrets: list[str] = Field([], description="Names of Secrets for the registry.")
+    pullSecrets: list[Name] = Field([], description="Names of Secrets for the registry.")
 
 
 class Resources(Part):
@@ -90,6 +94,9 @@ class Redis(Part):
     enabled: bool = True
     image: str = "docker.io/valkey/valkey:9.1"
     resources: Resources = Resources(cpu="500m", memory="1Gi")
+    maxmemory: Annotated[str, StringConstraints(pattern=r"^[0-9]+(kb|mb|gb)$")] = Field(
+        "640mb", description="Beyond it, changes are refused; about two thirds of the pod's memory."
+    )
     storage: Quantity = Field("8Gi", description="Of the volume.")
     storageClass: str = Field("", description="Default: the cluster's own.")
     passwordSecret: SecretKey = Field(
@@ -141,7 +148,7 @@ class Secrets(Part):
     adminKey: SecretKey = Field(
         SecretKey(), description="An admin's API key, for the jobs and the metrics."
     )
-    environment: list[str] = Field(
+    environment: list[Name] = Field(
         [], description="Secrets whose keys become variables, such as AWS_ACCESS_KEY_ID."
     )
 
@@ -167,7 +174,7 @@ class Backup(Part):
     enabled: bool = False
     schedule: str = Field("17 3 * * *", description="As cron has it.")
     keep: int = Field(7, ge=1, description="How many backups are kept.")
-    restore: str = Field(
+    restore: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]*$")] = Field(
         "", description="Of the volume, a file to restore once, as roundhouse-....tar."
     )
     existingClaim: str = Field("", description="Where they are written; default: a volume is made.")
@@ -177,11 +184,11 @@ class Backup(Part):
 
 class NetworkPolicy(Part):
     enabled: bool = True
-    operatorNamespace: str = Field("kuberay-system", description="Where the KubeRay operator is.")
+    operatorNamespace: Name = Field("kuberay-system", description="Where the KubeRay operator is.")
     clients: list[Kubernetes] = Field(
         [], description="Peers that may call the endpoint; default: everybody."
     )
-    monitoringNamespace: str = Field("monitoring", description="Where Prometheus is.")
+    monitoringNamespace: Name = Field("monitoring", description="Where Prometheus is.")
 
 
 class Monitoring(Part):
@@ -195,7 +202,7 @@ class Monitoring(Part):
 class Ingress(Part):
     enabled: bool = False
     className: str = ""
-    host: str = Field("", description="The name that clients use.")
+    host: Host = Field("", description="The name that clients use.")
     tlsSecret: str = Field("", description="A certificate; without one, plain HTTP.")
     annotations: Labels = {}
 
@@ -206,7 +213,7 @@ class Gateway(Part):
     enabled: bool = False
     name: str = Field("", description="Of the Gateway.")
     namespace: str = Field("", description="Of the Gateway; default: this one.")
-    host: str = Field("", description="The name that clients use.")
+    host: Host = Field("", description="The name that clients use.")
 
 
 class Upgrade(Part):

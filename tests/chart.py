@@ -19,6 +19,16 @@ MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ('store.urlSecret={"name":"s","key":"url"}', 'gcs.redisAddress="rediss://redis:6379"'),
     ),
     "monitoring": (("gpu", "monitoring"), ()),
+    "names that YAML could take for something else": (
+        ("cpu-demo",),
+        (
+            'workers=[{"name":"on"}]',
+            'image.pullSecrets=["1"]',
+            'data.storageClass="1"',
+            'env={"ON":"1"}',
+        ),
+    ),
+    "a wildcard": (("gpu",), ('ingress={"enabled":true,"host":"*.example.com"}',)),
     "no token": (("gpu",), ("rayToken=false",)),
     "roles of the cloud": (
         ("gpu",),

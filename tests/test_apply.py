@@ -124,6 +124,35 @@ async def test_other_weights_are_a_new_version_by_the_rollout_that_the_file_asks
         assert "0 changes made" in (await at.apply(manifest(cron=changed)))[1]
 
 
+async def test_the_file_wins_over_a_rollout_of_other_weights(endpoint, manifest, make_adapter):
+    """As after a revert in git: the version that is on its way must not take over after all."""
+    rollout = {"percent": [50, 100], "step_s": 600, "gate": False}
+    first = {"source": str(make_adapter("cron")), "rollout": rollout}
+    second = {"source": str(make_adapter("cron", seed=2)), "rollout": rollout}
+    third = {"source": str(make_adapter("cron", seed=3))}
+    async with endpoint() as at:
+        await at.apply(manifest(cron=first))
+        await at.apply(manifest(cron=second))
+        assert (await at.adapters())["cron"]["rollout"]["version"] == 2
+        code, said = await at.apply(manifest(cron=first))
+        assert code == 0, said
+        cron = (await at.adapters())["cron"]
+        assert (cron["rollout"], cron["aliases"]["stable"]) == (None, 1)
+        await at.apply(manifest(cron=second))
+        # In a hurry, without steps.
+        assert (await at.apply(manifest(cron=third)))[0] == 0
+        cron = (await at.adapters())["cron"]
+        assert (cron["rollout"], cron["aliases"]["stable"]) == (None, 3)
+
+
+async def test_an_adapter_of_another_set_is_taken_with_a_word(endpoint, manifest, make_adapter):
+    cron = {"source": str(make_adapter("cron"))}
+    async with endpoint() as at:
+        await at.apply(manifest("team-a", cron=cron))
+        assert "taken from the set team-a" in (await at.apply(manifest("team-b", cron=cron)))[1]
+        assert "0 changes" in (await at.apply(manifest("team-b", cron=cron)))[1]
+
+
 async def test_a_rollback_is_not_undone_by_the_next_apply(endpoint, manifest, make_adapter):
     async with endpoint() as at:
         await at.apply(manifest(cron={"source": str(make_adapter("cron"))}))
@@ -191,6 +220,8 @@ async def test_one_that_is_refused_keeps_no_other_out_and_is_told(endpoint, mani
         ([{"name": "a", "source": "s3://b/k"}] * 2, "named twice"),
         ([{"name": "a", "source": "no/such/folder"}], "does not exist"),
         ([{"name": "a", "source": "s3://b/k", "promote": False}], "adapters.0.promote"),
+        ([{"name": "a", "source": ""}], "adapters.0.source"),
+        ([{"name": "a", "source": "s3://b/k", "metadata": {"applied": 1}}], "applied"),
         ({"a": 1}, "adapters"),
     ],
 )
@@ -202,6 +233,15 @@ async def test_a_wrong_file_changes_nothing_and_names_the_field(tmp_path, endpoi
         assert code == 1
         assert field in said
         assert await at.adapters() == {}
+
+
+async def test_a_key_that_is_there_twice_is_refused(tmp_path, endpoint):
+    """A bad merge: YAML would take the second list, and pruning would remove the first one's."""
+    file = tmp_path / "adapters.yaml"
+    file.write_text("adapters: []\nadapters: []\n")
+    async with endpoint() as at:
+        code, said = await at.apply(file, "--prune")
+        assert (code, "'adapters' is there twice" in said) == (1, True), said
 
 
 async def test_it_waits_for_the_endpoint_and_says_when_it_waited_too_long(tmp_path, manifest):

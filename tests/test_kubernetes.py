@@ -323,6 +323,8 @@ def test_helm_finds_nothing_to_say():
     assert "0 chart(s) failed" in said
 
 
+ON_CPU = {"id": "m", "path": "p", "node_labels": {"roundhouse/group": "cpu"}}
+A_CRON = {"name": "cron", "source": "s3://bucket/cron"}
 INCREMENTAL = (
     '{"strategy":"NewClusterWithIncrementalUpgrade","gatewayClassName":"g","maxSurgePercent":%d}'
 )
@@ -370,6 +372,22 @@ INCREMENTAL = (
         ('adapters.manifest={"adapterz":[]}', "adapterz"),
         ('adapters.manifest={"adapters":[{"name":"a"}]}', "source"),
         ('nameOverride="1st"', "nameOverride"),
+        (f"settings.models=[{json.dumps(ON_CPU | {'gpus_per_worker': 1})}]", "GPUs"),
+        (f"settings.models=[{json.dumps(ON_CPU | {'cpus_per_replica': 64})}]", "cpus"),
+        (
+            f'workers=[{{"name":"cpu","nodeCache":false}}];settings.models=[{json.dumps(ON_CPU)}]',
+            "nodeCache",
+        ),
+        ('nameOverride="on"', "nameOverride"),
+        ('env={"HF_HOME":"/x"}', "env.HF_HOME"),
+        ('backup.restore="x.tar"', "backup.enabled"),
+        ('backup={"enabled":true,"restore":"../x"}', "restore"),
+        ('networkPolicy.operatorNamespace=""', "operatorNamespace"),
+        ('ingress={"enabled":true,"host":"https://A_b/x"}', "host"),
+        ('image.repository=""', "repository"),
+        ('data.enabled=false;settings.store.blobs="/tmp/x"', "settings.store.blobs"),
+        (f"adapters.manifest={json.dumps({'adapters': [A_CRON, A_CRON]})}", "adapters.1"),
+        ('adapters.manifest={"adapters":[{"name":"a","source":"./x"}]}', "absolute"),
         ('drainSeconds="soon"', "drainSeconds"),
         ("tlsSecret=1", "tlsSecret"),
     ],

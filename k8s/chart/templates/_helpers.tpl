@@ -6,12 +6,12 @@
 {{/* What pods are selected by: KubeRay gives app.kubernetes.io/name a value of its own, and selects by
 it. The cluster's name changes with every upgrade; this does not. */}}
 {{- define "roundhouse.selector" -}}
-roundhouse/release: {{ include "roundhouse.name" . }}
+roundhouse/release: {{ include "roundhouse.name" . | quote }}
 {{- end -}}
 
 {{- define "roundhouse.labels" -}}
 app.kubernetes.io/name: roundhouse
-app.kubernetes.io/instance: {{ include "roundhouse.name" . }}
+app.kubernetes.io/instance: {{ include "roundhouse.name" . | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 
@@ -132,13 +132,13 @@ applications:
 # On SIGTERM the node drains: replicas move, requests end, then it goes.
 - {name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: {{ .Values.drainSeconds | quote }}}
 {{- range $name, $value := .Values.env }}
-- {name: {{ $name }}, value: {{ $value | quote }}}
+- {name: {{ $name | quote }}, value: {{ $value | quote }}}
 {{- end }}
 {{- end -}}
 
 {{- define "roundhouse.envFrom" -}}
 {{- range .Values.secrets.environment }}
-- secretRef: {name: {{ . }}}
+- secretRef: {name: {{ . | quote }}}
 {{- end }}
 {{- end -}}
 
@@ -177,7 +177,7 @@ automountServiceAccountToken: false
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 securityContext:
@@ -223,14 +223,14 @@ terminationGracePeriodSeconds: {{ add .root.Values.drainSeconds 30 }}
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with .group.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .group.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with .group.nodeSelector }}
 nodeSelector:
@@ -259,7 +259,7 @@ resources:
   limits:
     memory: {{ .group.resources.memory | quote }}
     {{- if .group.gpus }}
-    {{ .group.gpuResource }}: {{ .group.gpus }}
+    {{ .group.gpuResource | quote }}: {{ .group.gpus }}
     {{- end }}
 securityContext:
   {{- include "roundhouse.containerSecurity" .root | nindent 2 }}

@@ -4,6 +4,9 @@
 {{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) }}
 {{- fail (printf "nameOverride: %q must begin with a lower-case letter; lower-case letters, digits and '-' may follow" $name) }}
 {{- end }}
+{{- if regexMatch "^(on|off|yes|no|y|n|true|false|null)$" $name }}
+{{- fail (printf "nameOverride: %q means something else in YAML; choose another name" $name) }}
+{{- end }}
 {{- $settings := .Values.settings -}}
 {{- $groups := list -}}
 {{- range $i, $given := .Values.workers }}
@@ -35,6 +38,46 @@
 {{- fail (printf "settings: node_labels ask for roundhouse/group %s, which is none of workers (%s)" $wanted (join ", " $groups)) }}
 {{- end }}
 {{- end }}
+{{- range $i, $model := $settings.models }}
+{{- $wanted := dig "node_labels" "roundhouse/group" "" $model }}
+{{- $gpus := mulf ($model.gpus_per_worker | default 0) ($model.tensor_parallel_size | default 1) }}
+{{- range $given := $.Values.workers }}
+{{- $group := mergeOverwrite (deepCopy $.Values.workerDefaults) $given }}
+{{- if eq $wanted $group.name }}
+{{- if gt $gpus (float64 $group.gpus) }}
+{{- fail (printf "settings.models.%d: a replica needs %v GPUs of one pod, the worker group %s has %v" $i $gpus $group.name $group.gpus) }}
+{{- end }}
+{{- if and (gt $gpus 0.0) (gt (mulf $gpus ($model.replicas | default 1)) (mulf $group.gpus $group.maxReplicas)) }}
+{{- fail (printf "settings.models.%d.replicas: %v of them need more GPUs than the worker group %s can have" $i ($model.replicas | default 1) $group.name) }}
+{{- end }}
+{{- if not $group.nodeCache }}
+{{- fail (printf "workers: %s runs %s, and needs its nodeCache" $group.name $model.id) }}
+{{- end }}
+{{- $cpu := $group.resources.cpu }}
+{{- if and (not (hasSuffix "m" $cpu)) (gt (float64 ($model.cpus_per_replica | default 1)) (float64 $cpu)) }}
+{{- fail (printf "settings.models.%d.cpus_per_replica: the worker group %s has %s CPUs a pod" $i $group.name $cpu) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $name, $value := .Values.env }}
+{{- if or (hasPrefix "RAY_SERVE_" $name) (has $name (list "HF_HOME" "HF_TOKEN" "ROUNDHOUSE_URL" "ROUNDHOUSE_CONFIG" "ROUNDHOUSE_STORE__URL" "ROUNDHOUSE_AUTH__KEYS" "RAY_worker_niceness" "RAY_USAGE_STATS_ENABLED" "VLLM_NO_USAGE_STATS" "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S" "REDIS_PASSWORD" "RAY_REDIS_ADDRESS")) }}
+{{- fail (printf "env.%s: the chart or the operator sets it" $name) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.backup.restore (not .Values.backup.enabled) }}
+{{- fail "backup.restore: needs backup.enabled, for its volume" }}
+{{- end }}
+{{- $names := list -}}
+{{- range $i, $entry := dig "adapters" (list) .Values.adapters.manifest }}
+{{- if has $entry.name $names }}
+{{- fail (printf "adapters.manifest.adapters.%d: %s is there already" $i $entry.name) }}
+{{- end }}
+{{- $names = append $names $entry.name }}
+{{- if not (or (contains "://" $entry.source) (hasPrefix "/" $entry.source)) }}
+{{- fail (printf "adapters.manifest.adapters.%d.source: a URL, or an absolute folder of the image" $i) }}
+{{- end }}
+{{- end }}
 {{- range $path, $secret := dict "store.urlSecret" .Values.store.urlSecret "redis.passwordSecret" .Values.redis.passwordSecret "gcs.passwordSecret" .Values.gcs.passwordSecret "secrets.hfToken" .Values.secrets.hfToken "secrets.authKeys" .Values.secrets.authKeys "secrets.adminKey" .Values.secrets.adminKey }}
 {{- if ne (empty $secret.name) (empty $secret.key) }}
 {{- fail (printf "%s: name and key are needed, or neither" $path) }}
@@ -46,7 +89,7 @@
 {{- if and .Values.gcs.faultTolerance (not .Values.gcs.redisAddress) (or (not .Values.redis.enabled) .Values.store.urlSecret.name) }}
 {{- fail "gcs.redisAddress: there is no included Redis; name the one for Ray's own state, or set gcs.faultTolerance to false" }}
 {{- end }}
-{{- if and (not .Values.data.enabled) (not (dig "store" "blobs" "" $settings)) }}
+{{- if and (not .Values.data.enabled) (not (contains "://" (dig "store" "blobs" "" $settings))) }}
 {{- fail "settings.store.blobs: data.enabled is false; name the object storage for the adapters' files" }}
 {{- end }}
 {{- $asks := dig "auth" "enabled" false $settings -}}
