@@ -5,6 +5,7 @@ Prompts are in none of them unless `logging.prompts` says so.
 
 import logging
 import sys
+from contextvars import ContextVar
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -13,6 +14,23 @@ from cluster.settings import LoggingSettings
 _OURS = ("cluster", "adapter_store", "router", "deployments")
 _FIELDS = ("asctime", "levelname", "name", "message")
 _NAMES = {"asctime": "time", "levelname": "level", "name": "logger"}
+
+
+# What the running task works on; tasks that it starts inherit it.
+_request: ContextVar[dict[str, str] | None] = ContextVar("request", default=None)
+
+
+def about(request_id: str, adapter: str) -> None:
+    """Name the request in every line that this task, and those it starts, write from now on."""
+    _request.set({"request_id": request_id, "adapter": adapter})
+
+
+class _AboutRequest(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in (_request.get() or {}).items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
 
 
 def configure(settings: LoggingSettings, process: str) -> None:
@@ -25,6 +43,7 @@ def configure(settings: LoggingSettings, process: str) -> None:
         )
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_AboutRequest())
     for name in _OURS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -13,7 +13,7 @@ from ray.serve.config import RequestRouterConfig
 from cluster.settings import BaseModelSettings, Settings
 from deployments.call import Call
 from deployments.engine import ResponseStart
-from deployments.logs import configure
+from deployments.logs import about, configure
 from deployments.model_server import ModelServer
 from deployments.ray_metrics import RayExport
 from deployments.ray_options import replicas_of, resources_of
@@ -37,6 +37,7 @@ class ModelReplica:
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
+        about(call.request_id, call.key or "")
         await self._end_if_dead()
         answer = self._server.answer(call)
         async with contextlib.aclosing(answer):

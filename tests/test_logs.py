@@ -1,5 +1,6 @@
 """What is logged of a request, and what never is."""
 
+import asyncio
 import json
 import logging
 
@@ -92,6 +93,25 @@ async def test_requests_need_not_be_logged_and_lines_may_be_text(configured, cap
     configured(format="text")
     logging.getLogger("router.anything").warning("plain")
     assert capsys.readouterr().err.endswith("WARNING router.anything: plain\n")
+
+
+async def test_what_a_replica_logs_names_the_request_that_it_is_about(configured, capsys):
+    """Also what a task says that the request began, such as a load."""
+    configured()
+    logger = logging.getLogger("deployments.adapter_cache")
+
+    async def load() -> None:
+        logger.warning("damaged")
+
+    async def answer() -> None:
+        logs.about("id-7", "cron@1")
+        await asyncio.create_task(load())
+
+    await asyncio.create_task(answer())
+    logger.warning("nobody's")
+    about, other = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (about["request_id"], about["adapter"]) == ("id-7", "cron@1")
+    assert "request_id" not in other
 
 
 @pytest.mark.parametrize(
