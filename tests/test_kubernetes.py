@@ -193,6 +193,15 @@ def test_ray_gets_the_environment_that_it_gets_elsewhere(case):
 
 
 @every_case
+def test_the_hub_can_write_where_it_is_told_to(case):
+    for group in ray_groups(case):
+        (container,) = group["template"]["spec"]["containers"]
+        home = variables(group["template"])["HF_HOME"]["value"]
+        read_only = [m["mountPath"] for m in container["volumeMounts"] if m.get("readOnly")]
+        assert not any(home.startswith(path) for path in read_only)
+
+
+@every_case
 def test_what_pods_mount_and_read_is_there_or_a_named_secret(case):
     made = {(doc["kind"], doc["metadata"]["name"]) for doc in manifests(case)}
     for _, template in pods(case):

@@ -107,7 +107,8 @@ applications:
 {{- end -}}
 
 {{- define "roundhouse.hubEnv" -}}
-- {name: HF_HOME, value: /models/hub}
+# What the hub's client downloads; a volume that is only read has no room for it.
+- {name: HF_HOME, value: {{ ternary "/tmp/hub" "/models/hub" .Values.models.readOnly }}}
 {{- with .Values.secrets.hfToken }}
 {{- if .name }}
 - name: HF_TOKEN
