@@ -7,6 +7,8 @@ CACHE ?= $(or $(ROUNDHOUSE_CACHE),$(HOME)/.cache/roundhouse)
 # The CUDA lock where a GPU answers, the CPU lock elsewhere. Override: `make demo LOCK=cpu`.
 LOCK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 CONFIG ?= examples/roundhouse$(if $(filter cuda,$(LOCK)),-cuda).yaml
+IMAGE ?= roundhouse
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # Outside of CUDA, torch has an index of its own.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -20,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest
 COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast bench-engine bench-router bench-store bench-cluster bench-page lint format docs lock clean
+.PHONY: help setup model demo test test-fast image bench-engine bench-router bench-store bench-cluster bench-page lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +61,10 @@ test: $(DEV_STAMP) model ## Run all tests, fast ones first.
 
 test-fast: $(DEV_STAMP) ## Run the tests that need neither Ray nor an engine.
 	@$(PYTEST) -m "not ray and not vllm and not slow"
+
+image: ## Build the container image of this LOCK (IMAGE=registry/roundhouse).
+	docker build -f k8s/images/Dockerfile --target $(LOCK) --build-arg LOCK=$(LOCK) \
+	  $(if $(filter cpu,$(LOCK)),--build-arg PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) --tag $(IMAGE):$(VERSION)-$(LOCK) .
 
 bench-engine: $(DEV_STAMP) model ## Measure what adapters cost an engine, beside stock vLLM and peft (30 min).
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m benchmarks.engine

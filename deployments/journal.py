@@ -19,9 +19,8 @@ def adapter_news(
     """What was done to the adapters in `after`; None is one that was deleted."""
     for name, now in after.items():
         was = before.get(name)
-        revision = (now or was).revision if now or was else 0
         for news in _news_of(name, was, now):
-            yield news.model_copy(update={"revision": revision})
+            yield news.model_copy(update={"revision": (now or was).revision})
 
 
 def _news_of(name: str, was: Adapter | None, now: Adapter | None) -> Iterator[Happening]:
