@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -27,6 +29,16 @@ async def wanted(it: ServerFleet, **rates: float) -> None:
     await it.store.renew(Member(id="ingress", kind="ingress", demand=rates))
 
 
+@asynccontextmanager
+async def planning(it: ServerFleet) -> AsyncIterator[None]:
+    planner = Planner(it.settings, "p1")
+    await planner.start()
+    try:
+        yield
+    finally:
+        await planner.stop()
+
+
 async def all_hold(it: ServerFleet, key: str, count: int) -> bool:
     return len(await it.held(key)) >= count
 
@@ -45,12 +57,8 @@ async def test_what_grows_is_loaded_on_more_replicas_before_it_is_asked_for_ther
             server._service_s.value = 1.0
             server._participant.announce()
         await wanted(it, hot=100.0)
-        planner = Planner(it.settings, "p1")
-        await planner.start()
-        try:
+        async with planning(it):
             await until(lambda: all_hold(it, "hot@1", 3))
-        finally:
-            await planner.stop()
 
 
 async def test_a_copy_that_the_plan_wants_is_moved_out_last(fleet, make_adapter):
@@ -202,13 +210,9 @@ async def test_what_is_usual_at_this_time_is_loaded_before_it_is_asked_for(fleet
         ahead_s = it.settings.placement.ahead_s
         for at in (time.time() + ahead_s, time.time() + ahead_s + 60):
             await plans.put_usual(Day.quarter(at), {"peak": 100.0})
-        planner = Planner(it.settings, "p1")
-        await planner.start()
-        try:
+        async with planning(it):
             await until(lambda: all_hold(it, "peak@1", 3))
-        finally:
-            await planner.stop()
-            await plans.close()
+        await plans.close()
 
 
 async def test_a_quarter_hour_that_has_ended_is_kept_for_the_days_to_come(store_settings):
