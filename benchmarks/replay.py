@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import numpy as np
@@ -153,6 +155,12 @@ def summarise(
     if problems:
         summary["problems"] = dict(problems.most_common(3))
     return summary
+
+
+def medians(all: list[dict[str, Any]]) -> dict[str, float]:
+    """Of each number that summaries of several traces or rounds have."""
+    keys = [k for k, v in all[0].items() if isinstance(v, int | float)]
+    return {k: round(statistics.median(one[k] for one in all if k in one), 1) for k in keys}
 
 
 def _ms(seconds: float) -> float:

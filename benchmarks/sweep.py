@@ -17,8 +17,8 @@ PLACES = 16
 # Values beside the default, by section and setting.
 SWEPT: dict[str, dict[str, tuple[float, ...]]] = {
     "dispatch": {
-        "spread": (0.0, 0.1, 0.5, 1.0, 4.0),
-        "spread_from": (1, 2, 8, 16),
+        "spread": (0.0, 0.1, 0.25, 1.0, 4.0),
+        "spread_from": (1, 2, 4, 8, 16),
         "evict_weight": (0.0, 0.25, 1.0, 2.0),
         "coming": (0.0, 0.25, 0.75, 1.0),
         "crowding": (0.0, 0.03, 0.3, 1.0),
@@ -35,6 +35,9 @@ SWEPT: dict[str, dict[str, tuple[float, ...]]] = {
         "prefetch": (False,),
     },
 }
+
+
+_DEFAULTS = {"dispatch": DispatchSettings(), "placement": PlacementSettings()}
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,16 @@ def sweep(costs: dict[str, float], lora: dict[str, int]) -> dict[str, Any]:
     plain = {name: _play(scene, costs, lora) for name, scene in against.items()}
     found: dict[str, Any] = {
         "scenes": {name: outcome.summary() for name, outcome in plain.items()},
+        "defaults": {},
         "settings": {},
     }
     for section, name, value in _changes():
         changed = {
             scene: _play(against[scene], costs, lora, {section: {name: value}}) for scene in against
         }
-        found["settings"].setdefault(f"{section}.{name}", {})[str(value)] = _held(changed, plain)
+        label = f"{section}.{name}"
+        found["defaults"][label] = getattr(_DEFAULTS[section], name)
+        found["settings"].setdefault(label, {})[str(value)] = _held(changed, plain)
     return found
 
 

@@ -47,9 +47,15 @@ class Section(BaseModel):
 class HttpSettings(Section):
     """The public endpoint."""
 
-    host: str = Field("127.0.0.1", description="Address the endpoint listens on.")
+    host: Literal["127.0.0.1", "0.0.0.0"] = Field(
+        "127.0.0.1",
+        description="Who reaches the endpoint: this machine, or all. Several nodes need 0.0.0.0. "
+        "The proxy speaks to ingresses on its own node at 127.0.0.1, so there is nothing between.",
+    )
     port: int = Field(8000, ge=1, le=65535, description="Port the endpoint listens on.")
-    max_body_bytes: int = Field(4 * 2**20, gt=0, description="Larger request bodies get 413.")
+    max_body_bytes: int = Field(
+        4 * 2**20, gt=0, le=32 * 2**20, description="Larger request bodies get 413."
+    )
     request_timeout_s: float = Field(600, gt=0, description="Longest time one request may take.")
     ingress_replicas: int = Field(1, ge=1, description="Processes that speak HTTP.")
     node_labels: NodeLabels = Field(default_factory=dict)
@@ -311,10 +317,10 @@ class DispatchSettings(Section):
         "adapter's home; `serve` leaves it to Ray Serve, which knows of load alone.",
     )
     spread: float = Field(
-        0.25, ge=0, description="How far above its share of the load a replica may be for affinity."
+        0.5, ge=0, description="How far above its share of the load a replica may be for affinity."
     )
     spread_from: int = Field(
-        4, ge=1, description="Requests on a replica below which its share does not matter."
+        6, ge=1, description="Requests on a replica below which its share does not matter."
     )
     load_s: float = Field(
         0.1, gt=0, description="Time of a load, until a replica has measured its own."

@@ -19,6 +19,9 @@ from deployments.engine import Engine
 
 logger = logging.getLogger(__name__)
 
+# An ingress tells with every call; what none has told of for so long was served, or has left.
+_EXPECTED_S = 2.0
+
 
 class AdapterCache:
     """What the engine holds, and who uses it.
@@ -61,8 +64,9 @@ class AdapterCache:
         self._held: dict[str, AdapterRef] = {}
         self._sizes: dict[str, int] = {}
         self._taken = self._taken_bytes = 0
-        # Versions that requests wait for, before they come here.
-        self._next: frozenset[str] = frozenset()
+        # Versions that requests wait for before they come here, and until when that is believed:
+        # each ingress tells of its own.
+        self._next: dict[str, float] = {}
         self._room_lock = asyncio.Lock()
         self._changed = asyncio.Event()
         # Versions on their way out for good; the event is set when no lease is left.
@@ -125,7 +129,8 @@ class AdapterCache:
         """
         if ref.key in self._leaving:
             raise ModelNotFound(ref.key)
-        self._next = frozenset(waiting)
+        self._expect(waiting)
+        self._next.pop(ref.key, None)
         found = self._tier(ref)
         metrics.lookups.labels(self._model, metrics.named.use(ref.name), found.value).inc()
         self._usage.count(ref.key)
@@ -243,7 +248,8 @@ class AdapterCache:
             )
         async with self._room_lock:
             while not self._has_room(size_bytes):
-                victim = self._least_worth()
+                is_for_bytes = self._taken < self._capacity
+                victim = self._least_worth(per_byte=is_for_bytes)
                 if victim is None:
                     self._changed.clear()
                     await self._changed.wait()
@@ -253,6 +259,11 @@ class AdapterCache:
             self._taken += 1
             self._taken_bytes += size_bytes
 
+    def _expect(self, waiting: Collection[str]) -> None:
+        now = time.monotonic()
+        self._next = {key: until for key, until in self._next.items() if until > now}
+        self._next |= dict.fromkeys(waiting, now + _EXPECTED_S)
+
     def _count_load(self, ref: AdapterRef, result: str) -> None:
         metrics.loads.labels(self._model, metrics.named.use(ref.name), result).inc()
 
@@ -260,7 +271,12 @@ class AdapterCache:
         has_bytes = self._taken_bytes + size_bytes <= self._capacity_bytes
         return self._taken < self._capacity and has_bytes
 
-    def _least_worth(self) -> AdapterRef | None:
+    def _least_worth(self, *, per_byte: bool) -> AdapterRef | None:
+        """What leaves first of what no request uses.
+
+        Args:
+            per_byte: bytes are short, not entries: what is large must be worth more to stay.
+        """
         free = [ref for key, ref in self._held.items() if not self._leases[key]]
         return min(
             free,
@@ -268,7 +284,7 @@ class AdapterCache:
                 self._is_pinned(ref.name),
                 ref.name in self._kept,
                 ref.key in self._next,
-                self._usage.rank(ref.key),
+                self._usage.rank(ref.key, per_byte=per_byte),
             ),
             default=None,
         )
@@ -347,10 +363,12 @@ class UsageLog:
         usage = self._usage.get(key)
         return self._decayed(usage, self._clock()) * usage.cost_bytes if usage else 0.0
 
-    def rank(self, key: str) -> tuple[float, float]:
+    def rank(self, key: str, *, per_byte: bool = False) -> tuple[float, float]:
         """Orders what to give up first: by worth, then by last use."""
         usage = self._usage.get(key)
-        return self.worth(key), usage.at if usage else 0.0
+        if usage is None:
+            return 0.0, 0.0
+        return self.worth(key) / (usage.cost_bytes if per_byte else 1), usage.at
 
     def _decayed(self, usage: Usage, now: float) -> float:
         return usage.requests * 0.5 ** ((now - usage.at) / self._half_life_s)

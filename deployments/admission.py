@@ -36,14 +36,19 @@ class _Turn(Waiting):
     """A waiting request.
 
     Attributes:
-        until: when it is too late, of the monotonic clock.
+        needed_by: when its first token is of no use any more, of the monotonic clock.
+        until: when it is too late to start.
         replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
+        best_s: time to the first token on the best replica that would start it, where all of them
+            would be too late.
         given: done when there is one.
     """
 
+    needed_by: float = math.inf
     until: float = math.inf
     prefix: tuple[bytes, ...] = ()
     replica: str | None = None
+    best_s: float | None = None
     given: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -70,7 +75,7 @@ class _Opening:
     def of(cls, replicas: list[ReplicaView]) -> "_Opening":
         free = [r for r in replicas if not r.is_full]
         return cls(
-            frozenset(key for r in free for key in r.running),
+            frozenset().union(*(r.running.keys() - {r.gives_way} for r in free)),
             bool(free),
             any(len(r.running) < r.slot_capacity for r in free),
         )
@@ -150,12 +155,14 @@ class Admission:
 
     async def _wait(self, call: Call, terms: Terms) -> _Turn:
         now = time.monotonic()
+        needed_by = terms.since + terms.first_token_s
         turn = _Turn(
             (terms.tenant, call.key),
             tokens=terms.tokens,
             priority=terms.priority,
             since=now,
-            until=min(terms.since + terms.first_token_s, now + self._settings.max_wait_s),
+            needed_by=needed_by,
+            until=min(needed_by, now + self._settings.max_wait_s),
             prefix=terms.prefix,
         )
         if not self._queue:
@@ -214,6 +221,11 @@ class Admission:
             turn = self._queue.pop(lambda t, r=replicas, o=opening: self._finds_place(t, r, o))
             if turn is None:
                 return
+            if turn.best_s is not None:
+                self._queue.settle(turn, 0)
+                why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
+                turn.given.set_exception(self._overloaded(why))
+                continue
             if turn.replica:
                 # It counts from now on; its own task comes to that later.
                 self._fleet.begin(turn.replica, turn.key)
@@ -221,19 +233,28 @@ class Admission:
             turn.given.set_result(None)
 
     def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: "_Opening") -> bool:
-        """Whether a request may start now; notes where."""
+        """Whether a request has waited long enough: notes where it may start now, or that wherever
+        it may it would be too late."""
         if not replicas:
             turn.replica = ""  # nobody reports: Ray Serve knows who is there
             return True
-        out_of_patience = time.monotonic() - turn.since >= self._settings.patience_s
+        now = time.monotonic()
+        out_of_patience = now - turn.since >= self._settings.patience_s
         if not opening.admits(turn.key) and not (out_of_patience and opening.has_place):
             return False
         ask = Ask(turn.key, self._prefixes.cached(turn.key, turn.prefix))
-        for option in rank(ask, replicas, self._dispatch, node=self._node):
-            if option.may_start or (out_of_patience and option.may_wait_there):
+        options = [
+            option
+            for option in rank(ask, replicas, self._dispatch, node=self._node)
+            if option.may_start or (out_of_patience and option.may_wait_there)
+        ]
+        for option in options:
+            if now + option.cost_s <= turn.needed_by:
                 turn.replica = option.replica
                 return True
-        return False
+        if options:
+            turn.best_s = min(option.cost_s for option in options)
+        return bool(options)
 
     def _end(self, replica: str, key: str | None) -> None:
         if replica:

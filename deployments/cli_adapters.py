@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from cluster.addresses import is_loopback
 from cluster.errors import InvalidRequest
 from deployments.cli_common import (
     LOCAL,
@@ -103,7 +104,7 @@ def add(
     }
     body = {k: v for k, v in sent.items() if v is not None} | {"promote": promote}
     with bar() as progress:
-        if is_local and (upload if upload is not None else not _is_loopback(url)):
+        if is_local and (upload if upload is not None else not is_loopback(urlsplit(url).hostname)):
             body["source"] = send_files(client, path, progress)
         else:
             body["source"] = str(path) if is_local else source
@@ -340,10 +341,6 @@ def _read_lines(path: Path) -> list[Any]:
         raise InvalidRequest(f"{path} cannot be read: {e.strerror}") from e
     except ValueError as e:
         raise InvalidRequest(f"{path}: a JSON object a line is needed: {e}") from e
-
-
-def _is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 def send_files(client: Any, path: Path, progress: Progress) -> str:

@@ -101,7 +101,7 @@ def _cpus(settings: Settings) -> Finding:
 
 
 def _port(settings: Settings) -> Finding:
-    from deployments.lifecycle import port_problem
+    from cluster.addresses import port_problem
 
     problem = port_problem(settings.http.host, settings.http.port)
     free = f"{settings.http.host}:{settings.http.port} is free"

@@ -58,7 +58,8 @@ def build_http(
     _add_errors(app)
 
     def asks_for(scope: str) -> list[Any]:
-        def check(request: Request) -> None:
+        # A coroutine, or every request would wait for a thread.
+        async def check(request: Request) -> None:
             header = request.headers.get("authorization")
             request.state.viewer = authoriser.check(header, scope)
 

@@ -42,6 +42,7 @@ from deployments.serve_status import deployment_states
 from deployments.telemetry import Telemetry
 from deployments.terms import Terms
 from deployments.traffic import tokens_in
+from deployments.wire import unpacked
 from router.constraints import Constraints
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,9 @@ class ServePool:
     async def _send(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         response = self._handle.remote(call)
         try:
-            async for item in response:
-                yield item
+            async with contextlib.aclosing(unpacked(response)) as answer:
+                async for item in answer:
+                    yield item
         except BackPressureError as e:
             raise Overloaded(
                 f"every replica of {self._model_id} is busy and its queue is full; try again soon"

@@ -13,17 +13,18 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from adapter_store.embedded import EmbeddedServer, embedded_server
 from adapter_store.registration import Registrar, Registration, sweep
 from adapter_store.store import AdapterStore
+from cluster.addresses import host_problem, port_problem
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
 from cluster.state import Value
 from deployments.keeper import kept
-from deployments.ray_options import ENVIRONMENT, SERVE_LOGGING
+from deployments.ray_options import ENVIRONMENT, SERVE_LOGGING, beside_others
 from deployments.serve_status import APP, logged_error, why_not_running
 
 logger = logging.getLogger(__name__)
@@ -190,8 +191,7 @@ def _is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_where_unset(ENVIRONMENT)
     import ray
 
     if address is None:
@@ -199,7 +199,7 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
         if problem := port_problem(settings.http.host, settings.http.port):
             raise ConfigError(problem)
         # Its sockets go where everything of this run goes, and with it.
-        os.environ.setdefault("VLLM_RPC_BASE_PATH", str(temp_dir))
+        _set_where_unset({"VLLM_RPC_BASE_PATH": str(temp_dir)} | beside_others(temp_dir))
         ray.init(
             include_dashboard=False,
             log_to_driver=False,
@@ -219,9 +219,17 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
     # Ray has put its own handlers in place.
     _interrupt_on_sigterm()
     try:
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        if problem := host_problem(settings.http.host, nodes):
+            raise ConfigError(problem)
         yield
     finally:
         ray.shutdown()
+
+
+def _set_where_unset(environment: Mapping[str, str]) -> None:
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
 
 
 def _check_reachable(address: str) -> None:
@@ -233,17 +241,6 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as e:
         raise Unavailable(f"no Ray cluster answers at {address}: {e}") from e
-
-
-def port_problem(host: str, port: int) -> str | None:
-    """Why the endpoint could not listen there, or None."""
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((host, port))
-        except OSError as e:
-            return f"{host}:{port}: {e.strerror} (http.port)"
-    return None
 
 
 def processes(settings: Settings) -> int:

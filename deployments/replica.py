@@ -12,12 +12,12 @@ from ray.serve.config import RequestRouterConfig
 
 from cluster.settings import BaseModelSettings, Settings
 from deployments.call import Call
-from deployments.engine import ResponseStart
 from deployments.logs import about, configure
 from deployments.model_server import ModelServer
 from deployments.ray_metrics import RayExport
 from deployments.ray_options import replicas_of, resources_of
 from deployments.request_router import AssignedReplicaRouter
+from deployments.wire import Part, packed
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class ModelReplica:
         self._server = ModelServer(settings, model_id, replica_id, node, RayExport())
         await self._server.start()
 
-    async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
+    async def answer(self, call: Call) -> AsyncIterator[Part]:
         """Stream the engine's answer."""
         about(call.request_id, call.key or "")
         await self._end_if_dead()
-        answer = self._server.answer(call)
-        async with contextlib.aclosing(answer):
-            async for item in answer:
-                yield item
+        parts = packed(self._server.answer(call))
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                yield part
 
     async def _end_if_dead(self) -> None:
         """A replica whose engine has died ends at once: the ingress then asks another one, which

@@ -13,9 +13,9 @@ _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 
 
 def request_id_of(request: Request) -> str:
-    """The id that Serve's proxy gave the request (the client's own, when it sent one).
+    """The id that Serve gave the request (the client's own, when it sent one).
 
-    The proxy also puts it on the answer.
+    Serve also puts it on the answer.
     """
     if not hasattr(request.state, "request_id"):
         sent = request.headers.get("x-request-id", "")

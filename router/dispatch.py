@@ -31,7 +31,7 @@ class Standing(StrEnum):
     COMING = "coming"  # on its way in, for an earlier request
     ROOM = "room"  # not here, and nothing must leave for it
     EVICTABLE = "evictable"  # something unused leaves for it
-    SATURATED = "saturated"  # every slot has an adapter that generates now
+    SATURATED = "saturated"  # every slot has an adapter that generates now, or is promised
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,23 @@ class ReplicaView:
     def is_full(self) -> bool:
         return self.ongoing >= self.max_ongoing
 
+    @property
+    def gives_way(self) -> str | None:
+        """The version that gets no new requests here while another one waits for a slot: the one
+        with the fewest, whose slot is free the soonest. Without it, adapters whose requests
+        overlap would keep their slots for ever."""
+        if len(self.running) <= self.slot_capacity:
+            return None
+        in_slots = (key for key in self.running if key in self.slots)
+        return min(in_slots, key=lambda key: (self.running[key], key), default=None)
+
     def standing(self, key: str | None) -> Standing:
         """Where an adapter version stands here; the base model is always in place."""
         if key is None:
             return Standing.SLOT
         if key not in self.running and len(self.running) >= self.slot_capacity:
+            return Standing.SATURATED
+        if key == self.gives_way:
             return Standing.SATURATED
         if key in self.slots:
             return Standing.SLOT

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from adapter_store.embedded import embedded_server
 from adapter_store.filesystems import open_filesystem
 from adapter_store.store import AdapterStore
+from cluster.addresses import free_ports
 from cluster.settings import RouterSettings, StoreSettings
 from cluster.state import BaseModelFacts
 from router.encoder import SentenceEncoder
@@ -213,9 +213,8 @@ class Running:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """None that the kernel gives to others by chance before it is used, nor one of Ray's own."""
+    return free_ports(1)[0]
 
 
 @contextmanager
@@ -233,10 +232,10 @@ def start_cluster(folder: Path, settings: dict[str, Any]) -> Running:
     """Start `roundhouse up` with its data in `folder`; the caller waits and stops."""
     port = free_port()
     tree = {
-        "http": {"port": port},
         "store": {"data_dir": str(folder / "data")},
         "node_cache": {"path": str(folder / "node")},
     } | settings
+    tree["http"] = {"port": port} | tree.get("http", {})
     config = folder / "roundhouse.yaml"
     config.write_text(yaml.safe_dump(tree))
     return Running(config, port, folder / "up.log")

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import yaml
 
+from deployments.ray_options import beside_others
 from tests.chart import ray_groups, ray_service, variables
 from tests.conftest import COMMAND, free_port, wait_until
 
@@ -91,6 +92,8 @@ class RayNodes:
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         }
         given.pop("ROUNDHOUSE_STORE__URL")
+        # All nodes are on this machine: a port of the proxy's is one port for all of them.
+        given |= beside_others(self._temp) | {"SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
         self._environment = {**os.environ, **given, "HF_HOME": str(folder / "hub")}
         self._http = httpx.Client(
             base_url=f"http://{self._ip(1)}:{self._dashboard}",
@@ -128,7 +131,7 @@ class RayNodes:
             settings: put over those of the chart.
         """
         config = yaml.safe_load(ray_service(self._case)["spec"]["serveConfigV2"])
-        config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        config["http_options"] |= {"port": self.port}
         config["proxy_location"] = self._proxies
         (application,) = config["applications"]
         application["args"] |= settings

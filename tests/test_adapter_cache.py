@@ -176,8 +176,19 @@ async def test_what_waiting_requests_will_need_stays(cache, engine, ref):
     async with cache.lease(ref("e"), waiting=["a@1"]):
         assert engine.unloads == ["b@1"], "used more often, but nobody waits for it"
     engine.unloads.clear()
+    # Another ingress, where nobody waits, says nothing of the first one's queue.
     async with cache.lease(ref("f")):
-        assert engine.unloads == ["a@1"], "whoever waited has had it"
+        assert engine.unloads == ["e@1"]
+
+
+async def test_what_waited_has_no_claim_after_its_turn(cache, engine, ref):
+    for name in ("b", "b", "b", "c", "c", "c", "d", "d", "d"):
+        async with cache.lease(ref(name), waiting=["a@1"]):
+            pass
+    async with cache.lease(ref("a")):
+        pass
+    async with cache.lease(ref("e")):
+        assert engine.unloads == ["a@1"]
 
 
 async def test_bytes_bound_what_is_held_as_entries_do(engine, blobs, node_cache, ref):
@@ -192,6 +203,18 @@ async def test_bytes_bound_what_is_held_as_entries_do(engine, blobs, node_cache,
     none = AdapterCache(engine, files, HOST_ENTRIES, capacity_bytes=size // 2)
     with pytest.raises(AdapterLoadFailed, match=r"lora\.host_bytes allows"):
         await none.ensure(ref("d"))
+
+
+def test_where_bytes_are_short_what_is_large_must_be_asked_for_more():
+    log = UsageLog(300.0)
+    for key, size_bytes, requests in (("large@1", 64, 2), ("small@1", 8, 5)):
+        log.cost(key, size_bytes)
+        for _ in range(requests):
+            log.count(key)
+    by_entries = sorted(("large@1", "small@1"), key=log.rank)
+    by_bytes = sorted(("large@1", "small@1"), key=lambda key: log.rank(key, per_byte=True))
+    assert by_entries == ["small@1", "large@1"], "eight times as much to load again"
+    assert by_bytes == ["large@1", "small@1"], "in its room are eight that are asked for more"
 
 
 async def test_a_load_waits_when_every_version_is_in_use(cache, engine, ref):

@@ -133,6 +133,30 @@ async def test_who_would_come_too_late_is_told_at_once():
             await task
 
 
+async def test_an_adapter_that_cannot_be_there_in_time_is_refused_at_once():
+    """The answer would be of no use; demand was counted before, so the planner may load it."""
+    desk = Desk(member("r1", slots=("warm@1",), capacity=2, load_s=2.0))
+    async with desk.request("cold", first_token_s=0.5) as task:
+        with pytest.raises(Overloaded, match=r"would come in about 2\.00 s"):
+            await task
+    async with desk.request("warm", first_token_s=0.5), desk.request("cold", first_token_s=5):
+        assert [name for name, _ in desk.started] == ["warm", "cold"]
+
+
+async def test_the_longest_wait_is_for_a_start_and_not_for_the_load_after_it():
+    desk = Desk(member("r1", load_s=2.0), max_wait_s=0.5)
+    async with desk.request("cold"):
+        assert desk.started == [("cold", "r1")]
+
+
+async def test_of_replicas_the_one_that_is_in_time_is_taken():
+    near = member("near", places=8, slots=("x@1",), load_s=2.0)
+    far = member("far", places=8, slots=("a@1",), ongoing=3, load_s=2.0)
+    desk = Desk(near, far)
+    async with desk.request("a", first_token_s=0.5):
+        assert desk.started == [("a", "far")]
+
+
 async def test_whoever_is_next_may_wait_whatever_the_estimate_says():
     desk = Desk(member(places=1, service_s=20))
     async with desk.request("a"), desk.request("b", first_token_s=5) as task:
@@ -174,6 +198,28 @@ async def test_one_adapter_at_a_time_waits_on_a_replica_for_a_slot():
     async with desk.request("a"), desk.request("cold"), desk.request("colder"):
         await asyncio.sleep(0.1)
         assert [name for name, _ in desk.started] == ["a", "cold"]
+
+
+async def test_a_slot_becomes_free_for_the_one_that_waits_however_busy_the_others_are():
+    """Requests for `a` and `b` overlap for ever; those for `a` wait until `cold` has its slot."""
+    full = member(places=16, capacity=2, slots=("a@1", "b@1"))
+    desk = Desk(full, patience_s=0.02)
+    async with AsyncExitStack() as others:
+        await others.enter_async_context(desk.request("b"))
+        await others.enter_async_context(desk.request("b"))
+        async with desk.request("a"):
+            await others.enter_async_context(desk.request("cold"))
+            await asyncio.sleep(0.1)
+            assert desk.started[-1] == ("cold", "r1"), "it waits there for a slot"
+            await others.enter_async_context(desk.request("a"))
+            await others.enter_async_context(desk.request("b"))
+            await asyncio.sleep(0.1)
+            assert [name for name, _ in desk.started] == ["b", "b", "a", "cold", "b"]
+        # Its last request has ended: the slot is free for `cold`, and `a` may wait in turn.
+        assert desk.started[-1] == ("a", "r1")
+        desk.fleet.take([member(places=16, capacity=2, slots=("cold@1", "b@1"))])
+        (view,) = desk.fleet.replicas(MODEL)
+        assert view.gives_way == "cold@1", "one request to wait for, `b` has three"
 
 
 async def test_a_replica_that_could_not_load_it_is_not_where_it_goes():

@@ -188,7 +188,7 @@ def test_changed_settings_apply_in_place_and_replicas_grow_with_the_load(
 ):
     cluster.join()
     before = set(cluster.replicas(DEPLOYMENT))
-    grows = MODEL | {"max_replicas": 3, "scale_at": 0.02}
+    grows = MODEL | {"max_replicas": 3, "scale_at": 0.01}
     with load(cluster) as asked:
         cluster.deploy(settings | {"models": [grows]})
         wait_until(lambda: len(set(cluster.replicas(DEPLOYMENT)) - before) == 3, 120)

@@ -1,10 +1,14 @@
 """What Ray Serve is told of a base model: where its replicas go, and how many there are."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from ray.serve._private import constants
+
+from cluster.addresses import host_problem
 from cluster.errors import ConfigError
 from cluster.settings import parse_settings
-from deployments.ray_options import on_nodes, replicas_of, resources_of
+from deployments.ray_options import beside_others, on_nodes, replicas_of, resources_of
 
 
 def model(**fields):
@@ -27,6 +31,33 @@ def test_with_gpus_all_workers_are_on_one_node_with_the_labels():
     assert told["placement_group_strategy"] == "STRICT_PACK"
     assert told["placement_group_bundle_label_selector"] == [labels]
     assert "label_selector" not in told["ray_actor_options"], "the group decides"
+
+
+def test_clusters_of_a_machine_share_neither_ports_nor_files(tmp_path):
+    """Two with one port of Serve's fallback proxy would answer each other's requests."""
+    one, other = (beside_others(tmp_path / name) for name in ("a", "b"))
+    assert one.keys() == other.keys()
+    assert not set(one.values()) & set(other.values())
+    assert len({value for name, value in one.items() if name.endswith("_PORT")}) == 3
+    # Ray Serve reads them by these names.
+    source = Path(constants.__file__).read_text()
+    assert all(f'"{name}"' in source for name in one)
+
+
+@pytest.mark.parametrize(
+    ("host", "nodes", "is_fine"),
+    [
+        ("127.0.0.1", 1, True),
+        ("0.0.0.0", 3, True),
+        ("127.0.0.1", 2, False),
+        ("localhost", 2, False),
+        ("::1", 2, False),
+    ],
+)
+def test_nodes_must_reach_each_others_ingresses(host, nodes, is_fine):
+    problem = host_problem(host, nodes)
+    assert (problem is None) == is_fine
+    assert is_fine or problem.startswith("http.host:")
 
 
 def test_replicas_are_a_number_or_follow_the_load():

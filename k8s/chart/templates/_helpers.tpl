@@ -127,6 +127,12 @@ applications:
 # Deployments call each other from process to process, by the caller's own event loop.
 - {name: RAY_SERVE_USE_GRPC_BY_DEFAULT, value: "1"}
 - {name: RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP, value: "0"}
+# HAProxy before the ingresses; it hears at once of one that goes.
+- {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
+- {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "2"}
+- {name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S, value: "3600"}
+# A call between them has the request's body in it.
+- {name: RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH, value: "268435456"}
 - {name: RAY_worker_niceness, value: "0"}
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
 - {name: VLLM_NO_USAGE_STATS, value: "1"}
