@@ -24,7 +24,7 @@ from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
 from cluster.state import Value
 from deployments.keeper import kept
-from deployments.ray_options import ENVIRONMENT, SERVE_LOGGING, beside_others
+from deployments.ray_options import ENVIRONMENT, OUR_HAPROXY, SERVE_LOGGING, beside_others
 from deployments.serve_status import APP, logged_error, why_not_running
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def _is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
-    _set_where_unset(ENVIRONMENT)
+    _set_where_unset(ENVIRONMENT | OUR_HAPROXY)
     import ray
 
     if address is None:

@@ -1,5 +1,6 @@
 """What Ray Serve is told about where and how many: options of our deployments."""
 
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
     # A call is a message, and has the request's body in it, in JSON's longest spelling.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
+}
+
+# The chart has its image's.
+OUR_HAPROXY = {
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sysconfig.get_path("scripts"), "roundhouse-haproxy"))
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deployments.ray_options import OUR_HAPROXY
 from k8s.generate import CHART
 from k8s.tools import PACKAGE
 from tests.conftest import COMMAND
@@ -80,12 +81,15 @@ def test_it_runs_as_the_user_that_the_chart_asks_for():
     assert not any(line.startswith("USER root") for line in LINES)
 
 
-def test_it_has_the_programs_that_the_operator_runs():
+def test_it_has_the_programs_that_the_operator_and_ray_run():
     """`bash -c "ray start ..."`; `wget ... | grep success` asks a worker whether it is ready."""
     (apt,) = [line for line in LINES if "apt-get install" in line]
     links = re.search(r"ln -s (.*) /usr/local/bin/", apt)
     assert "wget" in apt.split()
-    assert {Path(p).name for p in links[1].split()} == {"ray", "roundhouse"}
+    linked = {f"/usr/local/bin/{Path(p).name}" for p in links[1].split()}
+    helpers = (CHART / "templates" / "_helpers.tpl").read_text()
+    (haproxy,) = re.findall(r"RAY_SERVE_HAPROXY_BINARY_PATH, value: (\S+)}", helpers)
+    assert linked == {"/usr/local/bin/ray", "/usr/local/bin/roundhouse", haproxy}
     # bash and grep are Debian's own.
     assert "slim-bookworm" in DOCKERFILE.read_text()
 
@@ -130,8 +134,12 @@ def test_what_is_read_at_run_time_is_installed_too(installed):
                 assert (installed / file.relative_to(ROOT)).is_file(), file
 
 
-def test_the_entry_point_runs(installed, tmp_path):
-    (script,) = (installed / "bin").iterdir()
-    assert script.name == "roundhouse"
+def test_the_entry_points_run(installed, tmp_path):
+    scripts = {script.name for script in (installed / "bin").iterdir()}
+    assert scripts == {"roundhouse", "roundhouse-haproxy"}
+    # In the environment that Ray Serve starts it with.
+    haproxy = f"import os; os.environ |= {OUR_HAPROXY}; sys.argv[1:] = ['-v']; "
+    haproxy += "from deployments.haproxy import main; main()"
+    assert python(installed, haproxy, tmp_path).startswith("HAProxy version")
     code = "sys.argv = ['roundhouse', '--help']; from deployments.cli import main; main()"
     assert "adapters" in python(installed, code, tmp_path)

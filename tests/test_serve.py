@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -267,6 +268,14 @@ def test_a_client_that_hangs_up_frees_the_engine(http):
         )
     assert codes == [200] * 4
     assert time.monotonic() - started < 15
+    wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
+
+
+def test_a_client_that_hangs_up_before_its_answer_frees_the_engine(http):
+    """The body comes in a packet of its own, as most clients send it."""
+    wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/chat/completions", json=chat("w " * 6000), timeout=4)  # a minute
     wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
 
 

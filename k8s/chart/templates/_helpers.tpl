@@ -129,6 +129,7 @@ applications:
 - {name: RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP, value: "0"}
 # HAProxy before the ingresses; it hears at once of one that goes.
 - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
+- {name: RAY_SERVE_HAPROXY_BINARY_PATH, value: /usr/local/bin/roundhouse-haproxy}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "2"}
 - {name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S, value: "3600"}
 # A call between them has the request's body in it.
