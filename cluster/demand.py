@@ -102,6 +102,17 @@ def foreseen(now: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, 
     return {name: max(now.get(name, 0.0), usual.get(name, 0.0)) for name in {*now, *usual}}
 
 
+def mean_times(members: Iterable[Member]) -> Mapping[str, float]:
+    """Seconds of a request by adapter: the ingresses' means, by how much each is asked for it."""
+    seconds: dict[str, float] = {}
+    rates: dict[str, float] = {}
+    for member in members:
+        for name in member.times.keys() & member.demand.keys():
+            seconds[name] = seconds.get(name, 0.0) + member.times[name] * member.demand[name]
+            rates[name] = rates.get(name, 0.0) + member.demand[name]
+    return {name: total / rates[name] for name, total in seconds.items() if rates[name]}
+
+
 def total_demand(members: Iterable[Member]) -> Mapping[str, float]:
     """Requests a second by adapter over all ingresses."""
     total: dict[str, float] = {}

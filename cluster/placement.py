@@ -27,13 +27,14 @@ class Need:
     """An adapter as the plan sees it.
 
     Attributes:
-        rate: requests a second.
+        rate: requests a second; service_s: mean time of one, 0 where none is known.
         at_least: replicas that its card asks for.
         entries: versions that serve, each of which takes a place in host memory.
         bytes: of all of them.
     """
 
     rate: float = 0.0
+    service_s: float = 0.0
     at_least: int = 0
     is_pinned: bool = False
     entries: int = 1
@@ -46,7 +47,7 @@ class Host:
 
     Attributes:
         entries: adapter versions that it can hold; bytes likewise.
-        places: requests that it takes at a time; service_s: mean time of one.
+        places: requests that it takes at a time; service_s: mean time of one, for any adapter.
         held: adapters that are there, or on their way; refused: that it could not load.
         loading: how many are on their way.
     """
@@ -133,7 +134,7 @@ def _wanted(
     places = sum(h.places for h in hosts) / len(hosts) * settings.share_of_replica
     found = {}
     for name, need in needs.items():
-        per_replica = need.rate * service_s / places
+        per_replica = need.rate * (need.service_s or service_s) / places
         useful = max(1, math.ceil(per_replica)) if need.rate else 0
         had = len(before.holders.get(name, ()))
         if useful < had and per_replica > settings.keep_below * (had - 1):

@@ -312,6 +312,10 @@ class Member(Value):
     demand: dict[str, float] = Field(
         default_factory=dict, description="requests a second by adapter, as an ingress sees them"
     )
+    times: dict[str, float] = Field(
+        default_factory=dict,
+        description="mean seconds of a request by adapter, of those in demand",
+    )
     waiting: dict[str, int] = Field(
         default_factory=dict, description="requests in an ingress's queue by adapter version"
     )

@@ -137,8 +137,11 @@ class Admission:
             metrics.queued.labels(self._model.id).dec()
             metrics.queue_wait.labels(self._model.id).observe(time.monotonic() - began)
         place = Place(turn.replica)
+        started = time.monotonic()
         try:
             yield place
+            if call.key is not None:
+                self._fleet.took(call.key, time.monotonic() - started)
         finally:
             self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
             self._end(turn.replica, call.key)

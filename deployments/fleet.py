@@ -11,6 +11,7 @@ from adapter_store.store import AdapterStore
 from adapter_store.tasks import cancel, check
 from cluster.demand import Demand
 from cluster.errors import StoreUnavailable
+from cluster.means import MovingMean
 from cluster.settings import PlacementSettings
 from cluster.state import Member
 from router.dispatch import ReplicaView
@@ -46,6 +47,7 @@ class Fleet:
         self._mine: dict[str, Counter[str | None]] = {}
         self._demand = Demand(settings.half_life_s)
         self._tenants = Demand(settings.half_life_s, most=1000)
+        self._times: dict[str, MovingMean] = {}
         self._listeners: list[Callable[[], None]] = []
         self._task: asyncio.Task | None = None
 
@@ -91,6 +93,15 @@ class Fleet:
     def demand(self) -> dict[str, float]:
         """Requests a second by adapter, of this process."""
         return self._demand.rates(time.monotonic())
+
+    def took(self, key: str, seconds: float) -> None:
+        """A request for an adapter version has been answered."""
+        self._times.setdefault(key.partition("@")[0], MovingMean()).add(seconds)
+
+    def times(self) -> dict[str, float]:
+        """Mean seconds of a request by adapter, of those that are asked for."""
+        self._times = {n: self._times[n] for n in self.demand().keys() & self._times.keys()}
+        return {name: mean.value for name, mean in self._times.items()}
 
     def tenants(self) -> dict[str, float]:
         """Requests a second by tenant, of this process; "" are those without one."""

@@ -430,6 +430,7 @@ class Gateway:
                 "running": tuple(filter(may_see, member.running)),
                 "leaving": tuple(filter(may_see, member.leaving)),
                 "demand": {k: v for k, v in member.demand.items() if may_see(k)},
+                "times": {k: v for k, v in member.times.items() if may_see(k)},
                 "waiting": {k: v for k, v in member.waiting.items() if may_see(k)},
                 "tenants": {k: v for k, v in member.tenants.items() if k == viewer.owner},
             }

@@ -181,6 +181,7 @@ class Ingress:
             kind="ingress",
             position=self._participant.catalogue.position,
             demand=self._fleet.demand(),
+            times=self._fleet.times(),
             tenants=self._fleet.tenants(),
             waiting=sum((a.queued() for a in self._admissions), Counter()),
         )

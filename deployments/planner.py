@@ -17,7 +17,7 @@ from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.plans import Plans
 from adapter_store.store import AdapterStore
 from adapter_store.tasks import cancel, check
-from cluster.demand import Day, foreseen, total_demand
+from cluster.demand import Day, foreseen, mean_times, total_demand
 from cluster.errors import StoreUnavailable
 from cluster.placement import Host, Need, plan
 from cluster.settings import BaseModelSettings, Settings
@@ -171,8 +171,9 @@ class Planner:
         if not hosts:
             # They start, or the store has lost them for a moment: they will want to go on.
             return before
+        times = mean_times(members)
         return plan(
-            {a.name: _need(a, demand.get(a.name, 0.0)) for a in adapters},
+            {a.name: _need(a, demand.get(a.name, 0.0), times.get(a.name, 0.0)) for a in adapters},
             hosts,
             before,
             self._settings.placement,
@@ -187,10 +188,11 @@ class Planner:
             await asyncio.sleep(self._settings.placement.period_s)
 
 
-def _need(adapter: Adapter, rate: float) -> Need:
+def _need(adapter: Adapter, rate: float, service_s: float) -> Need:
     wanted = adapter.card.replicas
     return Need(
         rate=rate,
+        service_s=service_s,
         at_least=0 if wanted == "auto" else wanted,
         is_pinned=adapter.card.pinned,
         entries=len(adapter.serving),

@@ -1,6 +1,7 @@
 """The queue before the replicas: who starts, where, and who gets 429."""
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -294,6 +295,21 @@ async def test_demand_counts_those_who_wait():
     desk.fleet.want("b")
     rates = desk.fleet.demand()
     assert rates["a"] == pytest.approx(10 * rates["b"], rel=0.01)
+
+
+async def test_how_long_an_adapters_requests_take_is_known_from_those_that_were_answered():
+    desk = Desk(member(places=1))
+    for name in ("a", "broken", "forgotten"):
+        with contextlib.suppress(ConnectionError):
+            async with desk.admission.turn(call(name), Terms()):
+                await asyncio.sleep(0.05)
+                if name == "broken":
+                    raise ConnectionError
+    desk.fleet.want("a")
+    desk.fleet.want("broken")
+    times = desk.fleet.times()
+    assert times.keys() == {"a"}
+    assert times["a"] >= 0.05
 
 
 async def test_a_tenant_is_charged_what_was_generated_not_what_was_feared():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.demand import Day, Demand, foreseen, total_demand
+from cluster.demand import Day, Demand, foreseen, mean_times, total_demand
 from cluster.state import Member
 
 
@@ -60,6 +60,14 @@ def test_ingresses_add_up():
         Member(id="r", kind="replica"),
     ]
     assert total_demand(members) == {"a": 1.5, "b": 2.0}
+
+
+def test_an_ingress_that_is_asked_more_says_more_about_the_time():
+    members = [
+        Member(id="i1", kind="ingress", demand={"a": 3.0}, times={"a": 1.0}),
+        Member(id="i2", kind="ingress", demand={"a": 1.0, "b": 1.0}, times={"a": 5.0}),
+    ]
+    assert mean_times(members) == {"a": 2.0}
 
 
 NOON = 12 * 3600.0

@@ -28,6 +28,7 @@ needs = st.dictionaries(
     st.builds(
         Need,
         rate=st.floats(0, 40),
+        service_s=st.floats(0, 4),
         at_least=st.integers(0, 3),
         is_pinned=st.booleans(),
         entries=st.integers(1, 2),
@@ -125,6 +126,15 @@ def test_demand_gets_replicas_in_proportion():
         "warm": 2,
         "hot": 4,
     }
+
+
+def test_long_answers_need_more_replicas_than_short_ones():
+    # All as often; of one that has not answered yet, the replicas' mean of a second is thought.
+    asked = {"long": 2.0, "short": 0.1, "new": 0.0}
+    found = plan(
+        {n: Need(rate=6.0, service_s=s) for n, s in asked.items()}, fleet(8), ModelPlan(), SETTINGS
+    )
+    assert {n: len(found.holders[n]) for n in asked} == {"long": 3, "short": 1, "new": 2}
 
 
 def test_a_wanted_number_is_a_least():
