@@ -97,7 +97,7 @@ def main() -> None:
     commands = result.setdefault("commands", {})
     for part in PARTS if args.only is None else (args.only,):
         console.print(part)
-        with tempfile.TemporaryDirectory(prefix="rh-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="rh-") as folder:
             result[part] = PARTS[part](Path(folder), args)
         commands[part] = f"{_command(part, args)}, {date.today()}"
         RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -77,7 +77,7 @@ class Replica:
             loading=frozenset(self.loading),
             slot_capacity=self.slot_capacity,
             host_capacity=self.host_capacity,
-            running=self.running,
+            running=sorted(self.running, key=lambda key: (self.running[key], key)),
             ongoing=self.running.total(),
             max_ongoing=self.places,
             service_s=self.service_s.value,

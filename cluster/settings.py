@@ -49,14 +49,21 @@ class HttpSettings(Section):
 
     host: Literal["127.0.0.1", "0.0.0.0"] = Field(
         "127.0.0.1",
-        description="Who reaches the endpoint: this machine, or all. Several nodes need 0.0.0.0. "
+        description="Who reaches the endpoint: this machine, or all. Several nodes need 0.0.0.0, "
+        "which is checked at the start. "
         "The proxy speaks to ingresses on its own node at 127.0.0.1, so there is nothing between.",
     )
     port: int = Field(8000, ge=1, le=65535, description="Port the endpoint listens on.")
     max_body_bytes: int = Field(
         4 * 2**20, gt=0, le=32 * 2**20, description="Larger request bodies get 413."
     )
-    request_timeout_s: float = Field(600, gt=0, description="Longest time one request may take.")
+    request_timeout_s: float = Field(
+        600,
+        gt=0,
+        le=3600,
+        description="Longest time one request may take. An hour at most: so long the proxy that is "
+        "replaced, when an ingress comes or goes, keeps its streams.",
+    )
     ingress_replicas: int = Field(1, ge=1, description="Processes that speak HTTP.")
     node_labels: NodeLabels = Field(default_factory=dict)
 

@@ -308,7 +308,9 @@ class Member(Value):
     service_s: float = Field(0.0, description="mean time of the last requests")
     load_s: float = Field(0.0, description="mean time of the last loads from the node's own files")
     loads: int = Field(0, description="loads into the engine since it started")
-    running: tuple[str, ...] = Field((), description="versions that requests use now")
+    running: tuple[str, ...] = Field(
+        (), description="versions that requests use now, those with the fewest first"
+    )
     demand: dict[str, float] = Field(
         default_factory=dict, description="requests a second by adapter, as an ingress sees them"
     )

@@ -103,8 +103,8 @@ class AdapterCache:
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Versions that requests use or wait for, by key."""
-        return tuple(self._leases)
+        """Versions that requests use or wait for, by key, those with the fewest first."""
+        return tuple(sorted(self._leases, key=lambda key: (self._leases[key], key)))
 
     @property
     def leases(self) -> int:
@@ -129,8 +129,8 @@ class AdapterCache:
         """
         if ref.key in self._leaving:
             raise ModelNotFound(ref.key)
-        self._expect(waiting)
         self._next.pop(ref.key, None)
+        self._expect(waiting)
         found = self._tier(ref)
         metrics.lookups.labels(self._model, metrics.named.use(ref.name), found.value).inc()
         self._usage.count(ref.key)
@@ -277,13 +277,14 @@ class AdapterCache:
         Args:
             per_byte: bytes are short, not entries: what is large must be worth more to stay.
         """
+        now = time.monotonic()
         free = [ref for key, ref in self._held.items() if not self._leases[key]]
         return min(
             free,
             key=lambda ref: (
                 self._is_pinned(ref.name),
                 ref.name in self._kept,
-                ref.key in self._next,
+                self._next.get(ref.key, 0.0) > now,
                 self._usage.rank(ref.key, per_byte=per_byte),
             ),
             default=None,

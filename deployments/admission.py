@@ -39,8 +39,7 @@ class _Turn(Waiting):
         needed_by: when its first token is of no use any more, of the monotonic clock.
         until: when it is too late to start.
         replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
-        best_s: time to the first token on the best replica that would start it, where all of them
-            would be too late.
+        best_s: time to the first token on the replica that has it soonest, where that is too late.
         given: done when there is one.
     """
 
@@ -75,7 +74,7 @@ class _Opening:
     def of(cls, replicas: list[ReplicaView]) -> "_Opening":
         free = [r for r in replicas if not r.is_full]
         return cls(
-            frozenset().union(*(r.running.keys() - {r.gives_way} for r in free)),
+            frozenset().union(*({*r.running} - {r.gives_way} for r in free)),
             bool(free),
             any(len(r.running) < r.slot_capacity for r in free),
         )
@@ -116,6 +115,8 @@ class Admission:
         self._queue = FairQueue()
         self._prefixes = PrefixIndex(dispatch)
         self._ended_at = 0.0
+        # Until when no other request is sent that would be too late, by adapter version.
+        self._tried: dict[str | None, float] = {}
         # Between two requests that ended, while some waited.
         self._interval_s = MovingMean()
         fleet.on_change(self._let_in)
@@ -227,7 +228,7 @@ class Admission:
             if turn.best_s is not None:
                 self._queue.settle(turn, 0)
                 why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
-                turn.given.set_exception(self._overloaded(why))
+                turn.given.set_exception(self._overloaded(why, turn.best_s))
                 continue
             if turn.replica:
                 # It counts from now on; its own task comes to that later.
@@ -246,18 +247,29 @@ class Admission:
         if not opening.admits(turn.key) and not (out_of_patience and opening.has_place):
             return False
         ask = Ask(turn.key, self._prefixes.cached(turn.key, turn.prefix))
-        options = [
-            option
-            for option in rank(ask, replicas, self._dispatch, node=self._node)
-            if option.may_start or (out_of_patience and option.may_wait_there)
-        ]
-        for option in options:
-            if now + option.cost_s <= turn.needed_by:
-                turn.replica = option.replica
-                return True
-        if options:
-            turn.best_s = min(option.cost_s for option in options)
-        return bool(options)
+        ranked = rank(ask, replicas, self._dispatch, node=self._node)
+        ready = [o for o in ranked if o.may_start or (out_of_patience and o.may_wait_there)]
+        if not ready:
+            return False
+        left_s = turn.needed_by - now
+        in_time = next((o for o in ready if o.first_token_s <= left_s), None)
+        if in_time is None and any(o.first_token_s <= left_s for o in ranked):
+            return False  # on a replica that is full now
+        soonest = min(ready, key=lambda o: o.first_token_s)
+        if in_time is None and not self._is_tried(turn.key, soonest.first_token_s, now):
+            turn.best_s = soonest.first_token_s
+        else:
+            turn.replica = (in_time or soonest).replica
+        return True
+
+    def _is_tried(self, key: str | None, takes_s: float, now: float) -> bool:
+        """Whether one that would be too late goes all the same, as the first of its adapter for so
+        long: it brings the adapter in for those who come after, and shows how long that takes."""
+        self._tried = {k: until for k, until in self._tried.items() if until > now}
+        if key in self._tried:
+            return False
+        self._tried[key] = now + takes_s
+        return True
 
     def _end(self, replica: str, key: str | None) -> None:
         if replica:
@@ -276,7 +288,7 @@ class Admission:
         each = [r.service_s / r.max_ongoing for r in replicas]
         return sum(each) / len(each) ** 2 if each else 0.0
 
-    def _overloaded(self, why: str) -> Overloaded:
+    def _overloaded(self, why: str, load_s: float = 0.0) -> Overloaded:
         # Who comes back stands behind everybody; now it is one of them itself.
-        wait_s = max(1.0, len(self._queue) * self._pace_s())
+        wait_s = max(1.0, load_s, len(self._queue) * self._pace_s())
         return Overloaded(f"{why}; {_LATER}", retry_after_s=wait_s)

@@ -7,12 +7,13 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapter_store.blobs import CONFIG
-from cluster.errors import RoundhouseError
+from cluster.errors import ConfigError, RoundhouseError
 from cluster.settings import Settings, load_settings
 from deployments.vllm_plugin import SUPPORTED_VLLM
 
@@ -30,7 +31,7 @@ class Finding:
 
 def examine(config: Path) -> list[Finding]:
     """Look at the machine, then at what the settings ask of it."""
-    findings = [_python(), _vllm(), _plugin(), *_kernel(), _store_server()]
+    findings = [_python(), _vllm(), _plugin(), *_kernel(), _store_server(), _proxy()]
     try:
         settings = load_settings(config)
     except RoundhouseError as e:
@@ -98,6 +99,19 @@ def _cpus(settings: Settings) -> Finding:
 
     needed, there = cpus_reserved(settings), os.cpu_count() or 1
     return Finding("CPUs", needed <= there, f"{needed:.1f} reserved of {there}")
+
+
+def _proxy() -> Finding:
+    from deployments.haproxy import our_haproxy
+    from deployments.ray_options import beside_others
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="rh-") as folder:
+            beside_others(Path(folder))
+        command = our_haproxy()
+    except ConfigError as e:
+        return Finding("proxy", False, e.message)
+    return Finding("proxy", True, f"HAProxy, by {command}")
 
 
 def _port(settings: Settings) -> Finding:

@@ -110,12 +110,13 @@ class Fleet:
     def _view(self, known: _Known) -> ReplicaView:
         member = known.member
         mine = self._mine.get(member.id, Counter())
-        running = {key: n for key, n in mine.items() if key is not None}
+        running = sorted((key for key in mine if key is not None), key=lambda k: (mine[k], k))
         ongoing = mine.total()
         if self._ingresses > 1:
-            # The others' requests are known as of the last report only.
-            others = [key for key in member.running if key not in known.mine]
-            running |= {key: 1 for key in others if key not in running}
+            # The others' requests are known as of the last report only; and all ingresses take its
+            # order, or what one lets end would be kept busy by another.
+            reported = [k for k in member.running if k in mine or k not in known.mine]
+            running = reported + [key for key in running if key not in reported]
             ongoing += max(0, member.ongoing - known.mine.total())
         return ReplicaView(
             id=member.id,

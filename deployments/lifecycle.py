@@ -23,8 +23,9 @@ from cluster.addresses import host_problem, port_problem
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.settings import Settings
 from cluster.state import Value
+from deployments.haproxy import HAPROXY_AT, our_haproxy
 from deployments.keeper import kept
-from deployments.ray_options import ENVIRONMENT, OUR_HAPROXY, SERVE_LOGGING, beside_others
+from deployments.ray_options import ENVIRONMENT, SERVE_LOGGING, beside_others
 from deployments.serve_status import APP, logged_error, why_not_running
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
     with contextlib.ExitStack() as stack:
         endpoint = f"http://{settings.http.host}:{settings.http.port}"
         stack.enter_context(_only_one(root, Run(pid=os.getpid(), endpoint=endpoint)))
-        # Short: a socket's path has at most 107 characters, and Ray adds most of them.
+        # Short: a socket's path has at most 107 characters, and Ray and Serve add most of them.
         temp_dir = Path(tempfile.mkdtemp(prefix="rh-"))
         stack.enter_context(kept(os.getpid(), temp_dir))
         if settings.store.url is None:
@@ -191,7 +192,7 @@ def _is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
-    _set_where_unset(ENVIRONMENT | OUR_HAPROXY)
+    _set_where_unset(ENVIRONMENT | {HAPROXY_AT: str(our_haproxy())})
     import ray
 
     if address is None:

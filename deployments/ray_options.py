@@ -1,10 +1,10 @@
 """What Ray Serve is told about where and how many: options of our deployments."""
 
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 from cluster.addresses import free_ports
+from cluster.errors import ConfigError
 from cluster.settings import BaseModelSettings
 from deployments.vllm_plugin import IN_REPLICA
 
@@ -17,7 +17,7 @@ ENVIRONMENT = {
     # a third less time for a request that costs the engine nothing.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # HAProxy before the ingresses instead of Serve's own proxy: half the time, twice the requests.
+    # HAProxy before the ingresses instead of Serve's own proxy, which is in Python.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # It hears of an ingress that goes at once, and asks another one where it is refused.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
@@ -27,18 +27,30 @@ ENVIRONMENT = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
 }
 
-# The chart has its image's.
-OUR_HAPROXY = {
-    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sysconfig.get_path("scripts"), "roundhouse-haproxy"))
-}
+# HAProxy binds another name first, ten characters longer than this one; 107 is the system's limit.
+_LONGEST_SOCKET = 97
+# Serve gives each node a folder in it.
+_NODE_ID = 56
 
 
 def beside_others(folder: Path) -> dict[str, str]:
     """Environment of a proxy on a machine that may have others: its own ports for what is not the
-    endpoint, and its files in a folder that goes with the cluster.
+    endpoint, and its files in a folder that goes with the cluster and is closed to other users, for
+    who writes to its socket commands it.
 
     Two clusters that shared the port of Serve's fallback proxy would answer each other's requests.
+
+    Raises:
+        ConfigError: the path of the folder is too long for a socket's.
     """
+    own = folder / "h"
+    too_long = len(f"{own}/{'n' * _NODE_ID}/admin.sock") - _LONGEST_SOCKET
+    if too_long > 0:
+        raise ConfigError(
+            f"{folder}: {too_long} characters too long for the path of HAProxy's socket in it; "
+            "set the environment variable TMPDIR to a shorter folder"
+        )
+    own.mkdir(mode=0o700, parents=True)
     names = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
         "SOCKET_PATH": "admin.sock",
@@ -46,7 +58,7 @@ def beside_others(folder: Path) -> dict[str, str]:
         "SERVER_STATE_BASE": "",
         "SERVER_STATE_FILE": "state",
     }
-    files = {f"RAY_SERVE_HAPROXY_{k}": str(folder / "haproxy" / v) for k, v in names.items()}
+    files = {f"RAY_SERVE_HAPROXY_{k}": str(own / v) for k, v in names.items()}
     ports = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
     free = free_ports(len(ports))
     return files | {f"RAY_SERVE_{k}": str(p) for k, p in zip(ports, free, strict=True)}

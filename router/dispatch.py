@@ -39,7 +39,7 @@ class ReplicaView:
     """A replica as the dispatcher sees it.
 
     Attributes:
-        running: requests under way by adapter version; the base model is not in it.
+        running: adapter versions of the requests under way, those with the fewest first.
         ongoing: requests under way, all of them.
         service_s: mean time of a request; load_s: of a load that found the files on the node.
         problems: versions that it could not load.
@@ -52,7 +52,7 @@ class ReplicaView:
     loading: frozenset[str] = frozenset()
     slot_capacity: int = 1
     host_capacity: int = 1
-    running: Mapping[str, int] = field(default_factory=dict)
+    running: Sequence[str] = ()
     ongoing: int = 0
     max_ongoing: int = 1
     service_s: float = 0.0
@@ -70,8 +70,7 @@ class ReplicaView:
         overlap would keep their slots for ever."""
         if len(self.running) <= self.slot_capacity:
             return None
-        in_slots = (key for key in self.running if key in self.slots)
-        return min(in_slots, key=lambda key: (self.running[key], key), default=None)
+        return next((key for key in self.running if key in self.slots), None)
 
     def standing(self, key: str | None) -> Standing:
         """Where an adapter version stands here; the base model is always in place."""
@@ -106,10 +105,17 @@ class Ask:
 
 @dataclass(frozen=True)
 class Option:
-    """One replica for a request; `waits` is how many adapters wait there for a slot."""
+    """One replica for a request.
+
+    Attributes:
+        first_token_s: until its first token there; cost_s: that and what it costs others, less
+            what agreement and nearness are worth.
+        waits: how many adapters wait there for a slot.
+    """
 
     replica: str
     standing: Standing
+    first_token_s: float
     cost_s: float
     is_over_share: bool
     is_full: bool
@@ -147,7 +153,9 @@ def rank(
         Option(
             replica=r.id,
             standing=(standing := r.standing(ask.key)),
-            cost_s=_cost_s(ask, r, standing, settings)
+            first_token_s=(first_token_s := _first_token_s(ask, r, standing, settings)),
+            cost_s=first_token_s
+            + _eviction_s(r, standing, settings)
             - settings.home_s * (r.id == homes[0] if homes else 0)
             - settings.near_s * (r.node == node),
             is_over_share=r.ongoing >= limit,
@@ -159,25 +167,31 @@ def rank(
     return sorted(options, key=lambda o: (o.is_full, o.is_over_share, o.cost_s, o.replica))
 
 
-def _cost_s(
+def _first_token_s(
     ask: Ask, replica: ReplicaView, standing: Standing, settings: DispatchSettings
 ) -> float:
     load_s = replica.load_s or settings.load_s
-    evict_s = load_s * (1 + settings.evict_weight)
     way_s = {
         Standing.SLOT: 0.0,
         Standing.HOST: settings.swap_s,
         Standing.COMING: load_s * settings.coming,
         Standing.ROOM: load_s,
-        Standing.EVICTABLE: evict_s,
+        Standing.EVICTABLE: load_s,
         # Half of a request's time passes, on average, before a slot's last request ends.
-        Standing.SATURATED: evict_s + replica.service_s / 2,
+        Standing.SATURATED: load_s + replica.service_s / 2,
     }[standing]
     each_s = replica.service_s / replica.max_ongoing
     crowd_s = settings.crowding * each_s * replica.ongoing
     wait_s = each_s * max(0, replica.ongoing + 1 - replica.max_ongoing)
     saved_s = settings.prompt_token_s * ask.cached.get(replica.id, 0)
     return way_s + crowd_s + wait_s - saved_s
+
+
+def _eviction_s(replica: ReplicaView, standing: Standing, settings: DispatchSettings) -> float:
+    """What the adapter that leaves for this one pays later, as far as it counts."""
+    if standing not in (Standing.EVICTABLE, Standing.SATURATED):
+        return 0.0
+    return (replica.load_s or settings.load_s) * settings.evict_weight
 
 
 @lru_cache(maxsize=20_000)

@@ -20,7 +20,8 @@ import httpx
 import psutil
 import yaml
 
-from deployments.ray_options import OUR_HAPROXY, beside_others
+from deployments.haproxy import HAPROXY_AT, our_haproxy
+from deployments.ray_options import beside_others
 from tests.chart import ray_groups, ray_service, variables
 from tests.conftest import COMMAND, free_port, wait_until
 
@@ -93,7 +94,8 @@ class RayNodes:
         }
         given.pop("ROUNDHOUSE_STORE__URL")
         # All nodes are on this machine: a port of the proxy's is one port for all of them.
-        given |= OUR_HAPROXY | beside_others(self._temp) | {"SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
+        given |= beside_others(self._temp)
+        given |= {HAPROXY_AT: str(our_haproxy()), "SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
         self._environment = {**os.environ, **given, "HF_HOME": str(folder / "hub")}
         self._http = httpx.Client(
             base_url=f"http://{self._ip(1)}:{self._dashboard}",

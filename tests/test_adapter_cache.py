@@ -181,6 +181,16 @@ async def test_what_waiting_requests_will_need_stays(cache, engine, ref):
         assert engine.unloads == ["e@1"]
 
 
+async def test_those_behind_the_first_of_an_adapter_keep_its_claim(cache, engine, ref):
+    for name in ("b", "b", "c", "c", "d", "d"):
+        async with cache.lease(ref(name)):
+            pass
+    async with cache.lease(ref("a"), waiting=["a@1"]):
+        pass
+    async with cache.lease(ref("e")):
+        assert engine.unloads == ["b@1"]
+
+
 async def test_what_waited_has_no_claim_after_its_turn(cache, engine, ref):
     for name in ("b", "b", "b", "c", "c", "c", "d", "d", "d"):
         async with cache.lease(ref(name), waiting=["a@1"]):

@@ -135,13 +135,34 @@ async def test_who_would_come_too_late_is_told_at_once():
 
 
 async def test_an_adapter_that_cannot_be_there_in_time_is_refused_at_once():
-    """The answer would be of no use; demand was counted before, so the planner may load it."""
-    desk = Desk(member("r1", slots=("warm@1",), capacity=2, load_s=2.0))
-    async with desk.request("cold", first_token_s=0.5) as task:
-        with pytest.raises(Overloaded, match=r"would come in about 2\.00 s"):
-            await task
-    async with desk.request("warm", first_token_s=0.5), desk.request("cold", first_token_s=5):
-        assert [name for name, _ in desk.started] == ["warm", "cold"]
+    """The answer would be of no use. But one goes in each load's time, or nobody would ever bring
+    the adapter in, nor find out that it takes less time now."""
+    desk = Desk(member("r1", slots=("warm@1",), capacity=3, places=8, load_s=4.0))
+    async with desk.request("cold", first_token_s=0.5):
+        assert desk.started == [("cold", "r1")]
+        async with desk.request("cold", first_token_s=0.5) as task:
+            with pytest.raises(Overloaded, match=r"would come in about 2\.\d+ s") as caught:
+                await task
+            assert caught.value.retry_after_s >= 2
+        async with desk.request("warm", first_token_s=0.5), desk.request("cold", first_token_s=5):
+            assert [name for name, _ in desk.started] == ["cold", "warm", "cold"]
+
+
+async def test_a_refusal_goes_by_the_load_and_not_by_what_the_eviction_costs_others():
+    full = Residency(slots=("x@1",), host=("x@1",), slot_capacity=2, host_capacity=1)
+    desk = Desk(member(load_s=2.0, service_s=0.0).model_copy(update={"residency": full}))
+    async with desk.request("a", first_token_s=1), desk.request("a", first_token_s=2.5):
+        assert len(desk.started) == 2
+
+
+async def test_who_would_be_in_time_on_a_replica_that_is_full_now_waits_for_it():
+    holder = member("holder", places=1, slots=("a@1",), service_s=0.05)
+    empty = member("empty", places=1, load_s=2.0, service_s=0.05)
+    desk = Desk(holder, empty)
+    async with desk.request("a") as first, desk.request("a", first_token_s=0.5):
+        assert desk.started == [("a", "holder")]
+        assert not first.done()
+    assert desk.started == [("a", "holder")], "it left the queue when its client did"
 
 
 async def test_the_longest_wait_is_for_a_start_and_not_for_the_load_after_it():
@@ -151,11 +172,12 @@ async def test_the_longest_wait_is_for_a_start_and_not_for_the_load_after_it():
 
 
 async def test_of_replicas_the_one_that_is_in_time_is_taken():
-    near = member("near", places=8, slots=("x@1",), load_s=2.0)
-    far = member("far", places=8, slots=("a@1",), ongoing=3, load_s=2.0)
-    desk = Desk(near, far)
-    async with desk.request("a", first_token_s=0.5):
-        assert desk.started == [("a", "far")]
+    near = member("near", places=16, slots=("x@1",), capacity=2, load_s=2.0)
+    # It has far more than its share, by another ingress's requests.
+    far = member("far", places=16, slots=("a@1",), ongoing=14, load_s=2.0)
+    desk = Desk(near, far, *(Member(id=f"i{i}", kind="ingress") for i in range(2)))
+    async with desk.request("a"), desk.request("a", first_token_s=0.9):
+        assert desk.started == [("a", "near"), ("a", "far")]
 
 
 async def test_whoever_is_next_may_wait_whatever_the_estimate_says():
@@ -221,6 +243,25 @@ async def test_a_slot_becomes_free_for_the_one_that_waits_however_busy_the_other
         desk.fleet.take([member(places=16, capacity=2, slots=("cold@1", "b@1"))])
         (view,) = desk.fleet.replicas(MODEL)
         assert view.gives_way == "cold@1", "one request to wait for, `b` has three"
+
+
+async def test_all_ingresses_let_the_same_adapter_end():
+    """Each has more requests of its own for the other's; by their own counts they would never
+    agree, and `cold` would wait for ever."""
+    report = member(places=16, capacity=2, slots=("a@1", "b@1"), running=("cold@1", "b@1", "a@1"))
+    ingresses = [Member(id=f"i{i}", kind="ingress") for i in range(2)]
+    for mine in ("aaab", "abbb"):
+        desk = Desk(report, *ingresses)
+        async with AsyncExitStack() as under_way:
+            for name in mine:
+                desk.fleet.begin("r1", f"{name}@1")
+            desk.fleet.take([report, *ingresses])
+            (view,) = desk.fleet.replicas(MODEL)
+            assert view.gives_way == "b@1"
+            blocked = await under_way.enter_async_context(desk.request("b"))
+            await under_way.enter_async_context(desk.request("a"))
+            assert [name for name, _ in desk.started] == ["a"]
+            assert not blocked.done()
 
 
 async def test_a_replica_that_could_not_load_it_is_not_where_it_goes():

@@ -15,7 +15,7 @@ def replica(id, *, slots=(), host=(), running=None, ongoing=None, **changes):
     full = {
         "slots": frozenset(slots),
         "host": frozenset(host),
-        "running": running,
+        "running": sorted(running, key=running.get),
         "ongoing": sum(running.values()) if ongoing is None else ongoing,
         "slot_capacity": 2,
         "host_capacity": 4,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments.ray_options import OUR_HAPROXY
+from deployments.haproxy import HAPROXY_AT, our_haproxy
 from k8s.generate import CHART
 from k8s.tools import PACKAGE
 from tests.conftest import COMMAND
@@ -138,7 +138,9 @@ def test_the_entry_points_run(installed, tmp_path):
     scripts = {script.name for script in (installed / "bin").iterdir()}
     assert scripts == {"roundhouse", "roundhouse-haproxy"}
     # In the environment that Ray Serve starts it with.
-    haproxy = f"import os; os.environ |= {OUR_HAPROXY}; sys.argv[1:] = ['-v']; "
+    haproxy = (
+        f"import os; os.environ[{HAPROXY_AT!r}] = {str(our_haproxy())!r}; sys.argv[1:] = ['-v']; "
+    )
     haproxy += "from deployments.haproxy import main; main()"
     assert python(installed, haproxy, tmp_path).startswith("HAProxy version")
     code = "sys.argv = ['roundhouse', '--help']; from deployments.cli import main; main()"

@@ -274,8 +274,15 @@ def test_a_client_that_hangs_up_frees_the_engine(http):
 def test_a_client_that_hangs_up_before_its_answer_frees_the_engine(http):
     """The body comes in a packet of its own, as most clients send it."""
     wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
-    with pytest.raises(httpx.ReadTimeout):
-        http.post("/v1/chat/completions", json=chat("w " * 6000), timeout=4)  # a minute
+
+    def leave_early() -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/chat/completions", json=chat("w " * 6000), timeout=8)  # a minute
+
+    with ThreadPoolExecutor(1) as pool:
+        left = pool.submit(leave_early)
+        wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 1)
+        left.result()
     wait_until(lambda: sum(r["ongoing"] for r in replicas(http)) == 0)
 
 
