@@ -99,7 +99,8 @@ def plan(
     found: dict[str, tuple[str, ...]] = {}
     reasons: dict[str, str] = {}
     for name, order in zip(names, choices, strict=True):
-        where = room.place(needs[name], wanted[name], there.get(name, ()), order)
+        stays = before.holders.get(name, ())
+        where = room.place(needs[name], wanted[name], stays, there.get(name, ()), order)
         if where:
             found[name] = where
         if len(where) < min(wanted[name], len(hosts)):
@@ -202,11 +203,17 @@ class _Room:
         return _orders(names, self._ids, _CHOICES).tolist()
 
     def place(
-        self, need: Need, count: int, before: Collection[str], order: Sequence[int]
+        self,
+        need: Need,
+        count: int,
+        planned: Collection[str],
+        there: Collection[str],
+        order: Sequence[int],
     ) -> tuple[str, ...]:
-        """Take room on up to `count` replicas: those of before, then those of nodes without it."""
+        """Take room on up to `count` replicas: where it was planned, then where it is anyway, then
+        on nodes without it."""
         chosen: list[int] = []
-        for i in self._known(before):
+        for i in self._by_preference(planned, there, order):
             self._claims[i] -= need.entries
             self._take((i,), need, count, chosen)
         if len(chosen) < count and self._open:
@@ -218,6 +225,17 @@ class _Room:
             self._take(rest, need, count, chosen, spare=True)
             self._take(rest, need, count, chosen)
         return tuple(self._ids[i] for i in chosen)
+
+    def _by_preference(
+        self, planned: Collection[str], there: Collection[str], order: Sequence[int]
+    ) -> list[int]:
+        first = self._known(planned)
+        others = [i for i in self._known(there) if i not in first]
+        if len(others) > 1:
+            # In its own order: what is everywhere is not to be planned for the same replica.
+            ranks = {i: rank for rank, i in enumerate(order)}
+            others.sort(key=lambda i: ranks.get(i, len(ranks)))
+        return first + others
 
     def _known(self, replicas: Collection[str]) -> list[int]:
         return [i for replica in replicas if (i := self._index.get(replica)) is not None]

@@ -18,6 +18,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cluster.errors import ConfigError
@@ -41,7 +42,7 @@ NodeLabels = Annotated[
 class Section(BaseModel):
     """A group of settings. Unknown keys are refused: a typing error must not pass silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class HttpSettings(Section):
@@ -206,7 +207,7 @@ class BaseModelSettings(Section):
     node_labels: NodeLabels = Field(default_factory=dict)
     max_ongoing: int = Field(32, ge=1, description="Requests that one replica takes at a time.")
     max_queued: int = Field(
-        128, ge=0, description="Requests that may wait; beyond, clients get 429."
+        128, ge=1, description="Requests that may wait; beyond, clients get 429."
     )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapter capacity.")
     engine_args: dict[str, Any] = Field(
@@ -340,7 +341,7 @@ class DispatchSettings(Section):
         0.5, ge=0, le=1, description="Of a load that is under way, what is left of it on average."
     )
     crowding: float = Field(
-        0.1, ge=0, description="How much each request of a batch slows the others, 0 to 1."
+        0.1, ge=0, le=1, description="How much each request of a batch slows the others."
     )
     prompt_token_s: float = Field(
         0.0005, ge=0, description="What one token of a cached prompt start saves."
@@ -536,10 +537,17 @@ def parse_settings(tree: dict[str, Any], *, source: str = "settings") -> Setting
 
 def explain(error: ValidationError) -> str:
     """Every problem of a tree on one line, each with the key that has it."""
+    errors = error.errors()
     return "; ".join(
         f"{'.'.join(str(part) for part in err['loc']) or 'top level'}: {_explain_one(err)}"
-        for err in error.errors()
+        for err in errors
+        if err["type"] != "too_short" or not _has_inner(err["loc"], errors)
     )
+
+
+def _has_inner(loc: tuple[int | str, ...], errors: list[ErrorDetails]) -> bool:
+    """Whether something in it is wrong: pydantic then counts it as absent."""
+    return any(e["loc"][: len(loc)] == loc and len(e["loc"]) > len(loc) for e in errors)
 
 
 def _expand(value: Any, source: str) -> Any:
@@ -563,4 +571,6 @@ def _variable(match: re.Match[str], source: str) -> str:
 def _explain_one(err: dict[str, Any]) -> str:
     if err["type"] == "extra_forbidden":
         return "no such setting"
+    if err["type"] == "model_type":
+        return "takes settings of its own, as `name: value`; leave it out for the defaults"
     return f"{err['msg']} (got {err['input']!r})" if err["type"] != "missing" else "is required"

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -22,12 +22,14 @@ from deployments import metrics
 from deployments.call import Call
 from deployments.fleet import Fleet
 from deployments.terms import Terms
-from router.dispatch import Ask, ReplicaView, rank
+from router.dispatch import Ask, Option, ReplicaView, Standing, rank
 from router.fair_queue import FairQueue, Waiting
 from router.prefixes import PrefixIndex
 
 # Of the adapters that wait, those that a replica is told of; it holds no more than a few dozen.
 _MOST_WAITING = 64
+# Of those that would be too late, one is sent.
+_TRY_EVERY_S = 10.0
 _LATER = "try again after the time in Retry-After"
 
 
@@ -39,6 +41,9 @@ class _Turn(Waiting):
         needed_by: when its first token is of no use any more, of the monotonic clock.
         until: when it is too late to start.
         replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
+        sequences: answers that it asks for, each of which takes a place.
+        behind: requests that waited for their first token there when it came; None when its
+            adapter had to be loaded first.
         best_s: time to the first token on the replica that has it soonest, where that is too late.
         given: done when there is one.
     """
@@ -46,7 +51,9 @@ class _Turn(Waiting):
     needed_by: float = math.inf
     until: float = math.inf
     prefix: tuple[bytes, ...] = ()
+    sequences: int = 1
     replica: str | None = None
+    behind: int | None = None
     best_s: float | None = None
     given: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -90,10 +97,12 @@ class Place:
     Attributes:
         replica: "" when none is known: Ray Serve is to say.
         answer_tokens: that it has generated so far.
+        has_begun: to be called when a stream's first token is there; later calls do nothing.
     """
 
     replica: str
     answer_tokens: int = 0
+    has_begun: Callable[[], None] = lambda: None
 
 
 class Admission:
@@ -115,6 +124,9 @@ class Admission:
         self._queue = FairQueue()
         self._prefixes = PrefixIndex(dispatch)
         self._ended_at = 0.0
+        # Requests that wait for their first token, by replica, and what each of them takes.
+        self._prefilling: Counter[str] = Counter()
+        self._prefill_s = MovingMean()
         # Until when no other request is sent that would be too late, by adapter version.
         self._tried: dict[str | None, float] = {}
         # Between two requests that ended, while some waited.
@@ -137,15 +149,25 @@ class Admission:
         finally:
             metrics.queued.labels(self._model.id).dec()
             metrics.queue_wait.labels(self._model.id).observe(time.monotonic() - began)
-        place = Place(turn.replica)
         started = time.monotonic()
+        awaits_token = True
+
+        def has_begun() -> None:
+            nonlocal awaits_token
+            if awaits_token and turn.behind is not None:
+                self._prefill_s.add((time.monotonic() - started) / (turn.behind + 1))
+            self._prefilling[turn.replica] -= awaits_token
+            awaits_token = False
+
+        place = Place(turn.replica, has_begun=has_begun)
         try:
             yield place
             if call.key is not None:
                 self._fleet.took(call.key, time.monotonic() - started)
         finally:
             self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
-            self._end(turn.replica, call.key)
+            self._prefilling[turn.replica] -= awaits_token
+            self._end(turn)
 
     def waiting(self) -> tuple[str, ...]:
         """The adapter versions that requests wait for, the first of those that came first."""
@@ -167,6 +189,7 @@ class Admission:
             since=now,
             needed_by=needed_by,
             until=min(needed_by, now + self._settings.max_wait_s),
+            sequences=terms.sequences,
             prefix=terms.prefix,
         )
         if not self._queue:
@@ -182,7 +205,8 @@ class Admission:
             if turn in self._queue:
                 self._queue.remove(turn)
             elif turn.replica is not None:
-                self._end(turn.replica, turn.key)
+                self._prefilling[turn.replica] -= 1
+                self._end(turn)
             raise
 
     async def _given(self, turn: _Turn) -> None:
@@ -230,9 +254,10 @@ class Admission:
                 why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
                 turn.given.set_exception(self._overloaded(why, turn.best_s))
                 continue
+            self._prefilling[turn.replica] += 1
             if turn.replica:
                 # It counts from now on; its own task comes to that later.
-                self._fleet.begin(turn.replica, turn.key)
+                self._fleet.begin(turn.replica, turn.key, turn.sequences)
                 self._prefixes.note(turn.key, turn.prefix, turn.replica)
             turn.given.set_result(None)
 
@@ -252,28 +277,36 @@ class Admission:
         if not ready:
             return False
         left_s = turn.needed_by - now
-        in_time = next((o for o in ready if o.first_token_s <= left_s), None)
-        if in_time is None and any(o.first_token_s <= left_s for o in ranked):
+        in_time = next((o for o in ready if self._first_token_s(o) <= left_s), None)
+        if in_time is None and any(self._first_token_s(o) <= left_s for o in ranked):
             return False  # on a replica that is full now
-        soonest = min(ready, key=lambda o: o.first_token_s)
-        if in_time is None and not self._is_tried(turn.key, soonest.first_token_s, now):
-            turn.best_s = soonest.first_token_s
-        else:
-            turn.replica = (in_time or soonest).replica
+        chosen = in_time or min(ready, key=self._first_token_s)
+        takes_s = self._first_token_s(chosen)
+        if in_time is None and (left_s <= 0 or not self._is_tried(turn.key, takes_s, now)):
+            turn.best_s = takes_s
+            return True
+        turn.replica = chosen.replica
+        if chosen.standing in (Standing.SLOT, Standing.HOST):
+            turn.behind = self._prefilling[chosen.replica]
         return True
 
+    def _first_token_s(self, option: Option) -> float:
+        """With those that wait for their first token there, this one behind them."""
+        behind = self._prefilling[option.replica]
+        return option.first_token_s + (behind + 1) * self._prefill_s.value
+
     def _is_tried(self, key: str | None, takes_s: float, now: float) -> bool:
-        """Whether one that would be too late goes all the same, as the first of its adapter for so
-        long: it brings the adapter in for those who come after, and shows how long that takes."""
+        """Whether one that would be too late goes all the same, as the first of its adapter for a
+        while: it brings the adapter in for those who come after, and shows how long that takes."""
         self._tried = {k: until for k, until in self._tried.items() if until > now}
         if key in self._tried:
             return False
-        self._tried[key] = now + takes_s
+        self._tried[key] = now + max(takes_s, _TRY_EVERY_S)
         return True
 
-    def _end(self, replica: str, key: str | None) -> None:
-        if replica:
-            self._fleet.end(replica, key)
+    def _end(self, turn: _Turn) -> None:
+        if turn.replica:
+            self._fleet.end(turn.replica, turn.key, turn.sequences)
         now = time.monotonic()
         if self._queue:
             self._interval_s.add(now - self._ended_at)

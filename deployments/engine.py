@@ -15,6 +15,11 @@ class ResponseStart:
     status: int
     headers: dict[str, str]
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the body comes token by token."""
+        return self.headers.get("content-type", "").startswith("text/event-stream")
+
 
 class Engine(Protocol):
     """One base model with slots for adapters, speaking OpenAI's HTTP protocol.

@@ -70,13 +70,13 @@ class Fleet:
         """The replicas of a base model now."""
         return [self._view(k) for k in self._known.values() if k.member.model == model]
 
-    def begin(self, replica: str, key: str | None) -> None:
-        """A request of this process goes to a replica."""
-        self._mine.setdefault(replica, Counter())[key] += 1
+    def begin(self, replica: str, key: str | None, sequences: int = 1) -> None:
+        """A request of this process, for so many answers, goes to a replica."""
+        self._mine.setdefault(replica, Counter())[key] += sequences
 
-    def end(self, replica: str, key: str | None) -> None:
+    def end(self, replica: str, key: str | None, sequences: int = 1) -> None:
         mine = self._mine[replica]
-        mine[key] -= 1
+        mine[key] -= sequences
         if not mine[key]:
             del mine[key]
         if not mine:

@@ -30,7 +30,6 @@ from deployments.gateway import (
 from deployments.http_admin import add_changes, add_uploads
 from deployments.http_dashboard import add_dashboard, add_page
 from deployments.requests import read_json, request_id_of
-from deployments.traffic import EVENT_STREAM
 from router.prompts import prompt_of
 
 logger = logging.getLogger(__name__)
@@ -226,7 +225,7 @@ async def _to_response(answer: Answer) -> Response:
     engine_headers = {k: v for k, v in answer.start.headers.items() if k in passed}
     headers = {**answer.headers, **engine_headers}
     status = int(answer.start.status)
-    if engine_headers.get("content-type", "").startswith(EVENT_STREAM):
+    if answer.start.is_stream:
         return StreamingResponse(_closing(answer.body), status, headers)
     try:
         content = b"".join([chunk async for chunk in answer.body])

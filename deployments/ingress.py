@@ -70,6 +70,8 @@ class ServePool:
                 async for item in answer:
                     if isinstance(item, bytes):
                         place.answer_tokens += tokens_in(item)
+                    elif item.is_stream:
+                        place.has_begun()
                     yield item
 
     async def _send(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:

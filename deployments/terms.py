@@ -17,6 +17,8 @@ _PRIORITIES = range(-100, 101)
 _BYTES_PER_TOKEN = 4
 # Of an answer whose length the client leaves open.
 _USUAL_TOKENS = 256
+# As in OpenAI's own.
+_MOST_ANSWERS = 128
 # No answer is longer, whatever is asked for.
 _MOST_TOKENS = 1_000_000
 
@@ -32,6 +34,7 @@ class Terms:
         since: when the request came, of the monotonic clock.
         tokens: of the prompt, and of the answer at most; about.
         prompt_tokens: of the prompt alone.
+        sequences: answers that are asked for: `n` to each prompt.
         prefix: of the prompt, see `router.prefixes`.
     """
 
@@ -41,6 +44,7 @@ class Terms:
     since: float = field(default_factory=time.monotonic)
     tokens: float = 1.0
     prompt_tokens: float = 0.0
+    sequences: int = 1
     prefix: tuple[bytes, ...] = ()
 
 
@@ -57,19 +61,37 @@ def terms_of(
         prompt: the messages or the prompt, as JSON.
 
     Raises:
-        InvalidRequest: a header that cannot be what it should be; names it.
+        InvalidRequest: a header, or `n`, that cannot be what it should be; names it.
     """
     answer = body.get("max_completion_tokens") or body.get("max_tokens")
+    if not isinstance(answer, int) or answer <= 0:
+        answer = _USUAL_TOKENS
     prompt_tokens = len(prompt) / _BYTES_PER_TOKEN
+    sequences = _sequences(body)
     return Terms(
         tenant=viewer.owner,
         priority=_priority(headers, viewer),
         first_token_s=_first_token_s(headers),
-        tokens=prompt_tokens
-        + (min(answer, _MOST_TOKENS) if isinstance(answer, int) and answer > 0 else _USUAL_TOKENS),
+        tokens=prompt_tokens + sequences * min(answer, _MOST_TOKENS),
         prompt_tokens=prompt_tokens,
+        sequences=sequences,
         prefix=chain_of(prompt, dispatch),
     )
+
+
+def _sequences(body: Mapping[str, Any]) -> int:
+    n = body.get("n")
+    if n is None:
+        n = 1
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_ANSWERS:
+        raise InvalidRequest(
+            f"n must be a whole number from 1 to {_MOST_ANSWERS}; for more, send further requests",
+            param="n",
+        )
+    prompts = body.get("prompt")
+    # A list of numbers is one prompt, in tokens.
+    several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+    return n * (len(prompts) if several else 1)
 
 
 def _priority(headers: Mapping[str, str], viewer: Viewer) -> int:

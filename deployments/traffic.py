@@ -15,7 +15,6 @@ from deployments.engine import ResponseStart
 
 logger = logging.getLogger(__name__)
 
-EVENT_STREAM = "text/event-stream"
 
 _EVENT = b"data: "
 # An event with text in it; quotes within generated text are escaped, so they do not match.
@@ -57,13 +56,12 @@ class Observed:
         self, start: ResponseStart, body: AsyncIterator[bytes]
     ) -> AsyncIterator[bytes]:
         """The body as it comes."""
-        is_stream = start.headers.get("content-type", "").startswith(EVENT_STREAM)
         last, status, problem = self.began, start.status, None
         try:
             async for chunk in body:
                 last = time.monotonic()
                 self.tokens += tokens_in(chunk)
-                if is_stream and self.tokens and self.ttft_s is None:
+                if start.is_stream and self.tokens and self.ttft_s is None:
                     self.ttft_s = last - self.began
                     metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
                 yield chunk

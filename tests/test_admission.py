@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -153,6 +154,39 @@ async def test_a_refusal_goes_by_the_load_and_not_by_what_the_eviction_costs_oth
     desk = Desk(member(load_s=2.0, service_s=0.0).model_copy(update={"residency": full}))
     async with desk.request("a", first_token_s=1), desk.request("a", first_token_s=2.5):
         assert len(desk.started) == 2
+
+
+async def test_a_deadline_counts_those_who_wait_for_their_first_token_too():
+    """Of prompts that come together, each waits for those before it."""
+    desk = Desk(member(places=16, slots=("a@1",), service_s=0.0))
+    async with desk.admission.turn(call("a"), Terms()) as place:
+        await asyncio.sleep(0.1)
+        place.has_begun()
+    async with AsyncExitStack() as burst:
+        asked = [
+            await burst.enter_async_context(desk.request("a", first_token_s=0.35)) for _ in range(6)
+        ]
+        # One more than in time is sent to see whether it is still so.
+        assert len(desk.started) == 4
+        for refused in asked[4:]:
+            with pytest.raises(Overloaded, match=r"first token would come in about 0\.[45]"):
+                await refused
+
+
+async def test_who_is_too_late_already_is_never_sent():
+    desk = Desk(member(places=2, slots=("a@1",)))
+    terms = Terms(since=time.monotonic() - 1, first_token_s=0.5)
+    with pytest.raises(Overloaded, match=r"too late|in time"):
+        async with desk.admission.turn(call("a"), terms):
+            pass
+
+
+async def test_each_answer_of_a_request_takes_a_place():
+    desk = Desk(member(places=8, slots=("a@1",)), member("r2", places=8))
+    async with desk.request("a", sequences=8), desk.request("a"):
+        assert desk.started == [("a", "r1"), ("a", "r2")]
+        assert {v.id: v.ongoing for v in desk.fleet.replicas(MODEL)} == {"r1": 8, "r2": 1}
+    assert not any(v.ongoing for v in desk.fleet.replicas(MODEL))
 
 
 async def test_who_would_be_in_time_on_a_replica_that_is_full_now_waits_for_it():

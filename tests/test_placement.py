@@ -232,3 +232,12 @@ def test_rendezvous_hashing_is_even_and_stable():
 def test_before_the_first_request_has_ended_one_replica_will_do(service_s):
     found = plan({"a": Need(rate=5.0)}, fleet(3, service_s=service_s), ModelPlan(), SETTINGS)
     assert len(found.holders["a"]) == 1
+
+
+def test_what_is_everywhere_is_planned_for_one_replica_or_another():
+    """A preload goes to all replicas; the plan keeps one copy of each, and not all on the first."""
+    names = {f"a{i}" for i in range(12)}
+    hosts = fleet(4, entries=16, held=frozenset(names))
+    found = plan({n: Need(rate=0.1) for n in names}, hosts, ModelPlan(), SETTINGS)
+    assert {where for (where,) in found.holders.values()} == {f"r{i}" for i in range(4)}
+    assert found.loads == {}

@@ -23,6 +23,9 @@ def test_a_minimal_tree_has_defaults_for_all_else():
         ({"http": {"port": 99999}}, "http.port"),
         ({"models": []}, "models: Tuple should have at least 1 item"),
         ({"models": [{"id": "m"}]}, "models.0.path: is required"),
+        ({"models": [{"id": "m", "path": "x", "max_queued": 0}]}, "models.0.max_queued"),
+        ({"dispatch": {"spread": float("inf")}}, "dispatch.spread: Input should be a finite"),
+        ({"placement": None}, "placement: takes settings of its own"),
         ({"models": [{"id": "auto", "path": "x"}]}, "'auto' is reserved"),
         ({"models": [{"id": "a/b", "path": "x"}]}, "models.0.id"),
         ({"models": MINIMAL["models"] * 2}, "share an id"),
@@ -38,6 +41,12 @@ def test_a_wrong_setting_is_named(change, named):
     with pytest.raises(ConfigError, match=r"\S+") as refused:
         parse_settings(MINIMAL | change)
     assert named in refused.value.message
+
+
+def test_only_what_is_wrong_is_named():
+    with pytest.raises(ConfigError) as refused:
+        parse_settings({"models": [{"id": "m"}]})
+    assert refused.value.message == "settings: models.0.path: is required"
 
 
 def test_the_environment_wins_over_the_file(monkeypatch, tmp_path: Path):
