@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from cluster.errors import Overloaded
-from cluster.means import MovingMean
+from cluster.means import MovingLine, MovingMean
 from cluster.settings import AdmissionSettings, BaseModelSettings, DispatchSettings
 from deployments import metrics
 from deployments.call import Call
@@ -42,8 +42,8 @@ class _Turn(Waiting):
         until: when it is too late to start.
         replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
         sequences: answers that it asks for, each of which takes a place.
-        behind: requests that waited for their first token there when it came; None when its
-            adapter had to be loaded first.
+        behind: requests that waited for their first token there when it was sent; None when its
+            adapter had to be loaded first. sent: how many had been sent there until then.
         best_s: time to the first token on the replica that has it soonest, where that is too late.
         given: done when there is one.
     """
@@ -54,6 +54,7 @@ class _Turn(Waiting):
     sequences: int = 1
     replica: str | None = None
     behind: int | None = None
+    sent: int = 0
     best_s: float | None = None
     given: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -124,9 +125,11 @@ class Admission:
         self._queue = FairQueue()
         self._prefixes = PrefixIndex(dispatch)
         self._ended_at = 0.0
-        # Requests that wait for their first token, by replica, and what each of them takes.
+        # Requests that wait for their first token, and all that were sent, by replica.
         self._prefilling: Counter[str] = Counter()
-        self._prefill_s = MovingMean()
+        self._sent: Counter[str] = Counter()
+        # Until a first token, by how many waited for theirs together.
+        self._first_token_s = MovingLine()
         # Until when no other request is sent that would be too late, by adapter version.
         self._tried: dict[str | None, float] = {}
         # Between two requests that ended, while some waited.
@@ -155,7 +158,9 @@ class Admission:
         def has_begun() -> None:
             nonlocal awaits_token
             if awaits_token and turn.behind is not None:
-                self._prefill_s.add((time.monotonic() - started) / (turn.behind + 1))
+                # Prompts that come while others are read are read together, so all of them count.
+                together = turn.behind + self._sent[turn.replica] - turn.sent
+                self._first_token_s.add(together, time.monotonic() - started)
             self._prefilling[turn.replica] -= awaits_token
             awaits_token = False
 
@@ -254,6 +259,8 @@ class Admission:
                 why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
                 turn.given.set_exception(self._overloaded(why, turn.best_s))
                 continue
+            turn.sent = self._sent[turn.replica]
+            self._sent[turn.replica] += 1
             self._prefilling[turn.replica] += 1
             if turn.replica:
                 # It counts from now on; its own task comes to that later.
@@ -277,11 +284,11 @@ class Admission:
         if not ready:
             return False
         left_s = turn.needed_by - now
-        in_time = next((o for o in ready if self._first_token_s(o) <= left_s), None)
-        if in_time is None and any(self._first_token_s(o) <= left_s for o in ranked):
+        in_time = next((o for o in ready if self._takes_s(o) <= left_s), None)
+        if in_time is None and any(self._takes_s(o) <= left_s for o in ranked):
             return False  # on a replica that is full now
-        chosen = in_time or min(ready, key=self._first_token_s)
-        takes_s = self._first_token_s(chosen)
+        chosen = in_time or min(ready, key=self._takes_s)
+        takes_s = self._takes_s(chosen)
         if in_time is None and (left_s <= 0 or not self._is_tried(turn.key, takes_s, now)):
             turn.best_s = takes_s
             return True
@@ -290,10 +297,10 @@ class Admission:
             turn.behind = self._prefilling[chosen.replica]
         return True
 
-    def _first_token_s(self, option: Option) -> float:
-        """With those that wait for their first token there, this one behind them."""
-        behind = self._prefilling[option.replica]
-        return option.first_token_s + (behind + 1) * self._prefill_s.value
+    def _takes_s(self, option: Option) -> float:
+        """Until its first token there, with those that wait for theirs."""
+        together = self._prefilling[option.replica] + 1
+        return option.first_token_s + self._first_token_s.at(together)
 
     def _is_tried(self, key: str | None, takes_s: float, now: float) -> bool:
         """Whether one that would be too late goes all the same, as the first of its adapter for a

@@ -162,6 +162,7 @@ async def test_a_deadline_counts_those_who_wait_for_their_first_token_too():
     async with desk.admission.turn(call("a"), Terms()) as place:
         await asyncio.sleep(0.1)
         place.has_begun()
+        place.has_begun()
     async with AsyncExitStack() as burst:
         asked = [
             await burst.enter_async_context(desk.request("a", first_token_s=0.35)) for _ in range(6)
