@@ -25,14 +25,20 @@ class MovingLine:
     def __init__(self, keep: float = 0.95) -> None:
         """`keep`: of a point's weight when another one comes."""
         self._keep = keep
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._n = self._x = self._y = self._xx = self._xy = self._off = 0.0
 
     def add(self, x: float, y: float) -> None:
+        off = abs(y - self.at(x)) if self._n else 0.0
+        self._off = self._keep * self._off + off
         self._n = self._keep * self._n + 1
         self._x = self._keep * self._x + x
         self._y = self._keep * self._y + y
         self._xx = self._keep * self._xx + x * x
         self._xy = self._keep * self._xy + x * y
+
+    def above(self, x: float) -> float:
+        """y there that few points are above: twice the mean deviation over the line."""
+        return self.at(x) + 2 * self._off / self._n if self._n else 0.0
 
     def at(self, x: float) -> float:
         """y there; 0 before the first point."""

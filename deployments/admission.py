@@ -298,9 +298,9 @@ class Admission:
         return True
 
     def _takes_s(self, option: Option) -> float:
-        """Until its first token there, with those that wait for theirs."""
+        """Until its first token there at the latest, with those that wait for theirs."""
         together = self._prefilling[option.replica] + 1
-        return option.first_token_s + self._first_token_s.at(together)
+        return option.first_token_s + self._first_token_s.above(together)
 
     def _is_tried(self, key: str | None, takes_s: float, now: float) -> bool:
         """Whether one that would be too late goes all the same, as the first of its adapter for a

@@ -30,3 +30,10 @@ def test_it_follows_what_changes():
     assert line(*[(2, 9.0), (4, 18.0)] * 50, *[(2, 1.0), (4, 2.0)] * 50).at(3) == pytest.approx(
         1.5, rel=0.05
     )
+
+
+def test_few_points_are_above_its_band():
+    found = line(*[(1, 0.1), (1, 0.2), (1, 0.3)] * 40)
+    assert 0.3 < found.above(1) < 0.4
+    assert line(*[(2, 1.0)] * 50).above(2) == pytest.approx(1.0)
+    assert MovingLine().above(1) == 0
