@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from cluster.errors import Overloaded
-from cluster.means import MovingLine, MovingMean
+from cluster.means import MovingMean
 from cluster.settings import AdmissionSettings, BaseModelSettings, DispatchSettings
 from deployments import metrics
 from deployments.call import Call
+from deployments.first_tokens import FirstTokens, Sent
 from deployments.fleet import Fleet
 from deployments.terms import Terms
 from router.dispatch import Ask, Option, ReplicaView, Standing, rank
@@ -42,8 +44,8 @@ class _Turn(Waiting):
         until: when it is too late to start.
         replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
         sequences: answers that it asks for, each of which takes a place.
-        behind: requests that waited for their first token there when it was sent; None when its
-            adapter had to be loaded first. sent: how many had been sent there until then.
+        loads: whether its adapter must be loaded there first.
+        sent: on its way to its first token.
         best_s: time to the first token on the replica that has it soonest, where that is too late.
         given: done when there is one.
     """
@@ -53,8 +55,8 @@ class _Turn(Waiting):
     prefix: tuple[bytes, ...] = ()
     sequences: int = 1
     replica: str | None = None
-    behind: int | None = None
-    sent: int = 0
+    loads: bool = False
+    sent: Sent | None = None
     best_s: float | None = None
     given: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -98,7 +100,7 @@ class Place:
     Attributes:
         replica: "" when none is known: Ray Serve is to say.
         answer_tokens: that it has generated so far.
-        has_begun: to be called when a stream's first token is there; later calls do nothing.
+        has_begun: that a stream's first token is there.
     """
 
     replica: str
@@ -125,11 +127,7 @@ class Admission:
         self._queue = FairQueue()
         self._prefixes = PrefixIndex(dispatch)
         self._ended_at = 0.0
-        # Requests that wait for their first token, and all that were sent, by replica.
-        self._prefilling: Counter[str] = Counter()
-        self._sent: Counter[str] = Counter()
-        # Until a first token, by how many waited for theirs together.
-        self._first_token_s = MovingLine()
+        self._first_tokens = FirstTokens()
         # Until when no other request is sent that would be too late, by adapter version.
         self._tried: dict[str | None, float] = {}
         # Between two requests that ended, while some waited.
@@ -153,25 +151,13 @@ class Admission:
             metrics.queued.labels(self._model.id).dec()
             metrics.queue_wait.labels(self._model.id).observe(time.monotonic() - began)
         started = time.monotonic()
-        awaits_token = True
-
-        def has_begun() -> None:
-            nonlocal awaits_token
-            if awaits_token and turn.behind is not None:
-                # Prompts that come while others are read are read together, so all of them count.
-                together = turn.behind + self._sent[turn.replica] - turn.sent
-                self._first_token_s.add(together, time.monotonic() - started)
-            self._prefilling[turn.replica] -= awaits_token
-            awaits_token = False
-
-        place = Place(turn.replica, has_begun=has_begun)
+        place = Place(turn.replica, has_begun=partial(self._first_tokens.came, turn.sent))
         try:
             yield place
             if call.key is not None:
                 self._fleet.took(call.key, time.monotonic() - started)
         finally:
             self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
-            self._prefilling[turn.replica] -= awaits_token
             self._end(turn)
 
     def waiting(self) -> tuple[str, ...]:
@@ -210,7 +196,6 @@ class Admission:
             if turn in self._queue:
                 self._queue.remove(turn)
             elif turn.replica is not None:
-                self._prefilling[turn.replica] -= 1
                 self._end(turn)
             raise
 
@@ -259,9 +244,7 @@ class Admission:
                 why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
                 turn.given.set_exception(self._overloaded(why, turn.best_s))
                 continue
-            turn.sent = self._sent[turn.replica]
-            self._sent[turn.replica] += 1
-            self._prefilling[turn.replica] += 1
+            turn.sent = self._first_tokens.send(turn.replica, counts=not turn.loads)
             if turn.replica:
                 # It counts from now on; its own task comes to that later.
                 self._fleet.begin(turn.replica, turn.key, turn.sequences)
@@ -293,14 +276,12 @@ class Admission:
             turn.best_s = takes_s
             return True
         turn.replica = chosen.replica
-        if chosen.standing in (Standing.SLOT, Standing.HOST):
-            turn.behind = self._prefilling[chosen.replica]
+        turn.loads = chosen.standing not in (Standing.SLOT, Standing.HOST)
         return True
 
     def _takes_s(self, option: Option) -> float:
         """Until its first token there at the latest, with those that wait for theirs."""
-        together = self._prefilling[option.replica] + 1
-        return option.first_token_s + self._first_token_s.above(together)
+        return option.first_token_s + self._first_tokens.takes_s(option.replica)
 
     def _is_tried(self, key: str | None, takes_s: float, now: float) -> bool:
         """Whether one that would be too late goes all the same, as the first of its adapter for a
@@ -312,6 +293,7 @@ class Admission:
         return True
 
     def _end(self, turn: _Turn) -> None:
+        self._first_tokens.end(turn.sent)
         if turn.replica:
             self._fleet.end(turn.replica, turn.key, turn.sequences)
         now = time.monotonic()
