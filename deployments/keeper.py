@@ -1,8 +1,9 @@
 """Cleans up behind an owner process that could not: `python -m deployments.keeper PID FOLDER`.
 
 Ray and vLLM start processes of their own, some of which survive a killed parent. The keeper notes
-all descendants of the owner while it lives; when the owner is gone it ends those that are left and
-removes the owner's temporary folder.
+all descendants of the owner while it lives, and the shared memory that they use, which vLLM leaves
+when it is ended. When the owner is gone it ends those that are left, and removes that and the
+owner's temporary folder.
 """
 
 import contextlib
@@ -16,6 +17,10 @@ from pathlib import Path
 import psutil
 
 _LOOK_EVERY_S = 1.0
+# Of looks: reading what a process maps takes milliseconds.
+_LOOK_AT_MEMORY = 10
+# As Python's shared memory and joblib's semaphores are called.
+_SHARED = ("/dev/shm/psm_", "/dev/shm/sem.loky-")
 _GRACE_S = 5.0
 
 
@@ -39,13 +44,31 @@ def kept(owner_pid: int, folder: Path) -> Iterator[None]:
 def main() -> None:
     owner, folder = psutil.Process(int(sys.argv[1])), Path(sys.argv[2])
     family: dict[int, psutil.Process] = {}
+    shared: set[Path] = set()
     me = psutil.Process()
+    looks = 0
     # The owner holds the other end of our standard input: it closes when the owner ends.
     while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
         _note_descendants(owner, family)
+        if looks % _LOOK_AT_MEMORY == 0:
+            shared.update(*map(_shared_by, family))
+        looks += 1
     family.pop(me.pid, None)
-    _end([p for p in family.values() if p.is_running()])
+    left = [p for p in family.values() if p.is_running()]
+    shared.update(*(_shared_by(p.pid) for p in left))
+    _end(left)
+    for path in shared:
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shared_by(pid: int) -> set[Path]:
+    """Files of the shared memory that a process maps; none where the system does not tell."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        names = {line.split(maxsplit=5)[-1] for line in lines}
+        return {Path(n) for n in names if n.startswith(_SHARED) and not n.endswith("(deleted)")}
+    return set()
 
 
 def _note_descendants(owner: psutil.Process, family: dict[int, psutil.Process]) -> None:
