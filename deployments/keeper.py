@@ -19,8 +19,8 @@ import psutil
 _LOOK_EVERY_S = 1.0
 # Of looks: reading what a process maps takes milliseconds.
 _LOOK_AT_MEMORY = 10
-# As Python's shared memory and joblib's semaphores are called.
-_SHARED = ("/dev/shm/psm_", "/dev/shm/sem.loky-")
+# As the shared memory of Python and of vLLM is called, and joblib's semaphores.
+_SHARED = ("/dev/shm/psm_", "/dev/shm/sem.loky-", "/dev/shm/vllm_dist_")
 _GRACE_S = 5.0
 
 
