@@ -20,7 +20,7 @@ from cluster.demand import Demand
 from cluster.means import MovingMean
 from cluster.placement import Host, Need, plan
 from cluster.settings import DispatchSettings, PlacementSettings
-from cluster.state import ModelPlan
+from cluster.state import ModelPlan, fewest_first
 from deployments.adapter_cache import UsageLog
 from router.dispatch import Ask, ReplicaView, rank
 
@@ -77,7 +77,7 @@ class Replica:
             loading=frozenset(self.loading),
             slot_capacity=self.slot_capacity,
             host_capacity=self.host_capacity,
-            running=sorted(self.running, key=lambda key: (self.running[key], key)),
+            running=fewest_first(self.running),
             ongoing=self.running.total(),
             max_ongoing=self.places,
             service_s=self.service_s.value,

@@ -1,6 +1,7 @@
 """What the cluster is, as small frozen values. They cross process and wire boundaries as JSON."""
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -291,6 +292,11 @@ class RouterReport(Value):
     scope_auroc: float | None = Field(None, description="examples against everyday prompts")
     twins: tuple[Twins, ...] = ()
     experts: tuple[str, ...] = Field((), description="candidates whose outcomes are known")
+
+
+def fewest_first(requests: Mapping[str, int]) -> list[str]:
+    """Adapter versions by their requests, as all processes order those that run."""
+    return sorted(requests, key=lambda key: (requests[key], key))
 
 
 class Member(Value):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.means import MovingMean
-from cluster.state import AdapterRef, Residency, Tier
+from cluster.state import AdapterRef, Residency, Tier, fewest_first
 from deployments import metrics
 from deployments.adapter_files import AdapterFiles
 from deployments.engine import Engine
@@ -104,7 +104,7 @@ class AdapterCache:
     @property
     def running(self) -> tuple[str, ...]:
         """Versions that requests use or wait for, by key, those with the fewest first."""
-        return tuple(sorted(self._leases, key=lambda key: (self._leases[key], key)))
+        return tuple(fewest_first(self._leases))
 
     @property
     def leases(self) -> int:

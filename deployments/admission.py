@@ -150,12 +150,11 @@ class Admission:
         finally:
             metrics.queued.labels(self._model.id).dec()
             metrics.queue_wait.labels(self._model.id).observe(time.monotonic() - began)
-        started = time.monotonic()
         place = Place(turn.replica, has_begun=partial(self._first_tokens.came, turn.sent))
         try:
             yield place
             if call.key is not None:
-                self._fleet.took(call.key, time.monotonic() - started)
+                self._fleet.took(call.key, time.monotonic() - turn.sent.at)
         finally:
             self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
             self._end(turn)
@@ -267,14 +266,15 @@ class Admission:
         if not ready:
             return False
         left_s = turn.needed_by - now
-        in_time = next((o for o in ready if self._takes_s(o) <= left_s), None)
-        if in_time is None and any(self._takes_s(o) <= left_s for o in ranked):
-            return False  # on a replica that is full now
-        chosen = in_time or min(ready, key=self._takes_s)
-        takes_s = self._takes_s(chosen)
-        if in_time is None and (left_s <= 0 or not self._is_tried(turn.key, takes_s, now)):
-            turn.best_s = takes_s
-            return True
+        chosen = next((o for o in ready if self._takes_s(o) <= left_s), None)
+        if chosen is None:
+            if any(self._takes_s(o) <= left_s for o in ranked):
+                return False  # in time on a replica that is full now
+            chosen = min(ready, key=self._takes_s)
+            takes_s = self._takes_s(chosen)
+            if left_s <= 0 or not self._is_tried(turn.key, takes_s, now):
+                turn.best_s = takes_s
+                return True
         turn.replica = chosen.replica
         turn.loads = chosen.standing not in (Standing.SLOT, Standing.HOST)
         return True
@@ -310,7 +310,7 @@ class Admission:
         each = [r.service_s / r.max_ongoing for r in replicas]
         return sum(each) / len(each) ** 2 if each else 0.0
 
-    def _overloaded(self, why: str, load_s: float = 0.0) -> Overloaded:
+    def _overloaded(self, why: str, at_least_s: float = 1.0) -> Overloaded:
         # Who comes back stands behind everybody; now it is one of them itself.
-        wait_s = max(1.0, load_s, len(self._queue) * self._pace_s())
+        wait_s = max(1.0, at_least_s, len(self._queue) * self._pace_s())
         return Overloaded(f"{why}; {_LATER}", retry_after_s=wait_s)

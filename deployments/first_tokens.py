@@ -16,13 +16,12 @@ class Sent:
     """A request on its way to its first token.
 
     Attributes:
-        behind: how many waited for theirs when it was sent; before: how many had been sent ever.
+        ended: of those sent there before, how many waited no more.
         counts: whether its time says something of the others': no load was in it.
     """
 
     replica: str
-    behind: int
-    before: int
+    ended: int
     counts: bool
     at: float = field(default_factory=time.monotonic)
     is_waiting: bool = True
@@ -32,29 +31,29 @@ class FirstTokens:
     """Of one base model, as one ingress sees it."""
 
     def __init__(self) -> None:
-        self._waiting: Counter[str] = Counter()
+        # All that were ever sent to a replica, and those of them that wait no more.
         self._sent: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
         self._line = MovingLine()
 
     def takes_s(self, replica: str) -> float:
         """Seconds that few would exceed who are sent there now; 0 before the first stream."""
-        return self._line.above(self._waiting[replica] + 1)
+        return self._line.above(self._sent[replica] - self._ended[replica] + 1)
 
     def send(self, replica: str, *, counts: bool) -> Sent:
         """A request goes to a replica."""
-        sent = Sent(replica, self._waiting[replica], self._sent[replica], counts)
-        self._waiting[replica] += 1
         self._sent[replica] += 1
-        return sent
+        return Sent(replica, self._ended[replica], counts)
 
     def came(self, sent: Sent) -> None:
         """The first token of a stream is there; only the first call counts."""
         if sent.is_waiting and sent.counts:
-            together = sent.behind + self._sent[sent.replica] - sent.before
+            # Those before it, and those that came while it waited.
+            together = self._sent[sent.replica] - sent.ended
             self._line.add(together, time.monotonic() - sent.at)
         self.end(sent)
 
     def end(self, sent: Sent) -> None:
         """It waits no more, whether or not a token came."""
-        self._waiting[sent.replica] -= sent.is_waiting
+        self._ended[sent.replica] += sent.is_waiting
         sent.is_waiting = False

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adapter_store.store import AdapterStore
@@ -13,7 +13,7 @@ from cluster.demand import Demand
 from cluster.errors import StoreUnavailable
 from cluster.means import MovingMean
 from cluster.settings import PlacementSettings
-from cluster.state import Member
+from cluster.state import Member, fewest_first
 from router.dispatch import ReplicaView
 
 logger = logging.getLogger(__name__)
@@ -98,9 +98,9 @@ class Fleet:
         """A request for an adapter version has been answered."""
         self._times.setdefault(key.partition("@")[0], MovingMean()).add(seconds)
 
-    def times(self) -> dict[str, float]:
-        """Mean seconds of a request by adapter, of those that are asked for."""
-        self._times = {n: self._times[n] for n in self.demand().keys() & self._times.keys()}
+    def times(self, demand: Mapping[str, float]) -> dict[str, float]:
+        """Mean seconds of a request by adapter, of those in `demand`; the others' are forgotten."""
+        self._times = {n: self._times[n] for n in demand.keys() & self._times.keys()}
         return {name: mean.value for name, mean in self._times.items()}
 
     def tenants(self) -> dict[str, float]:
@@ -110,7 +110,7 @@ class Fleet:
     def _view(self, known: _Known) -> ReplicaView:
         member = known.member
         mine = self._mine.get(member.id, Counter())
-        running = sorted((key for key in mine if key is not None), key=lambda k: (mine[k], k))
+        running = fewest_first({key: n for key, n in mine.items() if key is not None})
         ongoing = mine.total()
         if self._ingresses > 1:
             # The others' requests are known as of the last report only; and all ingresses take its

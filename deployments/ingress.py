@@ -178,12 +178,13 @@ class Ingress:
                 metrics.rollout_share.labels(adapter.name).set(share)
 
     def _report(self) -> Member:
+        demand = self._fleet.demand()
         return Member(
             id=self._id,
             kind="ingress",
             position=self._participant.catalogue.position,
-            demand=self._fleet.demand(),
-            times=self._fleet.times(),
+            demand=demand,
+            times=self._fleet.times(demand),
             tenants=self._fleet.tenants(),
             waiting=sum((a.queued() for a in self._admissions), Counter()),
         )

@@ -51,24 +51,30 @@ def main() -> None:
     while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
         _note_descendants(owner, family)
         if looks % _LOOK_AT_MEMORY == 0:
-            shared.update(*map(_shared_by, family))
+            shared |= _shared_by(_alive(family))
         looks += 1
     family.pop(me.pid, None)
-    left = [p for p in family.values() if p.is_running()]
-    shared.update(*(_shared_by(p.pid) for p in left))
+    left = _alive(family)
+    shared |= _shared_by(left)
     _end(left)
     for path in shared:
         path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _shared_by(pid: int) -> set[Path]:
-    """Files of the shared memory that a process maps; none where the system does not tell."""
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        names = {line.split(maxsplit=5)[-1] for line in lines}
-        return {Path(n) for n in names if n.startswith(_SHARED) and not n.endswith("(deleted)")}
-    return set()
+def _alive(family: dict[int, psutil.Process]) -> list[psutil.Process]:
+    """Those that still are who they were: the number of one that ended may be another's now."""
+    return [process for process in family.values() if process.is_running()]
+
+
+def _shared_by(processes: list[psutil.Process]) -> set[Path]:
+    """Files of the shared memory that they map; none where the system does not tell."""
+    names: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            names.update(line.split(maxsplit=5)[-1] for line in lines)
+    return {Path(n) for n in names if n.startswith(_SHARED) and not n.endswith("(deleted)")}
 
 
 def _note_descendants(owner: psutil.Process, family: dict[int, psutil.Process]) -> None:

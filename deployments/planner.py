@@ -126,7 +126,8 @@ class Planner:
             self._last = await self._plans.newest()
             self._leader = leader
         demand = await self._foresee(total_demand(members))
-        models = {m.id: self._plan(m, members, demand) for m in self._settings.models}
+        times = mean_times(members)
+        models = {m.id: self._plan(m, members, demand, times) for m in self._settings.models}
         if models != self._last.models:
             demand = {k: round(v, 4) for k, v in demand.items()}
             new = PlacementPlan(leader=self._who, at=time.time(), demand=demand, models=models)
@@ -163,7 +164,11 @@ class Planner:
         metrics.adapters.set(len(self._known))
 
     def _plan(
-        self, model: BaseModelSettings, members: list[Member], demand: Mapping[str, float]
+        self,
+        model: BaseModelSettings,
+        members: list[Member],
+        demand: Mapping[str, float],
+        times: Mapping[str, float],
     ) -> ModelPlan:
         adapters = [a for a in self._catalogue.adapters.values() if a.card.base_model == model.id]
         hosts = list(_hosts(model, members))
@@ -171,7 +176,6 @@ class Planner:
         if not hosts:
             # They start, or the store has lost them for a moment: they will want to go on.
             return before
-        times = mean_times(members)
         return plan(
             {a.name: _need(a, demand.get(a.name, 0.0), times.get(a.name, 0.0)) for a in adapters},
             hosts,

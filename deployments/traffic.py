@@ -15,7 +15,6 @@ from deployments.engine import ResponseStart
 
 logger = logging.getLogger(__name__)
 
-
 _EVENT = b"data: "
 # An event with text in it; quotes within generated text are escaped, so they do not match.
 _TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content)":\s*"(?!")')

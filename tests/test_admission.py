@@ -383,7 +383,7 @@ async def test_how_long_an_adapters_requests_take_is_known_from_those_that_were_
                     raise ConnectionError
     desk.fleet.want("a")
     desk.fleet.want("broken")
-    times = desk.fleet.times()
+    times = desk.fleet.times(desk.fleet.demand())
     assert times.keys() == {"a"}
     assert times["a"] >= 0.05
 
