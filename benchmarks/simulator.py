@@ -22,7 +22,7 @@ from cluster.placement import Host, Need, plan
 from cluster.settings import DispatchSettings, PlacementSettings
 from cluster.state import ModelPlan, fewest_first
 from deployments.adapter_cache import UsageLog
-from router.dispatch import Ask, ReplicaView, rank
+from router.dispatch import Ask, Opening, ReplicaView, rank
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,23 @@ class Simulation:
 
     def _let_in(self) -> None:
         """As `Admission`: whoever may start now does, in the order of arrival."""
+        if not self._queue:
+            return
         waiting, self._queue = self._queue, deque()
+        views = {name: replica.view() for name, replica in self._replicas.items()}
+        opening = Opening.of(views.values())
         for request in waiting:
-            views = [replica.view() for replica in self._replicas.values()]
-            options = rank(Ask(_key(request)), views, self._dispatch)
-            chosen = next((o for o in options if o.may_start), None)
+            chosen = None
+            if opening.admits(_key(request)):
+                options = rank(Ask(_key(request)), list(views.values()), self._dispatch)
+                chosen = next((o for o in options if o.may_start), None)
             if chosen is None:
                 self._queue.append(request)
             else:
-                self._start(request, self._replicas[chosen.replica])
+                replica = self._replicas[chosen.replica]
+                self._start(request, replica)
+                views[replica.name] = replica.view()
+                opening = Opening.of(views.values())
 
     def _start(self, request: Request, replica: Replica) -> None:
         key, costs = _key(request), self._costs

@@ -24,7 +24,7 @@ from deployments.call import Call
 from deployments.first_tokens import FirstTokens, Sent
 from deployments.fleet import Fleet
 from deployments.terms import Terms
-from router.dispatch import Ask, Option, ReplicaView, Standing, rank
+from router.dispatch import Ask, Opening, Option, ReplicaView, Standing, rank
 from router.fair_queue import FairQueue, Waiting
 from router.prefixes import PrefixIndex
 
@@ -65,32 +65,6 @@ class _Turn(Waiting):
     @property
     def key(self) -> str | None:
         return self.flow[1]
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """What could start on any replica, without ranking them: there may be many who ask.
-
-    Attributes:
-        running: versions that run on a replica with a place free.
-        has_slot: some replica has a place, and a slot that no running version needs.
-    """
-
-    running: frozenset[str]
-    has_place: bool
-    has_slot: bool
-
-    @classmethod
-    def of(cls, replicas: list[ReplicaView]) -> "_Opening":
-        free = [r for r in replicas if not r.is_full]
-        return cls(
-            frozenset().union(*({*r.running} - {r.gives_way} for r in free)),
-            bool(free),
-            any(len(r.running) < r.slot_capacity for r in free),
-        )
-
-    def admits(self, key: str | None) -> bool:
-        return self.has_place and (key is None or self.has_slot or key in self.running)
 
 
 @dataclass
@@ -234,7 +208,7 @@ class Admission:
         """Give everyone who may start now the replica to start on."""
         while self._queue:
             replicas = self._fleet.replicas(self._model.id)
-            opening = _Opening.of(replicas)
+            opening = Opening.of(replicas)
             turn = self._queue.pop(lambda t, r=replicas, o=opening: self._finds_place(t, r, o))
             if turn is None:
                 return
@@ -250,7 +224,7 @@ class Admission:
                 self._prefixes.note(turn.key, turn.prefix, turn.replica)
             turn.given.set_result(None)
 
-    def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: "_Opening") -> bool:
+    def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: Opening) -> bool:
         """Whether a request has waited long enough: notes where it may start now, or that wherever
         it may it would be too late."""
         if not replicas:

@@ -133,6 +133,32 @@ class Option:
         return not self.is_full and not self.waits
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What could start on any replica, without ranking them: there may be many who ask.
+
+    Attributes:
+        running: versions that run on a replica with a place free, and do not give way there.
+        has_slot: some replica has a place, and a slot that no running version needs.
+    """
+
+    running: frozenset[str]
+    has_place: bool
+    has_slot: bool
+
+    @classmethod
+    def of(cls, replicas: Collection[ReplicaView]) -> "Opening":
+        free = [r for r in replicas if not r.is_full]
+        return cls(
+            frozenset().union(*({*r.running} - {r.gives_way} for r in free)),
+            bool(free),
+            any(len(r.running) < r.slot_capacity for r in free),
+        )
+
+    def admits(self, key: str | None) -> bool:
+        return self.has_place and (key is None or self.has_slot or key in self.running)
+
+
 def rank(
     ask: Ask, replicas: Sequence[ReplicaView], settings: DispatchSettings, *, node: str = ""
 ) -> list[Option]:
