@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -99,7 +100,7 @@ def main() -> None:
         console.print(part)
         with tempfile.TemporaryDirectory(prefix="rh-") as folder:
             result[part] = PARTS[part](Path(folder), args)
-        commands[part] = f"{_command(part, args)}, {date.today()}"
+        commands[part] = f"{_command(part, args)}, {_revision()}, {date.today()}"
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
     plot(result, RESULT.with_suffix(".svg"))
 
@@ -114,6 +115,13 @@ def _command(part: str, args: argparse.Namespace) -> str:
     }
     given = " ".join(f"--{name} {value:g}" for name, value in options.items())
     return f"python -m benchmarks.cluster --only {part} {given}"
+
+
+def _revision() -> str:
+    """The commit that is measured; "no commit" in a copy without git."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "no commit"
 
 
 # -- real engines -------------------------------------------------------------------------------
