@@ -9,7 +9,7 @@ import heapq
 import itertools
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,10 @@ from benchmarks.trace import Request
 from cluster.demand import Demand
 from cluster.means import MovingMean
 from cluster.placement import Host, Need, plan
-from cluster.settings import DispatchSettings, PlacementSettings
+from cluster.settings import AdmissionSettings, DispatchSettings, PlacementSettings
 from cluster.state import ModelPlan, fewest_first
 from deployments.adapter_cache import UsageLog
-from router.dispatch import Ask, Opening, ReplicaView, rank
+from router.dispatch import Ask, Opening, ReplicaView, first_missing, rank
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Replica:
         self.host: set[str] = set()
         self.loading: dict[str, float] = {}
         self.running: Counter[str] = Counter()
+        self.expected: Collection[str] = ()  # what requests in the queue wait for
         self.service_s = MovingMean()
 
     def view(self) -> ReplicaView:
@@ -98,11 +99,19 @@ class Replica:
         """For one more, moving out what is worth least of what no request uses."""
         if len(self.host) + len(self.loading) < self.host_capacity:
             return
-        unused = [key for key in self.host if not self.running[key]]
-        if unused:
-            victim = min(unused, key=self.usage.rank)
+        if unused := self._unused():
+            victim = min(unused, key=lambda key: (key in self.expected, self.usage.rank(key)))
             self.host.discard(victim)
             self.slots.pop(victim, None)
+
+    def has_spare(self) -> bool:
+        """Whether one more would fit without moving out what is needed soon."""
+        if len(self.host) + len(self.loading) < self.host_capacity:
+            return True
+        return any(key not in self.expected for key in self._unused())
+
+    def _unused(self) -> list[str]:
+        return [key for key in self.host if not self.running[key]]
 
     def take_slot(self, key: str) -> None:
         self.slots[key] = None
@@ -122,8 +131,10 @@ class Simulation:
         costs: Costs,
         dispatch: DispatchSettings,
         placement: PlacementSettings,
+        admission: AdmissionSettings,
     ) -> None:
-        self._costs, self._dispatch, self._placement = costs, dispatch, placement
+        self._costs = costs
+        self._dispatch, self._placement, self._admission = dispatch, placement, admission
         self._now = 0.0
         logs = (UsageLog(placement.usage_half_life_s, lambda: self._now) for _ in range(replicas))
         self._replicas = {
@@ -162,6 +173,7 @@ class Simulation:
         waiting, self._queue = self._queue, deque()
         views = {name: replica.view() for name, replica in self._replicas.items()}
         opening = Opening.of(views.values())
+        started: set[str] = set()
         for request in waiting:
             chosen = None
             if opening.admits(_key(request)):
@@ -174,6 +186,20 @@ class Simulation:
                 self._start(request, replica)
                 views[replica.name] = replica.view()
                 opening = Opening.of(views.values())
+                started.add(replica.name)
+        if self._queue and self._placement.prefetch:
+            self._load_ahead(started, list(views.values()))
+
+    def _load_ahead(self, started: Iterable[str], views: Sequence[ReplicaView]) -> None:
+        """As each call brings along what waits behind it."""
+        waiting = dict.fromkeys(map(_key, self._queue))
+        for name in started:
+            replica = self._replicas[name]
+            replica.expected = waiting
+            most = self._admission.prefetch
+            for key in first_missing(waiting, most, name, views, self._dispatch):
+                if len(replica.loading) < self._placement.moves_per_replica and replica.has_spare():
+                    self._load(replica, key)
 
     def _start(self, request: Request, replica: Replica) -> None:
         key, costs = _key(request), self._costs

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.simulator import Costs, Outcome, Simulation
 from benchmarks.trace import Load, Request, draw, with_drift, with_flash_crowd
-from cluster.settings import DispatchSettings, PlacementSettings
+from cluster.settings import AdmissionSettings, DispatchSettings, PlacementSettings
 
 DURATION_S = 90
 PLACES = 16
@@ -34,10 +34,15 @@ SWEPT: dict[str, dict[str, tuple[float, ...]]] = {
         "moves_per_replica": (1, 4, 16),
         "prefetch": (False,),
     },
+    "admission": {"prefetch": (0, 2, 4)},
 }
 
 
-_DEFAULTS = {"dispatch": DispatchSettings(), "placement": PlacementSettings()}
+_DEFAULTS = {
+    "dispatch": DispatchSettings(),
+    "placement": PlacementSettings(),
+    "admission": AdmissionSettings(),
+}
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,8 @@ def _play(
     changed: dict[str, dict[str, float]] | None = None,
 ) -> Outcome:
     changed = changed or {}
-    dispatch = DispatchSettings(**changed.get("dispatch", {}))
-    placement = PlacementSettings(**changed.get("placement", {}))
-    fleet = Simulation(scene.replicas, lora, PLACES, Costs(**costs), dispatch, placement)
+    settings = [default.model_copy(update=changed.get(k, {})) for k, default in _DEFAULTS.items()]
+    fleet = Simulation(scene.replicas, lora, PLACES, Costs(**costs), *settings)
     return fleet.play(scene.trace)
 
 

@@ -374,6 +374,12 @@ class AdmissionSettings(Section):
         ge=0,
         description="How long requests for running adapters may pass one that needs another slot.",
     )
+    prefetch: int = Field(
+        1,
+        ge=0,
+        description="Of the adapters that requests in the queue wait for and no replica has, how "
+        "many are loaded before their turn; 0 for none.",
+    )
 
 
 class PlacementSettings(Section):

@@ -92,6 +92,18 @@ class AdapterCache:
         return self._capacity - len(self._held.keys() | self._flights.keys())
 
     @property
+    def has_spare(self) -> bool:
+        """Whether one more would fit, if something left that is neither wanted here nor needed
+        soon."""
+        return self.room > 0 or any(
+            not self._leases[key]
+            and not self._is_pinned(ref.name)
+            and ref.name not in self._kept
+            and not self._is_expected(key)
+            for key, ref in self._held.items()
+        )
+
+    @property
     def loading(self) -> tuple[str, ...]:
         """Versions on their way in, by key."""
         return tuple(self._flights)
@@ -264,6 +276,9 @@ class AdapterCache:
         self._next = {key: until for key, until in self._next.items() if until > now}
         self._next |= dict.fromkeys(waiting, now + _EXPECTED_S)
 
+    def _is_expected(self, key: str) -> bool:
+        return self._next.get(key, 0.0) > time.monotonic()
+
     def _count_load(self, ref: AdapterRef, result: str) -> None:
         metrics.loads.labels(self._model, metrics.named.use(ref.name), result).inc()
 
@@ -277,14 +292,13 @@ class AdapterCache:
         Args:
             per_byte: bytes are short, not entries: what is large must be worth more to stay.
         """
-        now = time.monotonic()
         free = [ref for key, ref in self._held.items() if not self._leases[key]]
         return min(
             free,
             key=lambda ref: (
                 self._is_pinned(ref.name),
                 ref.name in self._kept,
-                self._next.get(ref.key, 0.0) > now,
+                self._is_expected(ref.key),
                 self._usage.rank(ref.key, per_byte=per_byte),
             ),
             default=None,

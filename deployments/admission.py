@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cluster.errors import Overloaded
@@ -24,7 +24,7 @@ from deployments.call import Call
 from deployments.first_tokens import FirstTokens, Sent
 from deployments.fleet import Fleet
 from deployments.terms import Terms
-from router.dispatch import Ask, Opening, Option, ReplicaView, Standing, rank
+from router.dispatch import Ask, Opening, Option, ReplicaView, Standing, first_missing, rank
 from router.fair_queue import FairQueue, Waiting
 from router.prefixes import PrefixIndex
 
@@ -133,7 +133,16 @@ class Admission:
             self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
             self._end(turn)
 
-    def waiting(self) -> tuple[str, ...]:
+    def placed(self, call: Call, place: Place) -> Call:
+        """The call as it goes to its replica: with what the replica should know of the queue."""
+        waiting = self._waiting()
+        missing: tuple[str, ...] = ()
+        if waiting and (most := self._settings.prefetch):
+            replicas = self._fleet.replicas(self._model.id)
+            missing = first_missing(waiting, most, place.replica, replicas, self._dispatch)
+        return replace(call, replica=place.replica, waiting=waiting, missing=missing)
+
+    def _waiting(self) -> tuple[str, ...]:
         """The adapter versions that requests wait for, the first of those that came first."""
         heads = sorted(self._queue.heads(), key=lambda w: w.since)
         keys = dict.fromkeys(w.key for w in heads)

@@ -21,7 +21,7 @@ class Call:
     `body` is the JSON for the engine, with the engine's name of the model in it. `position` is how
     far the ingress had followed the store when it resolved the adapter. `replica` is the one that
     it should go to; empty leaves that to Ray Serve. `waiting` are the adapter versions that
-    requests behind it wait for.
+    requests behind it wait for; `missing`, of those that no replica has, what this one is to load.
     """
 
     path: str
@@ -31,6 +31,7 @@ class Call:
     position: str
     replica: str = ""
     waiting: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def key(self) -> str | None:

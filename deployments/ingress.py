@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -64,8 +63,7 @@ class ServePool:
         admission = self._admission
         turn = admission.turn(call, terms) if admission else contextlib.nullcontext(Place(""))
         async with turn as place:
-            waiting = admission.waiting() if admission else ()
-            placed = replace(call, replica=place.replica, waiting=waiting)
+            placed = admission.placed(call, place) if admission else call
             async with contextlib.aclosing(self._send(placed)) as answer:
                 async for item in answer:
                     if isinstance(item, bytes):

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
+from itertools import islice
 from typing import Any
 
 from adapter_store.blobs import open_blobs
@@ -82,6 +83,7 @@ class ModelServer:
         self._plans = Plans(settings.store)
         self._plan = ModelPlan()
         self._prefetches = settings.placement.prefetch
+        self._moves = settings.placement.moves_per_replica
         self._planning: asyncio.Task | None = None
         self._preparing: asyncio.Task | None = None
         self._to_prepare: asyncio.Queue[tuple[AdapterRef, int]] | None = (
@@ -114,6 +116,7 @@ class ModelServer:
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
+        self._bring_in(call.missing)
         answer = serve_call(self.engine, self._adapters, self._admit, call, self._id)
         started = time.monotonic()
         async with contextlib.aclosing(answer):
@@ -204,9 +207,22 @@ class ModelServer:
         for name in plan.loads.get(self._id, ()):
             adapter = self._participant.catalogue.adapters.get(name)
             for version in adapter.serving if adapter else ():
-                ref = AdapterRef.of(adapter, version)
-                if not self._adapters.has(ref) and ref.key not in self._adapters.problems:
-                    self._in_background(self._load_quietly(adapter, version), f"prefetch {ref.key}")
+                self._prefetch(adapter, version)
+
+    def _bring_in(self, keys: Iterable[str]) -> None:
+        """Load what requests in the queue wait for, as far as it disturbs nobody."""
+        most = self._moves - len(self._adapters.loading) if self._prefetches else 0
+        for key in islice(keys, max(0, most)):
+            name, _, number = key.partition("@")
+            adapter = self._participant.catalogue.adapters.get(name)
+            version = adapter.versions.get(int(number)) if adapter else None
+            if version is not None and self._adapters.has_spare:
+                self._prefetch(adapter, version)
+
+    def _prefetch(self, adapter: Adapter, version: Version) -> None:
+        ref = AdapterRef.of(adapter, version)
+        if not self._adapters.has(ref) and ref.key not in self._adapters.problems:
+            self._in_background(self._load_quietly(adapter, version), f"prefetch {ref.key}")
 
     async def _refresh(self) -> None:
         """Before each report; takes over from replicas that have died, and does again what a plan

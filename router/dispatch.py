@@ -14,10 +14,11 @@ gets further replicas as its load grows, and a cold one stays where it is.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
+from itertools import islice
 
 from cluster.placement import holders
 from cluster.settings import DispatchSettings
@@ -191,6 +192,21 @@ def rank(
         for r in able
     ]
     return sorted(options, key=lambda o: (o.is_full, o.is_over_share, o.cost_s, o.replica))
+
+
+def first_missing(
+    keys: Iterable[str],
+    most: int,
+    replica: str,
+    replicas: Sequence[ReplicaView],
+    settings: DispatchSettings,
+) -> tuple[str, ...]:
+    """What a replica should load for requests that still wait: of the first `most` of these
+    versions that no replica has, those that this one is the best place for."""
+    there = frozenset().union(*(r.slots | r.host | r.loading for r in replicas))
+    missing = islice((key for key in keys if key not in there), most)
+    ranked = ((key, rank(Ask(key), replicas, settings)) for key in missing)
+    return tuple(key for key, options in ranked if options and options[0].replica == replica)
 
 
 def _first_token_s(

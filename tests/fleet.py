@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from adapter_store.registration import Registrar, Registration
 from adapter_store.store import AdapterStore
@@ -18,7 +19,7 @@ from tests.conftest import LEASE_S
 class ServerFleet:
     """Some servers, and what changes adapters."""
 
-    def __init__(self, redis_url: str, namespace: str, folder, lora) -> None:
+    def __init__(self, redis_url: str, namespace: str, folder, lora, placement) -> None:
         model = {"id": "echo", "path": "none", "engine": "echo", "lora": lora}
         self.settings = parse_settings(
             {
@@ -30,6 +31,7 @@ class ServerFleet:
                     "data_dir": str(folder / "data"),
                 },
                 "node_cache": {"path": str(folder / "node")},
+                "placement": placement,
             }
         )
         self.store = AdapterStore(self.settings.store)
@@ -57,11 +59,17 @@ class ServerFleet:
 
 @asynccontextmanager
 async def running(
-    size: int, redis_url: str, folder: Path, *, slots: int = 2, host_entries: int = 4
+    size: int,
+    redis_url: str,
+    folder: Path,
+    *,
+    slots: int = 2,
+    host_entries: int = 4,
+    placement: dict[str, Any] | None = None,
 ) -> AsyncIterator[ServerFleet]:
     """Servers r0, r1, ... that have joined."""
     lora = {"slots": slots, "host_entries": host_entries, "max_rank": 8}
-    it = ServerFleet(redis_url, f"fleet-{time.time_ns()}", folder, lora)
+    it = ServerFleet(redis_url, f"fleet-{time.time_ns()}", folder, lora, placement or {})
     try:
         await asyncio.gather(*(it.join(f"r{i}") for i in range(size)))
         yield it
@@ -70,9 +78,11 @@ async def running(
         await it.store.close()
 
 
-async def ask(server: ModelServer, stored, text: str = "hello") -> tuple[int, bytes]:
+async def ask(
+    server: ModelServer, stored, text: str = "hello", missing: tuple[str, ...] = ()
+) -> tuple[int, bytes]:
     ref = AdapterRef.of(stored.adapter, stored.version)
     body = f'{{"model": "{ref.key}", "messages": [{{"role": "user", "content": "{text}"}}]}}'
-    call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position)
+    call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position, missing=missing)
     start, *chunks = [item async for item in server.answer(call)]
     return start.status, b"".join(chunks)

@@ -325,3 +325,16 @@ def test_usage_forgets_and_weighs_the_cost_of_a_load():
     log.count("new@1")
     assert log.worth("old@1") == 1, "halved twice"
     assert log.worth("never@1") == 0
+
+
+async def test_there_is_spare_room_until_all_that_is_here_is_needed(cache, ref):
+    assert cache.has_spare, "it is empty"
+    for name in "abcd":
+        async with cache.lease(ref(name)):
+            pass
+    assert cache.has_spare, "nobody needs what is here"
+    cache.keep(["a", "b"])
+    async with cache.lease(ref("c")):
+        assert cache.has_spare, "d may leave"
+    async with cache.lease(ref("c"), waiting=["d@1"]):
+        assert not cache.has_spare

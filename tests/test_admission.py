@@ -15,7 +15,7 @@ from cluster.settings import (
     PlacementSettings,
 )
 from cluster.state import AdapterRef, Member, Residency
-from deployments.admission import Admission
+from deployments.admission import Admission, Place
 from deployments.call import Call
 from deployments.fleet import Fleet
 from deployments.terms import Terms
@@ -406,3 +406,22 @@ async def test_a_tenant_is_charged_what_was_generated_not_what_was_feared():
         await settle()
     await asyncio.gather(*asked)
     assert order[:10].count("short") in (7, 8, 9)
+
+
+async def test_a_call_tells_its_replica_what_waits_and_what_of_it_is_nowhere():
+    desk = Desk(member(slots=("a@1", "b@1"), places=1, capacity=2))
+    here = Place("r1")
+    async with desk.request("a"):
+        alone = desk.admission.placed(call("a"), here)
+        assert (alone.waiting, alone.missing) == ((), ())
+        async with desk.request("b"), desk.request("c"), desk.request("d"):
+            busy = desk.admission.placed(call("a"), here)
+            assert busy.replica == "r1"
+            assert busy.waiting == ("b@1", "c@1", "d@1")
+            assert busy.missing == ("c@1",), "b has a slot, and d comes later"
+
+
+async def test_nothing_is_loaded_before_its_turn_where_that_is_switched_off():
+    desk = Desk(member(slots=("a@1",), places=1), prefetch=0)
+    async with desk.request("a"), desk.request("c"):
+        assert desk.admission.placed(call("a"), Place("r1")).missing == ()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.settings import DispatchSettings
-from router.dispatch import Ask, ReplicaView, Standing, rank
+from router.dispatch import Ask, ReplicaView, Standing, first_missing, rank
 
 SETTINGS = DispatchSettings()
 A, B = "a@1", "b@1"
@@ -112,3 +112,21 @@ def test_a_full_replica_is_never_first_while_another_has_a_place(ongoing, slots)
     options = rank(Ask(A), stalls, SETTINGS)
     assert {o.replica for o in options} == {s.id for s in stalls}
     assert options[0].is_full == all(s.is_full for s in stalls)
+
+
+def test_what_is_waited_for_and_nowhere_goes_to_the_replica_that_would_be_best():
+    busy, idle = replica("busy", slots=[B], running={B: 6}), replica("idle", running={"x@1": 1})
+    waiting = [B, A, "c@1"]
+
+    def missing(of, most):
+        return first_missing(waiting, most, of, [busy, idle], SETTINGS)
+
+    assert missing("idle", 1) == (A,), "b is there"
+    assert missing("idle", 2) == (A, "c@1")
+    assert missing("busy", 2) == missing("gone", 2) == missing("idle", 0) == ()
+    assert first_missing(waiting, 2, "idle", [], SETTINGS) == ()
+
+
+def test_what_is_on_its_way_is_not_missing():
+    coming = replica("coming", loading=frozenset({A}))
+    assert first_missing([A], 1, "coming", [coming], SETTINGS) == ()

@@ -153,6 +153,30 @@ async def test_a_replica_that_missed_events_reads_a_snapshot(fleet, make_adapter
         assert await it.held("sql@1") == {"r0"}
 
 
+async def test_what_the_next_request_waits_for_comes_in_behind_the_one_before(fleet, make_adapter):
+    async with fleet(1, slots=1, host_entries=2) as it:
+        stored = {n: await it.add(make_adapter(n)) for n in ("first", "second", "third")}
+        await it.converged(stored["third"].position)
+        assert await it.held("third@1") == set(), "there was no room for it"
+        await ask(it.servers["r0"], stored["first"], missing=("third@1", "gone@1", "first@7"))
+        await until(lambda: _holds(it, "third@1"))
+        assert await it.held("first@1") == {"r0"}, "it was asked for"
+
+
+async def test_nothing_comes_in_before_its_turn_without_prefetch(fleet, make_adapter):
+    async with fleet(0, slots=1, host_entries=1, placement={"prefetch": False}) as it:
+        server = await it.join("r0")
+        stored = {n: await it.add(make_adapter(n)) for n in ("first", "second")}
+        await it.converged(stored["second"].position)
+        await ask(server, stored["first"], missing=("second@1",))
+        assert server._report().loading == ()
+        assert await it.held("second@1") == set()
+
+
+async def _holds(it: ServerFleet, key: str) -> bool:
+    return bool(await it.held(key))
+
+
 def test_when_a_replica_goes_only_its_adapters_move():
     fleet = [f"r{i}" for i in range(10)]
     before = {f"a{i}": holders(f"a{i}", 2, fleet) for i in range(300)}

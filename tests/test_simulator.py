@@ -4,14 +4,17 @@ import pytest
 
 from benchmarks.simulator import Costs, Simulation
 from benchmarks.trace import Load, draw
-from cluster.settings import DispatchSettings, PlacementSettings
+from cluster.settings import AdmissionSettings, DispatchSettings, PlacementSettings
 
 COSTS = Costs(prefill_s=0.1, token_s=0.02, crowd=0.0, load_s=0.5, swap_s=0.0)
 LORA = {"slots": 4, "host_entries": 8}
 
 
-def play(load: Load, *, replicas: int = 4, lora: dict[str, int] = LORA, **dispatch):
-    settings = DispatchSettings(**dispatch), PlacementSettings()
+def play(
+    load: Load, *, replicas: int = 4, lora: dict[str, int] = LORA, prefetch: int = 1, **dispatch
+):
+    admission = AdmissionSettings(prefetch=prefetch)
+    settings = DispatchSettings(**dispatch), PlacementSettings(), admission
     return Simulation(replicas, lora, 16, COSTS, *settings).play(draw(load))
 
 
@@ -44,3 +47,10 @@ def test_affinity_hits_more_than_load_alone():
 def test_the_same_trace_gives_the_same_outcome():
     load = Load(50, rate=10, duration_s=30, burstiness=4.0)
     assert play(load) == play(load)
+
+
+def test_what_is_loaded_while_requests_wait_is_there_when_their_turn_comes():
+    load = Load(100, rate=8, duration_s=60, burstiness=4.0)
+    without, with_it = (play(load, replicas=2, prefetch=most) for most in (0, 1))
+    assert with_it.hits > without.hits
+    assert sum(with_it.ttft_s) < sum(without.ttft_s)
