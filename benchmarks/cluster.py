@@ -95,12 +95,12 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {p: version(p) for p in packages},
     }
-    commands = result.setdefault("commands", {})
+    commands, revision = result.setdefault("commands", {}), _revision()
     for part in PARTS if args.only is None else (args.only,):
         console.print(part)
         with tempfile.TemporaryDirectory(prefix="rh-") as folder:
             result[part] = PARTS[part](Path(folder), args)
-        commands[part] = f"{_command(part, args)}, {_revision()}, {date.today()}"
+        commands[part] = f"{_command(part, args)}, {revision}, {date.today()}"
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
     plot(result, RESULT.with_suffix(".svg"))
 
@@ -118,10 +118,9 @@ def _command(part: str, args: argparse.Namespace) -> str:
 
 
 def _revision() -> str:
-    """The commit that is measured; "no commit" in a copy without git."""
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "no commit"
+    """The commit that is measured, "-dirty" when that is not all."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 # -- real engines -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import heapq
 import itertools
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ class Replica:
         self.host: set[str] = set()
         self.loading: dict[str, float] = {}
         self.running: Counter[str] = Counter()
-        self.expected: Collection[str] = ()  # what requests in the queue wait for
+        self.expected: Sequence[str] = ()  # what requests in the queue wait for
         self.service_s = MovingMean()
 
     def view(self) -> ReplicaView:
@@ -100,7 +100,7 @@ class Replica:
         if len(self.host) + len(self.loading) < self.host_capacity:
             return
         if unused := self._unused():
-            victim = min(unused, key=lambda key: (key in self.expected, self.usage.rank(key)))
+            victim = min(unused, key=lambda k: (-self._turn_of(k), self.usage.rank(k), k))
             self.host.discard(victim)
             self.slots.pop(victim, None)
 
@@ -109,6 +109,10 @@ class Replica:
         if len(self.host) + len(self.loading) < self.host_capacity:
             return True
         return any(key not in self.expected for key in self._unused())
+
+    def _turn_of(self, key: str) -> float:
+        """Its place among what is waited for."""
+        return self.expected.index(key) if key in self.expected else math.inf
 
     def _unused(self) -> list[str]:
         return [key for key in self.host if not self.running[key]]
@@ -187,19 +191,19 @@ class Simulation:
                 views[replica.name] = replica.view()
                 opening = Opening.of(views.values())
                 started.add(replica.name)
-        if self._queue and self._placement.prefetch:
+        if self._queue and self._placement.prefetch and self._admission.prefetch:
             self._load_ahead(started, list(views.values()))
 
     def _load_ahead(self, started: Iterable[str], views: Sequence[ReplicaView]) -> None:
         """As each call brings along what waits behind it."""
-        waiting = dict.fromkeys(map(_key, self._queue))
+        waiting = list(dict.fromkeys(map(_key, self._queue)))
         for name in started:
             replica = self._replicas[name]
             replica.expected = waiting
-            most = self._admission.prefetch
-            for key in first_missing(waiting, most, name, views, self._dispatch):
-                if len(replica.loading) < self._placement.moves_per_replica and replica.has_spare():
-                    self._load(replica, key)
+            key = first_missing(waiting, name, views, self._dispatch)
+            is_idle = len(replica.loading) < self._placement.moves_per_replica
+            if key and is_idle and replica.has_spare():
+                self._load(replica, key)
 
     def _start(self, request: Request, replica: Replica) -> None:
         key, costs = _key(request), self._costs

@@ -34,7 +34,7 @@ SWEPT: dict[str, dict[str, tuple[float, ...]]] = {
         "moves_per_replica": (1, 4, 16),
         "prefetch": (False,),
     },
-    "admission": {"prefetch": (0, 2, 4)},
+    "admission": {"prefetch": (False,)},
 }
 
 

@@ -21,7 +21,7 @@ _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 # Positions in the hash order that are worked out; a replica further down is taken in any order.
 _CHOICES = 16
 # Adapters whose order is kept, for each set of replicas.
-_MOST_ORDERS = 50_000
+_MOST_ORDERS = 20_000
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class _Room:
                     self._open.discard(i)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _known_orders(ids: tuple[str, ...]) -> dict[str, list[int]]:
     """Adapter -> what `_orders` said before of it and these replicas: it is half of a plan's time,
     and never changes."""

@@ -374,11 +374,10 @@ class AdmissionSettings(Section):
         ge=0,
         description="How long requests for running adapters may pass one that needs another slot.",
     )
-    prefetch: int = Field(
-        1,
-        ge=0,
-        description="Of the adapters that requests in the queue wait for and no replica has, how "
-        "many are loaded before their turn; 0 for none.",
+    prefetch: bool = Field(
+        True,
+        description="Load, before their turn, what requests in the queue wait for and no replica "
+        "has; as long as `placement.prefetch` is on.",
     )
 
 
@@ -398,9 +397,15 @@ class PlacementSettings(Section):
         "to get it.",
     )
     moves_per_replica: int = Field(
-        2, ge=1, description="Loads that a plan may ask of one replica at a time."
+        2,
+        ge=1,
+        description="Loads ahead of requests that a replica may have under way, for the plan or "
+        "for the queue.",
     )
-    prefetch: bool = Field(True, description="Load what the plan wants before it is asked for.")
+    prefetch: bool = Field(
+        True,
+        description="Load ahead of requests: what the plan wants, and see `admission.prefetch`.",
+    )
     ahead_s: float = Field(
         600,
         ge=0,

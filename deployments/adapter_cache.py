@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +64,9 @@ class AdapterCache:
         self._held: dict[str, AdapterRef] = {}
         self._sizes: dict[str, int] = {}
         self._taken = self._taken_bytes = 0
-        # Versions that requests wait for before they come here, and until when that is believed:
-        # each ingress tells of its own.
-        self._next: dict[str, float] = {}
+        # Versions that requests wait for before they come here: their place in the queue, and
+        # until when that is believed. Each ingress tells of its own.
+        self._next: dict[str, tuple[int, float]] = {}
         self._room_lock = asyncio.Lock()
         self._changed = asyncio.Event()
         # Versions on their way out for good; the event is set when no lease is left.
@@ -92,18 +92,6 @@ class AdapterCache:
         return self._capacity - len(self._held.keys() | self._flights.keys())
 
     @property
-    def has_spare(self) -> bool:
-        """Whether one more would fit, if something left that is neither wanted here nor needed
-        soon."""
-        return self.room > 0 or any(
-            not self._leases[key]
-            and not self._is_pinned(ref.name)
-            and ref.name not in self._kept
-            and not self._is_expected(key)
-            for key, ref in self._held.items()
-        )
-
-    @property
     def loading(self) -> tuple[str, ...]:
         """Versions on their way in, by key."""
         return tuple(self._flights)
@@ -127,13 +115,40 @@ class AdapterCache:
         """Whether a version is here, or on its way in."""
         return ref.key in self._held or ref.key in self._flights
 
-    @asynccontextmanager
-    async def lease(self, ref: AdapterRef, waiting: Collection[str] = ()) -> AsyncIterator[Tier]:
-        """Hold a version loaded for the length of the block; yields the tier it was found in.
+    def has_spare(self, size_bytes: int, beside: str | None = None) -> bool:
+        """Whether one more of that size would fit, if only what is neither wanted here nor needed
+        soon moved out.
 
         Args:
-            waiting: versions that requests behind this one wait for, by key: their next use is
-                near, so they leave last.
+            beside: a version that is about to be used.
+        """
+        spare = [
+            key
+            for key, ref in self._held.items()
+            if key != beside
+            and not self._leases[key]
+            and not self._is_pinned(ref.name)
+            and ref.name not in self._kept
+            and not self._nearness(key)
+        ]
+        entries = self.room + len(spare)
+        free_bytes = self._capacity_bytes - self._taken_bytes
+        return entries > 0 and free_bytes + sum(self._sizes[k] for k in spare) >= size_bytes
+
+    def expect(self, waiting: Iterable[str], used: str | None = None) -> None:
+        """What requests in an ingress's queue wait for leaves last, the first of it the very last.
+
+        Args:
+            waiting: versions, by key, those that are needed first before the others.
+            used: the one whose turn has come: it has no claim any more, unless others wait.
+        """
+        now = time.monotonic()
+        self._next = {k: n for k, n in self._next.items() if n[1] > now and k != used}
+        self._next |= {key: (i, now + _EXPECTED_S) for i, key in enumerate(waiting)}
+
+    @asynccontextmanager
+    async def lease(self, ref: AdapterRef) -> AsyncIterator[Tier]:
+        """Hold a version loaded for the length of the block; yields the tier it was found in.
 
         Raises:
             AdapterLoadFailed: the files are gone or the engine refused them.
@@ -141,8 +156,6 @@ class AdapterCache:
         """
         if ref.key in self._leaving:
             raise ModelNotFound(ref.key)
-        self._next.pop(ref.key, None)
-        self._expect(waiting)
         found = self._tier(ref)
         metrics.lookups.labels(self._model, metrics.named.use(ref.name), found.value).inc()
         self._usage.count(ref.key)
@@ -271,13 +284,10 @@ class AdapterCache:
             self._taken += 1
             self._taken_bytes += size_bytes
 
-    def _expect(self, waiting: Collection[str]) -> None:
-        now = time.monotonic()
-        self._next = {key: until for key, until in self._next.items() if until > now}
-        self._next |= dict.fromkeys(waiting, now + _EXPECTED_S)
-
-    def _is_expected(self, key: str) -> bool:
-        return self._next.get(key, 0.0) > time.monotonic()
+    def _nearness(self, key: str) -> float:
+        """Of its next use in a queue: 1 for the first there, less for those behind, else 0."""
+        position, until = self._next.get(key, (0, 0.0))
+        return 1 / (1 + position) if until > time.monotonic() else 0.0
 
     def _count_load(self, ref: AdapterRef, result: str) -> None:
         metrics.loads.labels(self._model, metrics.named.use(ref.name), result).inc()
@@ -298,7 +308,7 @@ class AdapterCache:
             key=lambda ref: (
                 self._is_pinned(ref.name),
                 ref.name in self._kept,
-                self._is_expected(ref.key),
+                self._nearness(ref.key),
                 self._usage.rank(ref.key, per_byte=per_byte),
             ),
             default=None,

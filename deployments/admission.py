@@ -135,17 +135,16 @@ class Admission:
 
     def placed(self, call: Call, place: Place) -> Call:
         """The call as it goes to its replica: with what the replica should know of the queue."""
-        waiting = self._waiting()
-        missing: tuple[str, ...] = ()
-        if waiting and (most := self._settings.prefetch):
+        waiting, missing = self._waiting(), ""
+        if waiting and self._settings.prefetch:
             replicas = self._fleet.replicas(self._model.id)
-            missing = first_missing(waiting, most, place.replica, replicas, self._dispatch)
+            missing = first_missing(waiting, place.replica, replicas, self._dispatch)
         return replace(call, replica=place.replica, waiting=waiting, missing=missing)
 
     def _waiting(self) -> tuple[str, ...]:
-        """The adapter versions that requests wait for, the first of those that came first."""
-        heads = sorted(self._queue.heads(), key=lambda w: w.since)
-        keys = dict.fromkeys(w.key for w in heads)
+        """The adapter versions that requests wait for, those whose turn comes first before the
+        others."""
+        keys = dict.fromkeys(w.key for w in self._queue.heads())
         return tuple(key for key in keys if key is not None)[:_MOST_WAITING]
 
     def queued(self) -> Counter[str]:

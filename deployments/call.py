@@ -21,7 +21,7 @@ class Call:
     `body` is the JSON for the engine, with the engine's name of the model in it. `position` is how
     far the ingress had followed the store when it resolved the adapter. `replica` is the one that
     it should go to; empty leaves that to Ray Serve. `waiting` are the adapter versions that
-    requests behind it wait for; `missing`, of those that no replica has, what this one is to load.
+    requests behind it wait for; `missing` is the one of them that this replica should load next.
     """
 
     path: str
@@ -31,7 +31,7 @@ class Call:
     position: str
     replica: str = ""
     waiting: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
+    missing: str = ""
 
     @property
     def key(self) -> str | None:
@@ -74,4 +74,4 @@ def _held(adapters: AdapterCache, call: Call) -> contextlib.AbstractAsyncContext
     """A lease; the base model needs none, it is always there."""
     if call.adapter is None:
         return contextlib.nullcontext(Tier.SLOT)
-    return adapters.lease(call.adapter, call.waiting)
+    return adapters.lease(call.adapter)

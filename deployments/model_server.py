@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from itertools import islice
 from typing import Any
 
 from adapter_store.blobs import open_blobs
@@ -116,7 +115,6 @@ class ModelServer:
 
     async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
         """Stream the engine's answer."""
-        self._bring_in(call.missing)
         answer = serve_call(self.engine, self._adapters, self._admit, call, self._id)
         started = time.monotonic()
         async with contextlib.aclosing(answer):
@@ -125,12 +123,18 @@ class ModelServer:
         self._service_s.add(time.monotonic() - started)
 
     async def _admit(self, call: Call) -> None:
+        """Before it takes its lease: what it asks for is there, what others wait for is known."""
+        if call.adapter is not None:
+            await self._check(call)
+        self._adapters.expect(call.waiting, used=call.key)
+        if call.missing and self._prefetches and call.replica == self._id:
+            self._load_missing(call)
+
+    async def _check(self, call: Call) -> None:
         """Refuse a version that was deleted while the request waited in a queue.
 
         Loading it again would keep it for ever: no further event would tell to drop it.
         """
-        if call.adapter is None:
-            return
         catalogue = self._participant.catalogue
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CATCH_UP_S):
@@ -209,19 +213,20 @@ class ModelServer:
             for version in adapter.serving if adapter else ():
                 self._prefetch(adapter, version)
 
-    def _bring_in(self, keys: Iterable[str]) -> None:
-        """Load what requests in the queue wait for, as far as it disturbs nobody."""
-        most = self._moves - len(self._adapters.loading) if self._prefetches else 0
-        for key in islice(keys, max(0, most)):
-            name, _, number = key.partition("@")
-            adapter = self._participant.catalogue.adapters.get(name)
-            version = adapter.versions.get(int(number)) if adapter else None
-            if version is not None and self._adapters.has_spare:
-                self._prefetch(adapter, version)
+    def _load_missing(self, call: Call) -> None:
+        """Begin to load what a request in the queue waits for, if that disturbs nobody."""
+        name, _, number = call.missing.partition("@")
+        adapter = self._participant.catalogue.adapters.get(name)
+        version = adapter.versions.get(int(number)) if adapter else None
+        if version is None or len(self._adapters.loading) >= self._moves:
+            return
+        if self._adapters.has_spare(version.size_bytes, beside=call.key):
+            self._prefetch(adapter, version)
 
     def _prefetch(self, adapter: Adapter, version: Version) -> None:
         ref = AdapterRef.of(adapter, version)
         if not self._adapters.has(ref) and ref.key not in self._adapters.problems:
+            self._remember(ref)  # now, or a removal that is told before the load begins misses it
             self._in_background(self._load_quietly(adapter, version), f"prefetch {ref.key}")
 
     async def _refresh(self) -> None:

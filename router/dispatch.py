@@ -18,7 +18,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from itertools import islice
 
 from cluster.placement import holders
 from cluster.settings import DispatchSettings
@@ -195,18 +194,17 @@ def rank(
 
 
 def first_missing(
-    keys: Iterable[str],
-    most: int,
-    replica: str,
-    replicas: Sequence[ReplicaView],
-    settings: DispatchSettings,
-) -> tuple[str, ...]:
-    """What a replica should load for requests that still wait: of the first `most` of these
-    versions that no replica has, those that this one is the best place for."""
-    there = frozenset().union(*(r.slots | r.host | r.loading for r in replicas))
-    missing = islice((key for key in keys if key not in there), most)
-    ranked = ((key, rank(Ask(key), replicas, settings)) for key in missing)
-    return tuple(key for key, options in ranked if options and options[0].replica == replica)
+    keys: Iterable[str], replica: str, replicas: Sequence[ReplicaView], settings: DispatchSettings
+) -> str:
+    """What a replica should load for requests that still wait: the first of these versions that
+    no replica has, if this one is the best place for it; else ""."""
+    here = (held for r in replicas for held in (r.slots, r.host, r.loading, r.running))
+    there = frozenset().union(*here)
+    able = (k for k in keys if k not in there and any(k not in r.problems for r in replicas))
+    key = next(able, None)
+    if key is None or rank(Ask(key), replicas, settings)[0].replica != replica:
+        return ""
+    return key
 
 
 def _first_token_s(

@@ -60,8 +60,11 @@ class FairQueue:
         return (w for flows in self._flows.values() for line in flows.values() for w in line)
 
     def heads(self) -> Iterator[Waiting]:
-        """Of each flow, the one that came first."""
-        return (line[0] for flows in self._flows.values() for line in flows.values())
+        """Of each flow the one that came first, in the order of their turns."""
+        for priority in sorted(self._flows, reverse=True):
+            flows = self._flows[priority]
+            for flow in sorted(flows, key=self._level):
+                yield flows[flow][0]
 
     def push(self, waiting: Waiting) -> None:
         flows = self._flows.setdefault(waiting.priority, {})
@@ -72,12 +75,10 @@ class FairQueue:
 
     def pop(self, may_start: Callable[[Waiting], bool]) -> Waiting | None:
         """The next request that may start; None when none of the heads of the lines may."""
-        for priority in sorted(self._flows, reverse=True):
-            flows = self._flows[priority]
-            for flow in sorted(flows, key=self._level):
-                if may_start(flows[flow][0]):
-                    return self._take(priority, flow)
-        return None
+        found = next((waiting for waiting in self.heads() if may_start(waiting)), None)
+        if found is not None:
+            self._take(found)
+        return found
 
     def settle(self, done: Waiting, tokens: float) -> None:
         """It has ended and has cost so many: charge what that is more than was thought, or give
@@ -112,13 +113,13 @@ class FairQueue:
         waiting = (w for (tenant, _), line in lowest.items() if tenant == most for w in line)
         return max(waiting, key=lambda w: w.since)
 
-    def _take(self, priority: int, flow: Flow) -> Waiting:
-        waiting = self._flows[priority][flow].popleft()
+    def _take(self, waiting: Waiting) -> None:
+        flow = waiting.flow
+        self._flows[waiting.priority][flow].popleft()
         self._tenants.spent[flow[0]] += waiting.tokens
         self._adapters.spent[flow] += waiting.tokens
         waiting.epoch = self._epoch
-        self._tidy(priority, flow)
-        return waiting
+        self._tidy(waiting.priority, flow)
 
     def _lift(self, flow: Flow) -> None:
         active = [f for flows in self._flows.values() for f in flows]

@@ -78,11 +78,10 @@ async def running(
         await it.store.close()
 
 
-async def ask(
-    server: ModelServer, stored, text: str = "hello", missing: tuple[str, ...] = ()
-) -> tuple[int, bytes]:
+async def ask(server: ModelServer, stored, text: str = "hello", **fields) -> tuple[int, bytes]:
+    """`fields`: of the call, beside those that every one has."""
     ref = AdapterRef.of(stored.adapter, stored.version)
     body = f'{{"model": "{ref.key}", "messages": [{{"role": "user", "content": "{text}"}}]}}'
-    call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position, missing=missing)
+    call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position, **fields)
     start, *chunks = [item async for item in server.answer(call)]
     return start.status, b"".join(chunks)

@@ -173,10 +173,12 @@ async def test_what_waiting_requests_will_need_stays(cache, engine, ref):
     for name in ("a", "b", "b", "c", "c", "d", "d"):
         async with cache.lease(ref(name)):
             pass
-    async with cache.lease(ref("e"), waiting=["a@1"]):
+    cache.expect(["a@1"])
+    async with cache.lease(ref("e")):
         assert engine.unloads == ["b@1"], "used more often, but nobody waits for it"
     engine.unloads.clear()
     # Another ingress, where nobody waits, says nothing of the first one's queue.
+    cache.expect([])
     async with cache.lease(ref("f")):
         assert engine.unloads == ["e@1"]
 
@@ -185,7 +187,8 @@ async def test_those_behind_the_first_of_an_adapter_keep_its_claim(cache, engine
     for name in ("b", "b", "c", "c", "d", "d"):
         async with cache.lease(ref(name)):
             pass
-    async with cache.lease(ref("a"), waiting=["a@1"]):
+    cache.expect(["a@1"], used="a@1")
+    async with cache.lease(ref("a")):
         pass
     async with cache.lease(ref("e")):
         assert engine.unloads == ["b@1"]
@@ -193,8 +196,10 @@ async def test_those_behind_the_first_of_an_adapter_keep_its_claim(cache, engine
 
 async def test_what_waited_has_no_claim_after_its_turn(cache, engine, ref):
     for name in ("b", "b", "b", "c", "c", "c", "d", "d", "d"):
-        async with cache.lease(ref(name), waiting=["a@1"]):
+        cache.expect(["a@1"])
+        async with cache.lease(ref(name)):
             pass
+    cache.expect([], used="a@1")
     async with cache.lease(ref("a")):
         pass
     async with cache.lease(ref("e")):
@@ -327,14 +332,41 @@ def test_usage_forgets_and_weighs_the_cost_of_a_load():
     assert log.worth("never@1") == 0
 
 
-async def test_there_is_spare_room_until_all_that_is_here_is_needed(cache, ref):
-    assert cache.has_spare, "it is empty"
+async def test_of_what_is_waited_for_the_last_in_the_queue_leaves_first(cache, engine, ref):
+    for name in ("a", "b", "b", "c", "c", "c", "d"):
+        async with cache.lease(ref(name)):
+            pass
+    cache.expect(["d@1", "a@1", "b@1", "c@1"])
+    async with cache.lease(ref("e")):
+        assert engine.unloads == ["c@1"], "used most, but not soon"
+
+
+async def test_there_is_spare_room_until_all_that_is_here_is_needed(engine, blobs, node_cache, ref):
+    files = AdapterFiles(blobs, node_cache, engine)
+    cache = AdapterCache(engine, files, HOST_ENTRIES, lambda name: name == "a")
+    assert cache.has_spare(1), "it is empty"
     for name in "abcd":
         async with cache.lease(ref(name)):
             pass
-    assert cache.has_spare, "nobody needs what is here"
-    cache.keep(["a", "b"])
+    cache.keep(["b"])
     async with cache.lease(ref("c")):
-        assert cache.has_spare, "d may leave"
-    async with cache.lease(ref("c"), waiting=["d@1"]):
-        assert not cache.has_spare
+        assert cache.has_spare(1), "d may leave"
+        assert not cache.has_spare(1, beside="d@1")
+        coming = asyncio.create_task(cache.ensure(ref("e")))
+        await until(lambda: _is(cache.loading))
+        assert not cache.has_spare(1), "d leaves for e"
+        await coming
+    cache.expect(["e@1", "c@1"])
+    assert not cache.has_spare(1)
+    assert engine.unloads == ["d@1"]
+
+
+async def _is(value: object) -> bool:
+    return bool(value)
+
+
+async def test_spare_room_is_of_bytes_too(engine, blobs, node_cache, ref):
+    files = AdapterFiles(blobs, node_cache, engine)
+    cache = AdapterCache(engine, files, HOST_ENTRIES, capacity_bytes=10_000)
+    assert cache.has_spare(10_000)
+    assert not cache.has_spare(10_001)

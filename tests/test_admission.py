@@ -413,15 +413,23 @@ async def test_a_call_tells_its_replica_what_waits_and_what_of_it_is_nowhere():
     here = Place("r1")
     async with desk.request("a"):
         alone = desk.admission.placed(call("a"), here)
-        assert (alone.waiting, alone.missing) == ((), ())
+        assert (alone.waiting, alone.missing) == ((), "")
         async with desk.request("b"), desk.request("c"), desk.request("d"):
             busy = desk.admission.placed(call("a"), here)
             assert busy.replica == "r1"
             assert busy.waiting == ("b@1", "c@1", "d@1")
-            assert busy.missing == ("c@1",), "b has a slot, and d comes later"
+            assert busy.missing == "c@1", "b has a slot, and d comes later"
+
+
+async def test_a_call_tells_of_those_first_whose_turn_is_first():
+    desk = Desk(member(slots=("a@1",), places=1))
+    async with AsyncExitStack() as stack:
+        for name, terms in (("a", {}), ("low", {"priority": -1}), ("b", {}), ("c", {})):
+            await stack.enter_async_context(desk.request(name, **terms))
+        assert desk.admission.placed(call("a"), Place("r1")).waiting == ("b@1", "c@1", "low@1")
 
 
 async def test_nothing_is_loaded_before_its_turn_where_that_is_switched_off():
-    desk = Desk(member(slots=("a@1",), places=1), prefetch=0)
+    desk = Desk(member(slots=("a@1",), places=1), prefetch=False)
     async with desk.request("a"), desk.request("c"):
-        assert desk.admission.placed(call("a"), Place("r1")).missing == ()
+        assert desk.admission.placed(call("a"), Place("r1")).missing == ""

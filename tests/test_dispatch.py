@@ -118,15 +118,16 @@ def test_what_is_waited_for_and_nowhere_goes_to_the_replica_that_would_be_best()
     busy, idle = replica("busy", slots=[B], running={B: 6}), replica("idle", running={"x@1": 1})
     waiting = [B, A, "c@1"]
 
-    def missing(of, most):
-        return first_missing(waiting, most, of, [busy, idle], SETTINGS)
+    def missing(of, *replicas):
+        return first_missing(waiting, of, replicas, SETTINGS)
 
-    assert missing("idle", 1) == (A,), "b is there"
-    assert missing("idle", 2) == (A, "c@1")
-    assert missing("busy", 2) == missing("gone", 2) == missing("idle", 0) == ()
-    assert first_missing(waiting, 2, "idle", [], SETTINGS) == ()
+    assert missing("idle", busy, idle) == A, "b is there, and c comes later"
+    assert missing("busy", busy, idle) == missing("gone", busy, idle) == missing("idle") == ""
 
 
-def test_what_is_on_its_way_is_not_missing():
+def test_what_is_on_its_way_or_cannot_be_loaded_is_not_missing():
     coming = replica("coming", loading=frozenset({A}))
-    assert first_missing([A], 1, "coming", [coming], SETTINGS) == ()
+    begun = replica("begun", running={B: 1})
+    assert first_missing([A, B], "coming", [coming, begun], SETTINGS) == ""
+    broken = replica("r", problems=(A,))
+    assert first_missing([A, B], "r", [broken], SETTINGS) == B

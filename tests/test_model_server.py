@@ -153,24 +153,31 @@ async def test_a_replica_that_missed_events_reads_a_snapshot(fleet, make_adapter
         assert await it.held("sql@1") == {"r0"}
 
 
-async def test_what_the_next_request_waits_for_comes_in_behind_the_one_before(fleet, make_adapter):
+async def test_what_a_request_in_the_queue_waits_for_comes_in_before_its_turn(fleet, make_adapter):
     async with fleet(1, slots=1, host_entries=2) as it:
-        stored = {n: await it.add(make_adapter(n)) for n in ("first", "second", "third")}
-        await it.converged(stored["third"].position)
+        first, _, third = [await it.add(make_adapter(n)) for n in ("first", "second", "third")]
+        server = it.servers["r0"]
+        await it.converged(third.position)
         assert await it.held("third@1") == set(), "there was no room for it"
-        await ask(it.servers["r0"], stored["first"], missing=("third@1", "gone@1", "first@7"))
+        for missing in ("gone@1", "first@7", "first@1"):
+            assert (await ask(server, first, replica="r0", missing=missing))[0] == 200
+        await ask(server, first, replica="another", missing="third@1")
+        assert server._report().loading == ()
+        await ask(server, first, replica="r0", missing="third@1")
         await until(lambda: _holds(it, "third@1"))
-        assert await it.held("first@1") == {"r0"}, "it was asked for"
+        assert await it.held("first@1") == {"r0"}, "it was in use"
+        await ask(server, first, replica="r0", waiting=("third@1",), missing="second@1")
+        assert server._report().loading == ()
+        assert await it.held("third@1") == {"r0"}, "somebody waits for that as well"
 
 
 async def test_nothing_comes_in_before_its_turn_without_prefetch(fleet, make_adapter):
-    async with fleet(0, slots=1, host_entries=1, placement={"prefetch": False}) as it:
-        server = await it.join("r0")
-        stored = {n: await it.add(make_adapter(n)) for n in ("first", "second")}
-        await it.converged(stored["second"].position)
-        await ask(server, stored["first"], missing=("second@1",))
-        assert server._report().loading == ()
-        assert await it.held("second@1") == set()
+    async with fleet(1, slots=1, host_entries=2, placement={"prefetch": False}) as it:
+        first, _, third = [await it.add(make_adapter(n)) for n in ("first", "second", "third")]
+        await it.converged(third.position)
+        await ask(it.servers["r0"], first, replica="r0", missing="third@1")
+        assert it.servers["r0"]._report().loading == ()
+        assert await it.held("third@1") == set()
 
 
 async def _holds(it: ServerFleet, key: str) -> bool:

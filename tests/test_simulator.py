@@ -11,7 +11,7 @@ LORA = {"slots": 4, "host_entries": 8}
 
 
 def play(
-    load: Load, *, replicas: int = 4, lora: dict[str, int] = LORA, prefetch: int = 1, **dispatch
+    load: Load, *, replicas: int = 4, lora: dict[str, int] = LORA, prefetch: bool = True, **dispatch
 ):
     admission = AdmissionSettings(prefetch=prefetch)
     settings = DispatchSettings(**dispatch), PlacementSettings(), admission
@@ -51,6 +51,6 @@ def test_the_same_trace_gives_the_same_outcome():
 
 def test_what_is_loaded_while_requests_wait_is_there_when_their_turn_comes():
     load = Load(100, rate=8, duration_s=60, burstiness=4.0)
-    without, with_it = (play(load, replicas=2, prefetch=most) for most in (0, 1))
+    without, with_it = (play(load, replicas=2, prefetch=on) for on in (False, True))
     assert with_it.hits > without.hits
     assert sum(with_it.ttft_s) < sum(without.ttft_s)
