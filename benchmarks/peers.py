@@ -18,6 +18,7 @@ from benchmarks.ray_serve_llm import COUNT_IN
 from cluster.settings import StoreSettings
 from cluster.state import Member
 from deployments.client import Client
+from deployments.keeper import kept
 from deployments.ray_options import beside_others
 
 ROOT = Path(__file__).parent.parent
@@ -179,16 +180,18 @@ def _process(folder: Path, config: dict[str, Any]) -> Iterator[None]:
             stderr=subprocess.STDOUT,
             cwd=ROOT,
         )
-    try:
-        deadline = time.monotonic() + 600
-        while "ready" not in log.read_text().splitlines():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"Ray Serve LLM did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(1)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
+    # It leaves vLLM's shared memory behind, too.
+    with kept(process.pid, Path(config["temp_dir"])):
+        try:
+            deadline = time.monotonic() + 600
+            while "ready" not in log.read_text().splitlines():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"Ray Serve LLM did not start:\n{log.read_text()[-3000:]}")
+                time.sleep(1)
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 @contextmanager
