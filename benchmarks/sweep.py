@@ -110,7 +110,7 @@ def _play(
     changed: dict[str, dict[str, float]] | None = None,
 ) -> Outcome:
     changed = changed or {}
-    settings = [default.model_copy(update=changed.get(k, {})) for k, default in _DEFAULTS.items()]
+    settings = [type(plain)(**changed.get(name, {})) for name, plain in _DEFAULTS.items()]
     fleet = Simulation(scene.replicas, lora, PLACES, Costs(**costs), *settings)
     return fleet.play(scene.trace)
 

@@ -122,15 +122,7 @@ class AdapterCache:
         Args:
             beside: a version that is about to be used.
         """
-        spare = [
-            key
-            for key, ref in self._held.items()
-            if key != beside
-            and not self._leases[key]
-            and not self._is_pinned(ref.name)
-            and ref.name not in self._kept
-            and not self._nearness(key)
-        ]
+        spare = [r.key for r in self._unused() if r.key != beside and not any(self._need(r))]
         entries = self.room + len(spare)
         free_bytes = self._capacity_bytes - self._taken_bytes
         return entries > 0 and free_bytes + sum(self._sizes[k] for k in spare) >= size_bytes
@@ -302,17 +294,19 @@ class AdapterCache:
         Args:
             per_byte: bytes are short, not entries: what is large must be worth more to stay.
         """
-        free = [ref for key, ref in self._held.items() if not self._leases[key]]
         return min(
-            free,
-            key=lambda ref: (
-                self._is_pinned(ref.name),
-                ref.name in self._kept,
-                self._nearness(ref.key),
-                self._usage.rank(ref.key, per_byte=per_byte),
-            ),
+            self._unused(),
+            key=lambda ref: (*self._need(ref), self._usage.rank(ref.key, per_byte=per_byte)),
             default=None,
         )
+
+    def _unused(self) -> list[AdapterRef]:
+        """What no request uses."""
+        return [ref for key, ref in self._held.items() if not self._leases[key]]
+
+    def _need(self, ref: AdapterRef) -> tuple[bool, bool, float]:
+        """Why a version should stay whatever its use, the strongest reason first; falsy is none."""
+        return self._is_pinned(ref.name), ref.name in self._kept, self._nearness(ref.key)
 
     async def _unload(self, ref: AdapterRef) -> None:
         del self._held[ref.key]
