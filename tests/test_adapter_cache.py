@@ -353,16 +353,12 @@ async def test_there_is_spare_room_until_all_that_is_here_is_needed(engine, blob
         assert cache.has_spare(1), "d may leave"
         assert not cache.has_spare(1, beside="d@1")
         coming = asyncio.create_task(cache.ensure(ref("e")))
-        await until(lambda: _is(cache.loading))
+        await until(lambda: cache.loading)
         assert not cache.has_spare(1), "d leaves for e"
         await coming
     cache.expect(["e@1", "c@1"])
     assert not cache.has_spare(1)
     assert engine.unloads == ["d@1"]
-
-
-async def _is(value: object) -> bool:
-    return bool(value)
 
 
 async def test_spare_room_is_of_bytes_too(engine, blobs, node_cache, ref):

@@ -164,7 +164,7 @@ async def test_what_a_request_in_the_queue_waits_for_comes_in_before_its_turn(fl
         await ask(server, first, replica="another", missing="third@1")
         assert server._report().loading == ()
         await ask(server, first, replica="r0", missing="third@1")
-        await until(lambda: _holds(it, "third@1"))
+        await until(lambda: it.held("third@1"))
         assert await it.held("first@1") == {"r0"}, "it was in use"
         await ask(server, first, replica="r0", waiting=("third@1",), missing="second@1")
         assert server._report().loading == ()
@@ -178,10 +178,6 @@ async def test_nothing_comes_in_before_its_turn_without_prefetch(fleet, make_ada
         await ask(it.servers["r0"], first, replica="r0", missing="third@1")
         assert it.servers["r0"]._report().loading == ()
         assert await it.held("third@1") == set()
-
-
-async def _holds(it: ServerFleet, key: str) -> bool:
-    return bool(await it.held(key))
 
 
 def test_when_a_replica_goes_only_its_adapters_move():
