@@ -463,10 +463,10 @@ class AdapterStore:
 
         Raises as :meth:`confirmations`.
         """
-        return [
-            member
-            async for member in self.confirmations(position, timeout_s=timeout_s, at_least=at_least)
-        ]
+        confirmed = self.confirmations(
+            position, timeout_s=timeout_s, at_least=at_least, loaded=loaded
+        )
+        return [member async for member in confirmed]
 
     # -- events -----------------------------------------------------------------------------
 

@@ -168,6 +168,8 @@ class Gateway:
     ) -> Answer:
         request_id = observed.request_id
         constraints = take_request_fields(path, body, viewer, headers)
+        if body["model"] == AUTO and self._settings.router.prompt_flags:
+            constraints = obey_flags(path, body, constraints)
         prompt = encode_json(body["messages"] if path == CHAT_PATH else body["prompt"])
         terms = terms_of(body, prompt, viewer, headers, self._settings.dispatch)
         chosen = await self._choose(path, body, constraints, sticky_key(body) or request_id)
@@ -191,8 +193,6 @@ class Gateway:
         model, viewer = body["model"], constraints.viewer
         if model != AUTO:
             return self.resolve(model, viewer, key)
-        if self._settings.router.prompt_flags:
-            constraints = obey_flags(path, body, constraints)
         prompt = prompt_of(body["messages"] if path == CHAT_PATH else body["prompt"])
         began = time.monotonic()
         (decision,) = await self._decide([prompt], constraints)

@@ -325,6 +325,35 @@ async def test_a_version_that_no_replica_can_load_is_rolled_back(rh, make_adapte
     assert "cron@2" in shown["last_rollout"]["reason"]
 
 
+async def test_a_gate_waits_for_loads_and_sees_one_that_fails_later(rh, store, make_adapter):
+    await two_versions(rh, make_adapter, before=range(20), after=range(20))
+    position, _ = await store.position()
+    replica = Member(id="r", kind="replica", model="echo", position=position, loading=("cron@2",))
+
+    async def report(member: Member) -> None:
+        position, _ = await store.position()
+        await store.renew(member.model_copy(update={"position": position}))
+
+    await report(replica)
+    rolling = asyncio.create_task(call(rh, "POST", "cron/rollout", {"gate": False}))
+    for _ in range(5):
+        await asyncio.sleep(0.1)
+        await report(replica)
+    await rolling
+    assert (await call(rh, "GET", "cron"))["rollout"] is not None, "it is on its way in"
+    torn = {"loading": (), "problems": {"cron@2": "its files are torn"}}
+    await report(replica.model_copy(update=torn))
+
+    async def has_ended() -> bool:
+        return (await call(rh, "GET", "cron"))["rollout"] is None
+
+    await until(has_ended)
+    shown = await call(rh, "GET", "cron")
+    assert shown["aliases"]["stable"] == 1
+    assert shown["last_rollout"]["outcome"] == "rolled_back"
+    assert "its files are torn" in shown["last_rollout"]["reason"]
+
+
 async def test_another_driver_goes_on_when_one_dies(rh, store, make_adapter):
     """Its lease runs out, and all there is to know is in the record."""
     await two_versions(rh, make_adapter, before=range(20), after=range(20))

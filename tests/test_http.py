@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -32,6 +33,7 @@ from deployments.gateway import Gateway
 from deployments.http import build_http
 from deployments.rollout_driver import RolloutDriver
 from deployments.telemetry import Telemetry
+from deployments.terms import Terms
 from router.prompt_router import PromptRouter
 from tests.conftest import ECHO_FACTS, until
 
@@ -71,11 +73,13 @@ class LocalPool:
         self.deaths_left = 0
         self.dies_after: int | None = None
         self.open_answers = 0
+        self.terms: list[Terms] = []
 
     async def admit(self, call) -> None:
         """This replica sees the ingress's own catalogue: there is nothing to wait for."""
 
     async def answer(self, call, terms) -> AsyncIterator[ResponseStart | bytes]:
+        self.terms.append(terms)
         if self.is_full:
             raise Overloaded("full", retry_after_s=3)
         if self.deaths_left:
@@ -432,6 +436,19 @@ async def test_flags_in_the_prompt_are_obeyed_where_the_settings_say_so(make_wor
     async with make_world(router={"prompt_flags": True}) as obeying:
         answer = (await ask(obeying, "auto", flagged)).json()
         assert answer["choices"][0]["message"]["content"] == "every friday at ten"
+
+
+async def test_flags_are_in_no_prefix_and_in_no_log(make_world, caplog):
+    plain = "every friday at ten " * 40
+    async with make_world(router={"prompt_flags": True}, logging={"prompts": True}) as rh:
+        with caplog.at_level(logging.INFO, "deployments"):
+            await ask(rh, "auto", plain)
+            await ask(rh, "auto", f"[Flag: cheapest] {plain}")
+    unflagged, flagged = (terms.prefix for terms in rh.pool.terms)
+    assert unflagged == flagged != ()
+    logged = [record.prompt for record in caplog.records if record.message == "request"]
+    assert len(logged) == 2
+    assert not any("Flag" in prompt for prompt in logged)
 
 
 async def ask_as(rh: World, request_id: str, model: str = "auto") -> httpx.Response:

@@ -142,6 +142,20 @@ async def test_converged_waits_for_all_and_names_who_is_late(store):
         await store.converged(position, timeout_s=0.1, at_least=3)
 
 
+async def test_converged_waits_for_loads_and_tells_of_one_that_failed(store):
+    position = (await put(store, card(), version(), mode="create")).position
+    loading = Member(id="r", kind="replica", position=position, loading=("cron@1",))
+    await store.renew(loading)
+    assert await store.converged(position, timeout_s=1) == [loading], "the change alone"
+    with pytest.raises(Unavailable, match="replica r"):
+        await store.converged(position, timeout_s=0.1, loaded="cron@1")
+    waiting = asyncio.create_task(store.converged(position, timeout_s=5, loaded="cron@1"))
+    await asyncio.sleep(0.1)
+    failed = loading.model_copy(update={"loading": (), "problems": {"cron@1": "torn"}})
+    await store.renew(failed)
+    assert await waiting == [failed]
+
+
 async def test_a_store_that_is_down_is_said_to_be(tmp_path: Path):
     with embedded_server(tmp_path) as server:
         store = AdapterStore(StoreSettings(url=server.url))
