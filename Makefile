@@ -81,9 +81,12 @@ bench-cluster: $(DEV_STAMP) model ## Measure placement and dispatch, beside Ray 
 bench-page: $(DEV_STAMP) ## Measure the page with 2,000 adapters on 64 replicas in Chromium (2 min).
 	@$(BIN)/python -m benchmarks.page
 
-lint: $(DEV_STAMP) ## Check style and formatting.
+lint: $(DEV_STAMP) ## Check style, types, which way imports go, and sizes.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(PYTEST) -q tests/test_house.py
 
 format: $(DEV_STAMP) ## Format, and fix what can be fixed.
 	@$(BIN)/ruff check --fix .
@@ -96,5 +99,5 @@ lock: $(DEV_STAMP) ## Resolve the .in files and write the lock files anew.
 	@$(BIN)/python requirements/lock.py
 
 clean: ## Remove the virtual environment and everything built.
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -44,7 +44,7 @@ class Demand:
 
     def _decay(self, now: float) -> float:
         """Of what was counted at the last look."""
-        return 0.5 ** ((now - self._at) / self._half_life_s)
+        return math.pow(0.5, (now - self._at) / self._half_life_s)
 
 
 class Day:

@@ -37,10 +37,10 @@ class RoundhouseError(Exception):
         self.message = message
         self.param = param
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.param, self.retry_after_s)
 
-    def body(self) -> dict:
+    def body(self) -> dict[str, Any]:
         """The OpenAI error object. Half characters, which a client may send, have no UTF-8."""
         message = self.message.encode(errors="replace").decode()
         error = {"message": message, "type": self.type, "param": self.param, "code": self.code}
@@ -103,7 +103,7 @@ def _place(problem: Mapping[str, Any]) -> tuple[str, ...]:
 def _in_words(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "string_pattern_mismatch":
         return _PATTERNS.get(str(problem["loc"][-1]), _NAME_PATTERN)
-    return problem["msg"].removeprefix("Value error, ")
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def parse(model: type[Model], fields: Any, *within: str) -> Model:

@@ -270,7 +270,7 @@ class _Room:
 
 
 @lru_cache(maxsize=16)
-def _known_orders(ids: tuple[str, ...]) -> dict[str, list[int]]:
+def _known_orders(ids: tuple[str, ...]) -> dict[str, list[int]]:  # noqa: ARG001  (the cache's key)
     """Adapter -> what `_orders` said before of it and these replicas: it is half of a plan's time,
     and never changes."""
     return {}

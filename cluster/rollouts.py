@@ -1,6 +1,7 @@
 """Versions in motion: from an adapter to the adapter after one step. Pure; times are passed in."""
 
 import hashlib
+from typing import Literal
 
 from cluster.errors import Conflict, InvalidRequest, ModelNotFound
 from cluster.state import (
@@ -73,9 +74,16 @@ def is_due(rollout: Rollout, now: float) -> bool:
     return now >= rollout.next_at
 
 
+def under_way(adapter: Adapter) -> Rollout:
+    """The rollout of an adapter; raises Conflict when none is under way."""
+    if adapter.rollout is None:
+        raise Conflict(f"no rollout of {adapter.name} is under way")
+    return adapter.rollout
+
+
 def advance(adapter: Adapter, evaluation: Evaluation | None, now: float) -> Adapter:
     """The gate was passed: take the next step, or finish behind the last one at 100."""
-    rollout = adapter.rollout
+    rollout = under_way(adapter)
     step = min(rollout.step + 1, len(rollout.percents) - 1)
     if rollout.percents[step] == 100:
         done = _promote(adapter, rollout.version)
@@ -86,7 +94,7 @@ def advance(adapter: Adapter, evaluation: Evaluation | None, now: float) -> Adap
 
 def stop(adapter: Adapter, reason: str, evaluation: Evaluation | None, now: float) -> Adapter:
     """End the rollout; the stable version has all requests again."""
-    return _end(adapter, adapter.rollout.version, "rolled_back", reason, evaluation, now)
+    return _end(adapter, under_way(adapter).version, "rolled_back", reason, evaluation, now)
 
 
 def roll_back(adapter: Adapter, to: Version | None, now: float) -> Adapter:
@@ -107,8 +115,8 @@ def roll_back(adapter: Adapter, to: Version | None, now: float) -> Adapter:
     if to == adapter.stable:
         raise Conflict(f"{adapter.name}@{to.number} is the stable version already")
     left = adapter.rollout.version if adapter.rollout else adapter.stable.number
-    earlier = tuple(n for n in adapter.previous if n != to.number)
-    back = {"aliases": adapter.aliases | {STABLE: to.number}, "previous": earlier}
+    previous = tuple(n for n in adapter.previous if n != to.number)
+    back = {"aliases": adapter.aliases | {STABLE: to.number}, "previous": previous}
     reason = f"rolled back by hand to version {to.number}"
     return _end(adapter.model_copy(update=back), left, "rolled_back", reason, None, now)
 
@@ -205,7 +213,7 @@ def _promote(adapter: Adapter, number: int) -> Adapter:
 def _end(
     adapter: Adapter,
     version: int,
-    outcome: str,
+    outcome: Literal["done", "rolled_back"],
     reason: str,
     evaluation: Evaluation | None,
     now: float,

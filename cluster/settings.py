@@ -7,7 +7,7 @@ Settings are data: nothing here opens a connection or looks at the machine, exce
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -120,7 +120,7 @@ class StoreSettings(Section):
     lease_s: float = Field(10, gt=0, description="A replica silent for this long is forgotten.")
 
     @model_validator(mode="after")
-    def _signatures_can_be_checked(self):
+    def _signatures_can_be_checked(self) -> Self:
         if self.require_signature and not self.trusted_keys:
             raise ValueError("require_signature is true but trusted_keys is empty")
         return self
@@ -177,7 +177,7 @@ class LoraSettings(Section):
     fully_sharded: bool = Field(False, description="Shard both LoRA factors under tensor parallel.")
 
     @model_validator(mode="after")
-    def _host_holds_the_slots(self):
+    def _host_holds_the_slots(self) -> Self:
         if self.host_entries < self.slots:
             raise ValueError("host_entries must be at least slots: each slot keeps a host copy")
         return self
@@ -224,13 +224,13 @@ class BaseModelSettings(Section):
     price: float = Field(0, ge=0, description="What it costs, in a unit of your own.")
 
     @model_validator(mode="after")
-    def _can_scale(self):
+    def _can_scale(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError("max_replicas must be at least replicas")
         return self
 
     @model_validator(mode="after")
-    def _id_is_free(self):
+    def _id_is_free(self) -> Self:
         if self.id in RESERVED_NAMES:
             raise ValueError(f"id {self.id!r} is reserved")
         return self
@@ -436,7 +436,7 @@ class AuthSettings(Section):
     keys: tuple[ApiKey, ...] = Field((), description="The keys that are accepted.")
 
     @model_validator(mode="after")
-    def _someone_can_enter(self):
+    def _someone_can_enter(self) -> Self:
         if self.enabled and not self.keys:
             raise ValueError("enabled is true but keys is empty: nobody could enter")
         return self
@@ -490,16 +490,16 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003  (pydantic-settings names them)
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings
 
     @model_validator(mode="after")
-    def _models_are_consistent(self):
+    def _models_are_consistent(self) -> Self:
         ids = [m.id for m in self.models]
         if len(set(ids)) != len(ids):
             raise ValueError("models: two base models share an id")
@@ -579,7 +579,7 @@ def _variable(match: re.Match[str], source: str) -> str:
     return found
 
 
-def _explain_one(err: dict[str, Any]) -> str:
+def _explain_one(err: ErrorDetails) -> str:
     if err["type"] == "extra_forbidden":
         return "no such setting"
     if err["type"] == "model_type":

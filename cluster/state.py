@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -98,7 +98,7 @@ class Card(Value):
     metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _private_to_someone(self):
+    def _private_to_someone(self) -> Self:
         if self.visibility == "private" and not self.owner:
             raise ValueError("owner: visibility 'private' needs one")
         return self
