@@ -46,7 +46,7 @@ $(DEV_STAMP): $(STAMP)
 	@touch $@
 
 setup: $(STAMP) ## Install what running needs, and compile the CPU kernel.
-	@$(if $(filter cpu,$(LOCK)),ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m deployments.lora_kernel >/dev/null)
+	@$(if $(filter cpu,$(LOCK)),ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m deployments.engines.lora_kernel >/dev/null)
 
 model: setup ## Prepare the demo's base model in the cache.
 	@$(BIN)/python -m examples.base_model --cache "$(CACHE)"

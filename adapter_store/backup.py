@@ -16,11 +16,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from adapter_store.blobs import FILES, BlobGone, BlobStore, digest_of, sync
+from adapter_store.files.blobs import FILES, BlobGone, BlobStore, digest_of, sync
 from adapter_store.store import SCHEMA, AdapterStore, BlobUnreserved
 from cluster import rollouts
+from cluster.adapters import Adapter
 from cluster.errors import Conflict, InvalidRequest, Unavailable
-from cluster.state import Adapter, Value
+from cluster.values import Value
 
 REGISTRY = "registry.jsonl"
 _TRIES = 5

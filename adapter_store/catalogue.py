@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from adapter_store.server import is_before
 from adapter_store.store import BLOCK_S, AdapterStore
-from adapter_store.tasks import cancel, check
+from cluster.adapters import STABLE, Adapter, Version
 from cluster.errors import StoreUnavailable
-from cluster.state import STABLE, Adapter, Version
+from cluster.tasks import cancel, check
 
 logger = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import time
 
-from adapter_store.blobs import BlobStore
+from adapter_store.files.blobs import BlobStore
+from adapter_store.files.uploads import Uploads
 from adapter_store.store import AdapterStore
-from adapter_store.uploads import Uploads
 from cluster.errors import Conflict, NotFound
-from cluster.state import Value
+from cluster.values import Value
 
 # A removal takes moves of two files; nobody may store the same content again before it is through.
 _CONDEMNED_S = 120.0

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
 from adapter_store.store import BLOCK_S
+from cluster.plans import PlacementPlan
 from cluster.settings import StoreSettings
-from cluster.state import PlacementPlan
 
 _A_WEEK_S = 7 * 86_400
 

@@ -4,16 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 
-from cluster.state import (
-    LATEST,
-    STABLE,
-    Adapter,
-    Card,
-    Lineage,
-    Rollout,
-    RolloutEnd,
-    Version,
-)
+from cluster.adapters import LATEST, STABLE, Adapter, Card, Lineage, Rollout, RolloutEnd, Version
 
 
 def new_version(

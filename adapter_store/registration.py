@@ -7,24 +7,24 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import Field, StrictBool, StrictInt, StringConstraints
-
-from adapter_store.blobs import BlobStore, open_blobs, remove_abandoned
-from adapter_store.door import (
+from adapter_store.files.blob_stores import open_blobs
+from adapter_store.files.blobs import BlobStore, remove_abandoned
+from adapter_store.files.door import (
     Checked,
     check_adapter,
     check_base,
     check_sha256,
     read_json_object,
 )
-from adapter_store.filesystems import storage
+from adapter_store.files.filesystems import storage
+from adapter_store.files.signatures import signer_of
+from adapter_store.files.sources import CARD_FILE, Progress, Sources, staging_of
+from adapter_store.files.uploads import UPLOAD, Uploads
 from adapter_store.records import new_version
-from adapter_store.signatures import signer_of
-from adapter_store.sources import CARD_FILE, Progress, Sources, staging_of
 from adapter_store.store import AdapterStore, BlobUnreserved, Stored, name_taken
-from adapter_store.uploads import UPLOAD, Uploads
+from cluster.adapters import BaseModelFacts, Card, Version
 from cluster.errors import (
     Conflict,
     InvalidRequest,
@@ -34,44 +34,14 @@ from cluster.errors import (
     Unavailable,
     parse,
 )
+from cluster.requests import Registration
 from cluster.settings import RESERVED_NAMES, StoreSettings
-from cluster.state import BaseModelFacts, Card, Lineage, Value, Version
 
 _RESERVE_AGAIN_S = 0.5
 _TRIES = 20
 _AT_ONCE = 4
 
 Result = TypeVar("Result")
-
-
-class Registration(Value):
-    """What a client sends. Card fields that are left out come from the folder's ``card.json``."""
-
-    source: str = Field(description="folder, archive or URL, as the server sees it")
-    name: str | None = None
-    base_model: str | None = None
-    description: str | None = None
-    examples: tuple[str, ...] | None = None
-    evaluation: tuple[dict[str, Any], ...] | None = None
-    license: str | None = None
-    tags: tuple[str, ...] | None = None
-    owner: str | None = None
-    visibility: str | None = None
-    pinned: StrictBool | None = None
-    replicas: StrictInt | str | None = None
-    metadata: dict[str, Any] | None = None
-    # Of this version.
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{64}$")] | None = Field(
-        None, description="that adapter_model.safetensors must have"
-    )
-    base_fingerprint: str | None = Field(None, description="that the base model must have")
-    lineage: Lineage | None = None
-    promote: StrictBool = Field(
-        True, description="false: the plain name stays with the version it has"
-    )
-    revision: StrictInt | None = Field(
-        None, ge=0, description="of the adapter as the client last read it"
-    )
 
 
 _OF_VERSION = {"source", "sha256", "base_fingerprint", "lineage", "promote", "revision"}

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
-from adapter_store.tasks import cancel, check
+from cluster.adapters import Viewer
+from cluster.decisions import Outcome, RoutedRequest
 from cluster.errors import NotFound, StoreUnavailable
 from cluster.settings import StoreSettings
-from cluster.state import Outcome, RoutedRequest, Viewer
+from cluster.tasks import cancel, check
 
 logger = logging.getLogger(__name__)
 

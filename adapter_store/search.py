@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cluster.state import Adapter
+from cluster.adapters import Adapter
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 from adapter_store.keys import Keys
 from adapter_store.records import adapter_of, fields_of
 from adapter_store.server import Server, answering, is_before
+from cluster.adapters import Adapter, BaseModelFacts, Card, Version
 from cluster.errors import (
     ConfigError,
     Conflict,
@@ -20,15 +21,9 @@ from cluster.errors import (
     StoreUnavailable,
     Unavailable,
 )
+from cluster.members import Member
 from cluster.settings import StoreSettings
-from cluster.state import (
-    Adapter,
-    BaseModelFacts,
-    Card,
-    Member,
-    Value,
-    Version,
-)
+from cluster.values import Value
 
 # The layout of keys and records that this release writes; `lua/migrate.lua` brings older ones here.
 SCHEMA = 3

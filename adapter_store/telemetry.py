@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
+from cluster.plans import Happening
 from cluster.settings import StoreSettings
-from cluster.state import Happening
 
 # Happenings that are kept.
 JOURNAL_LENGTH, LOADS = 2000, 500

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from adapter_store.blobs import CONFIG, WEIGHTS
+from adapter_store.files.blobs import CONFIG, WEIGHTS
 
 
 def write_adapter(

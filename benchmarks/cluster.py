@@ -53,11 +53,12 @@ from benchmarks.trace import (
     with_drift,
     with_flash_crowd,
 )
+from cluster.members import Member, Residency
 from cluster.placement import Host, Need, plan
+from cluster.plans import ModelPlan
 from cluster.settings import BaseModelSettings, PlacementSettings, StoreSettings
-from cluster.state import Member, ModelPlan, Residency
-from deployments.adapter_cache import UsageLog
-from deployments.fleet import Fleet
+from deployments.ingress.fleet import Fleet
+from deployments.replica.adapter_cache import UsageLog
 from examples.base_model import default_cache_dir, prepare_base_model
 
 HERE = Path(__file__).parent
@@ -155,7 +156,7 @@ def _demo_model() -> dict[str, Any]:
 
 
 def _shapes(model: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    from deployments.vllm_engine import base_model_facts
+    from deployments.engines.vllm_engine import base_model_facts
 
     return base_model_facts(BaseModelSettings(**model), model["path"]).linear_shapes
 

@@ -15,9 +15,9 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
 )
 from ray.llm._internal.serve.core.engine.protocol import LLMEngine
 
+from cluster.adapters import AdapterRef
 from cluster.settings import BaseModelSettings
-from cluster.state import AdapterRef
-from deployments.echo_engine import EchoEngine
+from deployments.engines.echo import EchoEngine
 
 
 class EchoInRay(LLMEngine):

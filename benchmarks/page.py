@@ -23,7 +23,8 @@ from typing import Any
 from playwright.sync_api import Browser, Route, sync_playwright
 from rich.console import Console
 
-from cluster.state import ClusterSnapshot, Member, ModelPlan, PlacementPlan, Residency
+from cluster.members import ClusterSnapshot, Member, Residency
+from cluster.plans import ModelPlan, PlacementPlan
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "page.json"

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from adapter_store.store import AdapterStore
 from benchmarks.ray_serve_llm import COUNT_IN
+from cluster.members import Member
 from cluster.settings import StoreSettings
-from cluster.state import Member
-from deployments.client import Client
-from deployments.keeper import kept
-from deployments.ray_options import beside_others
+from deployments.command.client import Client
+from deployments.command.keeper import kept
+from deployments.process.ray_options import beside_others
 
 ROOT = Path(__file__).parent.parent
 # Of an engine without our plugin: vLLM as it is installed.

@@ -23,19 +23,19 @@ import numpy as np
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from adapter_store.blobs import WEIGHTS
+from adapter_store.files.blobs import WEIGHTS
 from benchmarks import routing_data
 from benchmarks.routing_data import Labelled
 from cluster.settings import RouterSettings
 from examples.base_model import default_cache_dir, prepare_base_model
 from examples.evaluate import ADAPTERS, held_out
 from examples.skills import SKILLS
-from router.arrow import ArrowRouter
-from router.classifier import Classifier, Verdict, calibration_error
-from router.encoder import SentenceEncoder
-from router.evaluation import curve_of
-from router.features import FeatureExtractor, Features, Kernel, KernelWeights
-from router.quality import QualityPredictor
+from router.adapters.arrow import ArrowRouter
+from router.adapters.classifier import Classifier, Verdict, calibration_error
+from router.adapters.encoder import SentenceEncoder
+from router.adapters.evaluation import curve_of
+from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
+from router.adapters.quality import QualityPredictor
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "router.json"
@@ -406,7 +406,7 @@ def endpoint(bench: Bench, adapters: int = 150, requests: int = 400) -> dict[str
 
     from benchmarks.adapters import write_adapter
     from benchmarks.store import ECHO, ECHO_SHAPES, ECHO_TARGETS, cluster
-    from deployments.client import Client
+    from deployments.command.client import Client
 
     _, intents = routing_data.clinc(bench.data)
     train, test = _split(intents, FEW, 0)

@@ -18,11 +18,12 @@ import numpy as np
 from benchmarks.trace import Request
 from cluster.demand import Demand
 from cluster.means import MovingMean
+from cluster.members import fewest_first
 from cluster.placement import Host, Need, plan
+from cluster.plans import ModelPlan
 from cluster.settings import AdmissionSettings, DispatchSettings, PlacementSettings
-from cluster.state import ModelPlan, fewest_first
-from deployments.adapter_cache import UsageLog
-from router.dispatch import Ask, Opening, ReplicaView, first_missing, rank
+from deployments.replica.adapter_cache import UsageLog
+from router.replicas.dispatch import Ask, Opening, ReplicaView, first_missing, rank
 
 
 @dataclass(frozen=True)

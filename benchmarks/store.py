@@ -32,11 +32,11 @@ from adapter_store.records import new_version
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.store import AdapterStore
 from benchmarks.adapters import write_adapter
+from cluster.adapters import Card
 from cluster.errors import RoundhouseError
 from cluster.settings import Settings, StoreSettings, parse_settings
-from cluster.state import Card
-from deployments.client import Client
-from deployments.gateway import Gateway
+from deployments.command.client import Client
+from deployments.ingress.gateway import Gateway
 from examples.vary import vary
 
 RESULT = Path(__file__).parent / "results" / "store.json"
@@ -163,10 +163,10 @@ async def _fill(store: AdapterStore, size: int) -> None:
 def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
     from fastapi import FastAPI
 
-    from deployments.admin import AdapterAdmin
-    from deployments.auth import Authoriser
-    from deployments.feedback import Feedback
-    from deployments.http import build_http
+    from deployments.ingress.admin import AdapterAdmin
+    from deployments.ingress.auth import Authoriser
+    from deployments.ingress.feedback import Feedback
+    from deployments.ingress.http import build_http
 
     async def deployments():
         return ()

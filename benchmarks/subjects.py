@@ -166,11 +166,11 @@ class OurEngine(VllmSubject):
     """Loads go the whole way: blob store, node cache, the replica's cache, engine."""
 
     async def start(self) -> dict[str, tuple[int, int]]:
-        from adapter_store.blobs import LocalBlobs
-        from adapter_store.node_cache import NodeCache
-        from deployments.adapter_cache import AdapterCache
-        from deployments.adapter_files import AdapterFiles
-        from deployments.vllm_engine import VllmEngine
+        from adapter_store.files.blobs import LocalBlobs
+        from adapter_store.files.node_cache import NodeCache
+        from deployments.engines.vllm_engine import VllmEngine
+        from deployments.replica.adapter_cache import AdapterCache
+        from deployments.replica.adapter_files import AdapterFiles
 
         self._engine = VllmEngine(self._settings)
         facts = await self._engine.start()
@@ -185,7 +185,7 @@ class OurEngine(VllmSubject):
         self._digests[source], _ = self._blobs.commit(source)
 
     async def load(self, number: int, source: Path) -> None:
-        from cluster.state import AdapterRef
+        from cluster.adapters import AdapterRef
 
         if source not in self._digests:
             self.register(source)
@@ -200,7 +200,7 @@ class StockVllm(VllmSubject):
     async def start(self) -> dict[str, tuple[int, int]]:
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from deployments.vllm_engine import base_model_facts, engine_args
+        from deployments.engines.vllm_engine import base_model_facts, engine_args
 
         args = engine_args(self._settings)
         args.worker_extension_cls = ""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from cluster.state import Member
+from cluster.members import Member
 
 # Half-lives after which counts are brought to the present, before they get too large.
 _REBASE = 50

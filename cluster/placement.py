@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from cluster.plans import ModelPlan
 from cluster.settings import PlacementSettings
-from cluster.state import ModelPlan
 
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 # Positions in the hash order that are worked out; a replica further down is taken in any order.

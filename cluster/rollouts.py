@@ -3,8 +3,7 @@
 import hashlib
 from typing import Literal
 
-from cluster.errors import Conflict, InvalidRequest, ModelNotFound
-from cluster.state import (
+from cluster.adapters import (
     LATEST,
     STABLE,
     Adapter,
@@ -15,6 +14,7 @@ from cluster.state import (
     RolloutEnd,
     Version,
 )
+from cluster.errors import Conflict, InvalidRequest, ModelNotFound
 
 _REMEMBERED = 20
 _SHARES = 10_000

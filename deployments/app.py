@@ -24,10 +24,10 @@ def in_this_cluster(settings: Settings) -> Settings:
 
 def wire(settings: Settings) -> Any:
     """The ingress, bound to the prompt router, the planner and one deployment per base model."""
-    from deployments.ingress import ingress_app
-    from deployments.planner import planner_app
-    from deployments.prompt_router import prompt_router_app
-    from deployments.replica import replica_app
+    from deployments.chooser.deployment import prompt_router_app
+    from deployments.ingress.deployment import ingress_app
+    from deployments.planner.deployment import planner_app
+    from deployments.replica.deployment import replica_app
 
     router = prompt_router_app(settings)
     models = {model.id: replica_app(settings, model) for model in settings.models}

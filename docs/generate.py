@@ -15,8 +15,8 @@ from pydantic_core import PydanticUndefined
 
 from benchmarks.report import page, router_table
 from cluster.settings import Settings
-from deployments import metrics
-from deployments.cli import app
+from deployments.command.cli import app
+from deployments.process import metrics
 from k8s import generate as kubernetes
 from k8s import monitoring
 
@@ -68,8 +68,9 @@ def metrics_page() -> str:
     lines = [
         "# Metrics",
         "",
-        "Generated from `deployments/metrics.py` by `make docs`. `GET /metrics` of the endpoint",
-        "tells those of all processes, each with the label `process`, and vLLM's own (`vllm:...`).",
+        "Generated from `deployments/process/metrics.py` by `make docs`. `GET /metrics` of the",
+        "endpoint tells those of all processes, each with the label `process`, and vLLM's own",
+        "(`vllm:...`).",
         "",
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",

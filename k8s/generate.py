@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from cluster.settings import Settings
-from deployments.manifest import Manifest
+from deployments.command.manifest import Manifest
 from k8s.tools import helm
 from k8s.values import Values
 

@@ -20,13 +20,13 @@ import yaml
 from safetensors.torch import save_file
 
 from adapter_store.embedded import embedded_server
-from adapter_store.filesystems import open_filesystem
+from adapter_store.files.filesystems import open_filesystem
 from adapter_store.store import AdapterStore
+from cluster.adapters import BaseModelFacts
 from cluster.addresses import free_ports
 from cluster.settings import RouterSettings, StoreSettings
-from cluster.state import BaseModelFacts
-from router.encoder import SentenceEncoder
-from router.prompt_router import PromptRouter
+from router.adapters.encoder import SentenceEncoder
+from router.adapters.prompt_router import PromptRouter
 from tests.storage import gcs_server, s3_server
 
 LEASE_S = 1.0

@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from adapter_store.registration import Registrar, Registration
+from adapter_store.registration import Registrar
 from adapter_store.store import AdapterStore
+from cluster.adapters import AdapterRef
+from cluster.requests import Registration
 from cluster.settings import parse_settings
-from cluster.state import AdapterRef
-from deployments.call import Call
-from deployments.model_server import ModelServer
+from deployments.process.call import Call
+from deployments.replica.model_server import ModelServer
 from tests.conftest import LEASE_S
 
 

@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.adapters import AdapterRef
 from cluster.settings import BaseModelSettings
-from cluster.state import AdapterRef
 from tests.tiny_model import VOCABULARY
 
 TOKENS = 12
@@ -85,11 +85,11 @@ async def generate(llm, row: Row, request) -> list[tuple[int, float]]:
 
 async def ours(folder: Path, model: BaseModelSettings) -> list[list[tuple[int, float]]]:
     """The rows' answers from our engine, each adapter held by leases as on a replica."""
-    from adapter_store.blobs import LocalBlobs
-    from adapter_store.node_cache import NodeCache
-    from deployments.adapter_cache import AdapterCache
-    from deployments.adapter_files import AdapterFiles
-    from deployments.vllm_engine import VllmEngine
+    from adapter_store.files.blobs import LocalBlobs
+    from adapter_store.files.node_cache import NodeCache
+    from deployments.engines.vllm_engine import VllmEngine
+    from deployments.replica.adapter_cache import AdapterCache
+    from deployments.replica.adapter_files import AdapterFiles
 
     engine = VllmEngine(model)
     await engine.start_engine()
@@ -124,7 +124,7 @@ async def stock(folder: Path, model: BaseModelSettings) -> list[list[tuple[int, 
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from deployments.vllm_engine import engine_args
+    from deployments.engines.vllm_engine import engine_args
 
     args = engine_args(model)
     args.worker_extension_cls = ""

@@ -20,8 +20,8 @@ import httpx
 import psutil
 import yaml
 
-from deployments.haproxy import HAPROXY_AT, our_haproxy
-from deployments.ray_options import beside_others
+from deployments.command.haproxy import HAPROXY_AT, our_haproxy
+from deployments.process.ray_options import beside_others
 from tests.chart import ray_groups, ray_service, variables
 from tests.conftest import COMMAND, free_port, wait_until
 

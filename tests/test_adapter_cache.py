@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.blobs import FILES, WEIGHTS, LocalBlobs
-from adapter_store.node_cache import NodeCache
+from adapter_store.files.blobs import FILES, WEIGHTS, LocalBlobs
+from adapter_store.files.node_cache import NodeCache
+from cluster.adapters import AdapterRef, Tier
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, LoraSettings
-from cluster.state import AdapterRef, Tier
-from deployments.adapter_cache import AdapterCache, UsageLog
-from deployments.adapter_files import AdapterFiles
-from deployments.echo_engine import EchoEngine
+from deployments.engines.echo import EchoEngine
+from deployments.replica.adapter_cache import AdapterCache, UsageLog
+from deployments.replica.adapter_files import AdapterFiles
 from tests.conftest import until
 
 HOST_ENTRIES = 4

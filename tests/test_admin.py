@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cluster.state import Member, Residency
+from cluster.members import Member, Residency
 from tests.conftest import until
 from tests.test_http import ADMIN_KEY, CLIENT_HASH, CLIENT_KEY, add, ask, error
 
@@ -218,7 +218,7 @@ async def test_a_private_adapter_is_there_for_its_owner_only(make_world, store, 
 
 
 def _hash(key: str) -> str:
-    from deployments.auth import hash_key
+    from deployments.ingress.auth import hash_key
 
     return hash_key(key)
 

@@ -7,18 +7,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from cluster.adapters import AdapterRef
 from cluster.errors import Overloaded
+from cluster.members import Member, Residency
 from cluster.settings import (
     AdmissionSettings,
     BaseModelSettings,
     DispatchSettings,
     PlacementSettings,
 )
-from cluster.state import AdapterRef, Member, Residency
-from deployments.admission import Admission, Place
-from deployments.call import Call
-from deployments.fleet import Fleet
-from deployments.terms import Terms
+from deployments.ingress.admission import Admission, Place
+from deployments.ingress.fleet import Fleet
+from deployments.ingress.terms import Terms
+from deployments.process.call import Call
 
 MODEL = "echo"
 

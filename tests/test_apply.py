@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.errors import RoundhouseError
-from deployments.cli import app
+from deployments.command.cli import app
 from tests.conftest import free_port
 
 pytestmark = pytest.mark.redis

@@ -9,8 +9,8 @@ import pytest
 from adapter_store.catalogue import Catalogue
 from adapter_store.store import AdapterStore, BlobUnreserved
 from cluster import rollouts
+from cluster.adapters import Adapter, Gate
 from cluster.errors import Conflict, ModelNotFound
-from cluster.state import Adapter, Gate
 from tests.test_store import card, put, version
 
 pytestmark = pytest.mark.redis

@@ -11,14 +11,15 @@ from typer.testing import CliRunner
 
 from adapter_store.backup import back_up, restore
 from adapter_store.collector import collect
-from adapter_store.registration import Registrar, Registration
+from adapter_store.registration import Registrar
 from adapter_store.store import AdapterStore
-from adapter_store.tasks import cancel
 from cluster import rollouts
+from cluster.adapters import Gate
 from cluster.errors import Conflict, InvalidRequest, Unavailable
+from cluster.requests import Registration
 from cluster.settings import StoreSettings
-from cluster.state import Gate
-from deployments.cli import app
+from cluster.tasks import cancel
+from deployments.command.cli import app
 from tests.conftest import ECHO_FACTS
 
 pytestmark = pytest.mark.redis

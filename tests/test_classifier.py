@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from router.classifier import Classifier, calibration_error
-from router.encoder import unit_rows
-from router.features import Features
+from router.adapters.classifier import Classifier, calibration_error
+from router.adapters.encoder import unit_rows
+from router.adapters.features import Features
 
 SETTINGS = {"accept_rate": 0.99, "in_scope_share": 0.8}
 

@@ -10,8 +10,8 @@ from adapter_store.embedded import embedded_server
 from adapter_store.store import SCHEMA, AdapterStore
 from cluster import rollouts
 from cluster.errors import ConfigError, StoreUnavailable
+from cluster.members import Member
 from cluster.settings import StoreSettings
-from cluster.state import Member
 from tests.conftest import until
 from tests.redis_servers import redis_cluster, sentinel_set
 from tests.test_store import card, put, version

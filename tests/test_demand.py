@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.demand import Day, Demand, foreseen, mean_times, total_demand
-from cluster.state import Member
+from cluster.members import Member
 
 
 def asked(demand: Demand, name: str, rate: float, since: float, until: float) -> None:

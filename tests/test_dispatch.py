@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.settings import DispatchSettings
-from router.dispatch import Ask, ReplicaView, Standing, first_missing, rank
+from router.replicas.dispatch import Ask, ReplicaView, Standing, first_missing, rank
 
 SETTINGS = DispatchSettings()
 A, B = "a@1", "b@1"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapter_store.door import check_adapter
+from adapter_store.files.door import check_adapter
 from cluster.errors import AdapterRefused
 from tests.conftest import ECHO_FACTS, random_tensors
 

@@ -3,8 +3,8 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.settings import RouterSettings
-from router.encoder import SentenceEncoder
-from router.features import FeatureExtractor
+from router.adapters.encoder import SentenceEncoder
+from router.adapters.features import FeatureExtractor
 
 SOURCE = RouterSettings().encoder
 

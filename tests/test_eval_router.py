@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.errors import ConfigError
-from deployments.cli import app
+from deployments.command.cli import app
 from tests.test_prompt_router import CARDS
 
 ASKED = [

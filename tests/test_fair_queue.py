@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.fair_queue import FairQueue, Waiting
+from router.replicas.fair_queue import FairQueue, Waiting
 
 
 def everyone(_):

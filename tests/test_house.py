@@ -22,13 +22,13 @@ NOT_YET = {
     "adapter_store",
     "adapter_store/store.py",
     "deployments",
-    "deployments/adapter_cache.py",
-    "deployments/cli_adapters.py",
-    "deployments/gateway.py",
-    "deployments/model_server.py",
-    "deployments/planner.py",
-    "router/classifier.py",
-    "router/dispatch.py",
+    "deployments/replica/adapter_cache.py",
+    "deployments/command/cli_adapters.py",
+    "deployments/ingress/gateway.py",
+    "deployments/replica/model_server.py",
+    "deployments/planner/planner.py",
+    "router/adapters/classifier.py",
+    "router/replicas/dispatch.py",
 }
 
 

@@ -11,30 +11,33 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapter_store.blobs import open_blobs
 from adapter_store.catalogue import Catalogue
-from adapter_store.node_cache import NodeCache
+from adapter_store.files.blob_stores import open_blobs
+from adapter_store.files.node_cache import NodeCache
 from adapter_store.plans import Plans
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
+from cluster.adapters import Tier
+from cluster.decisions import Outcome
 from cluster.errors import Overloaded, ReplicaLost, StoreUnavailable, Unavailable
+from cluster.members import DeploymentState, Member, Residency
+from cluster.plans import Happening
 from cluster.settings import parse_settings
-from cluster.state import DeploymentState, Happening, Member, Outcome, Residency, Tier
-from deployments import metrics
-from deployments.adapter_cache import AdapterCache
-from deployments.adapter_files import AdapterFiles
-from deployments.admin import AdapterAdmin
-from deployments.auth import Authoriser, new_key
-from deployments.call import serve_call
-from deployments.dashboard import Dashboard
-from deployments.echo_engine import EchoEngine
-from deployments.engine import ResponseStart
-from deployments.feedback import Feedback
-from deployments.gateway import Gateway
-from deployments.http import build_http
-from deployments.rollout_driver import RolloutDriver
-from deployments.telemetry import Telemetry
-from deployments.terms import Terms
-from router.prompt_router import PromptRouter
+from deployments.engines.echo import EchoEngine
+from deployments.ingress.admin import AdapterAdmin
+from deployments.ingress.auth import Authoriser, new_key
+from deployments.ingress.dashboard.summary import Dashboard
+from deployments.ingress.feedback import Feedback
+from deployments.ingress.gateway import Gateway
+from deployments.ingress.http import build_http
+from deployments.ingress.rollout_driver import RolloutDriver
+from deployments.ingress.terms import Terms
+from deployments.process import metrics
+from deployments.process.call import ResponseStart
+from deployments.process.telemetry import Telemetry
+from deployments.replica.adapter_cache import AdapterCache
+from deployments.replica.adapter_files import AdapterFiles
+from deployments.replica.serve_call import serve_call
+from router.adapters.prompt_router import PromptRouter
 from tests.conftest import ECHO_FACTS, until
 
 pytestmark = pytest.mark.redis

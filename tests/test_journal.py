@@ -1,16 +1,8 @@
 """What people are told of what has changed."""
 
-from cluster.state import (
-    Adapter,
-    Card,
-    Evaluation,
-    Member,
-    Residency,
-    Rollout,
-    RolloutEnd,
-    Version,
-)
-from deployments.journal import adapter_news, member_news
+from cluster.adapters import Adapter, Card, Evaluation, Rollout, RolloutEnd, Version
+from cluster.members import Member, Residency
+from deployments.planner.journal import adapter_news, member_news
 
 
 def adapter(**changes) -> Adapter:

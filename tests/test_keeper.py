@@ -17,7 +17,7 @@ from tests.conftest import wait_until
 OWNER = """
     import os, subprocess, sys, time
     from pathlib import Path
-    from deployments.keeper import kept
+    from deployments.command.keeper import kept
     with kept(os.getpid(), Path(sys.argv[1])):
         child = subprocess.Popen([sys.executable, "-c", CHILD, sys.argv[2]])
         print(child.pid, flush=True)

@@ -17,8 +17,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.settings import HttpSettings, load_settings
 from deployments.app import build
-from deployments.manifest import read_manifest
-from deployments.ray_options import ENVIRONMENT, SERVE_LOGGING
+from deployments.command.manifest import read_manifest
+from deployments.process.ray_options import ENVIRONMENT, SERVE_LOGGING
 from k8s import generate
 from k8s.tools import ToolFailed, helm, kubectl
 from tests.chart import MATRIX, manifests, of_kind, pods, ray_groups, ray_service, variables

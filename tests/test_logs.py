@@ -8,9 +8,9 @@ import pytest
 
 from cluster.errors import ReplicaLost
 from cluster.settings import LoggingSettings
-from deployments import logs
-from deployments.engine import ResponseStart
-from deployments.traffic import Observed, tokens_in
+from deployments.ingress.traffic import Observed, tokens_in
+from deployments.process import logs
+from deployments.process.call import ResponseStart
 
 SECRET = "what only the tenant may know"
 
@@ -98,7 +98,7 @@ async def test_requests_need_not_be_logged_and_lines_may_be_text(configured, cap
 async def test_what_a_replica_logs_names_the_request_that_it_is_about(configured, capsys):
     """Also what a task says that the request began, such as a load."""
     configured()
-    logger = logging.getLogger("deployments.adapter_cache")
+    logger = logging.getLogger("deployments.replica.adapter_cache")
 
     async def load() -> None:
         logger.warning("damaged")

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from deployments.process.ray_options import IN_REPLICA
+
 pytestmark = pytest.mark.vllm
 
 SLOTS, RANK, SIZE_IN, SIZES_OUT = 4, 8, 16, (12, 6)
@@ -26,7 +28,7 @@ def make_wrapper(cls, mapping_class, rows: list[int], is_prefill: bool):
 
 def weights(dtype=torch.float32, rank=RANK, size_in=SIZE_IN, sizes=SIZES_OUT):
     """A and B for every slot, as they lie in an engine, and a layer whose ranks are all in use."""
-    from deployments import lora_cpu
+    from deployments.engines import lora_cpu
 
     lora_a = tuple(torch.randn(SLOTS, 1, rank, size_in).to(dtype) for _ in sizes)
     lora_b = tuple(torch.randn(SLOTS, 1, rank, n).to(dtype).transpose(2, 3) for n in sizes)
@@ -67,7 +69,7 @@ def applied(cls, mapping_class, rows, is_prefill):
     ],
 )
 def test_every_row_gets_its_own_adapter_and_base_rows_get_none(mapping_class, rows, is_prefill):
-    from deployments.lora_cpu import GroupedLora
+    from deployments.engines.lora_cpu import GroupedLora
 
     found, expected = applied(GroupedLora, mapping_class, rows, is_prefill)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -75,7 +77,7 @@ def test_every_row_gets_its_own_adapter_and_base_rows_get_none(mapping_class, ro
 
 @pytest.mark.parametrize("rows", [[-1, 0, 1, 2, 3], [3, 3, -1, 3, 0, -1]])
 def test_the_two_halves_that_sharded_layers_call_make_the_same_product(mapping_class, rows):
-    from deployments.lora_cpu import GroupedLora
+    from deployments.engines.lora_cpu import GroupedLora
 
     torch.manual_seed(0)
     lora_a, lora_b, _ = weights()
@@ -98,7 +100,7 @@ def test_the_stock_kernels_give_base_rows_another_adapter(mapping_class):
 
 
 def test_logits_use_the_rows_of_the_sampler(mapping_class):
-    from deployments.lora_cpu import GroupedLora
+    from deployments.engines.lora_cpu import GroupedLora
 
     torch.manual_seed(0)
     rows = [-1, 2, 2, 0]
@@ -113,7 +115,7 @@ def test_logits_use_the_rows_of_the_sampler(mapping_class):
 @pytest.fixture(params=["the one in use", "without a compiler"])
 def linear(request):
     """The operator as it runs here, compiled where there is a compiler, and its fallback."""
-    from deployments import lora_cpu
+    from deployments.engines import lora_cpu
 
     if request.param == "without a compiler":
         return lora_cpu.linear_by_groups
@@ -121,14 +123,14 @@ def linear(request):
 
 
 def packed(mapping_class, rows: list[int]) -> torch.Tensor:
-    from deployments.lora_cpu import GroupedLora
+    from deployments.engines.lora_cpu import GroupedLora
 
     return make_wrapper(GroupedLora, mapping_class, rows, is_prefill=True)._token_batch
 
 
 def test_this_machine_compiles_the_kernel():
     """So that the tests of the operator are tests of the kernel; CI has a compiler."""
-    from deployments import lora_cpu
+    from deployments.engines import lora_cpu
 
     assert lora_cpu.KERNEL == "compiled"
 
@@ -183,7 +185,7 @@ def test_the_scale_is_applied(mapping_class, linear):
 
 def test_the_operator_stays_whole_under_torch_compile(mapping_class):
     """The groups of a step are data: a graph traced with one batch serves the next."""
-    from deployments.lora_cpu import GroupedLora
+    from deployments.engines.lora_cpu import GroupedLora
 
     torch.manual_seed(0)
     lora_a, lora_b, _ = weights()
@@ -205,7 +207,7 @@ def test_the_operator_stays_whole_under_torch_compile(mapping_class):
 
 
 def test_without_a_compiler_the_reason_is_told(monkeypatch):
-    from deployments import lora_kernel
+    from deployments.engines import lora_kernel
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(lora_kernel.KernelUnavailable, match=r"no-such-compiler.*install g\+\+"):
@@ -213,7 +215,7 @@ def test_without_a_compiler_the_reason_is_told(monkeypatch):
 
 
 def test_a_compiler_that_fails_leaves_nothing(monkeypatch, tmp_path):
-    from deployments import lora_kernel
+    from deployments.engines import lora_kernel
 
     monkeypatch.setenv("ROUNDHOUSE_CACHE", str(tmp_path))
     broken = tmp_path / "broken.cpp"
@@ -227,7 +229,7 @@ def test_a_compiler_that_fails_leaves_nothing(monkeypatch, tmp_path):
 def test_a_vllm_of_another_shape_is_refused(monkeypatch):
     import vllm
 
-    from deployments import vllm_plugin
+    from deployments.engines import vllm_plugin
 
     monkeypatch.setattr(vllm, "__version__", "0.99.0")
     with pytest.raises(RuntimeError, match=r"vLLM is 0\.99\.0"):
@@ -243,7 +245,7 @@ def test_a_vllm_of_another_shape_is_refused(monkeypatch):
     ],
 )
 def test_a_method_of_another_shape_is_refused(monkeypatch, cls, method):
-    from deployments import vllm_plugin
+    from deployments.engines import vllm_plugin
 
     monkeypatch.setattr(f"{cls}.{method}", lambda self, something_new: None)
     with pytest.raises(RuntimeError, match=rf"{method} takes.*something_new.*lock files"):
@@ -255,8 +257,8 @@ def test_on_gpus_only_our_own_replicas_are_changed(monkeypatch):
     from vllm.platforms import current_platform
     from vllm.v1.worker import lora_model_runner_mixin
 
-    from deployments import vllm_plugin
-    from deployments.vllm_lora import AdapterLoader
+    from deployments.engines import vllm_plugin
+    from deployments.engines.vllm_lora import AdapterLoader
 
     place = "LRUCacheWorkerLoRAManager"
     monkeypatch.setattr(lora_model_runner_mixin, place, LRUCacheWorkerLoRAManager)
@@ -264,10 +266,10 @@ def test_on_gpus_only_our_own_replicas_are_changed(monkeypatch):
     monkeypatch.setattr(
         type(current_platform), "get_punica_wrapper", classmethod(lambda cls: "vllm's")
     )
-    monkeypatch.delenv(vllm_plugin.IN_REPLICA, raising=False)
+    monkeypatch.delenv(IN_REPLICA, raising=False)
     vllm_plugin.register()
     assert getattr(lora_model_runner_mixin, place) is LRUCacheWorkerLoRAManager
-    monkeypatch.setenv(vllm_plugin.IN_REPLICA, "1")
+    monkeypatch.setenv(IN_REPLICA, "1")
     vllm_plugin.register()
     assert getattr(lora_model_runner_mixin, place) is AdapterLoader
     assert current_platform.get_punica_wrapper() == "vllm's", "no kernel is touched"
@@ -275,7 +277,7 @@ def test_on_gpus_only_our_own_replicas_are_changed(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_types_take_the_way_without_the_kernel(mapping_class, dtype):
-    from deployments.lora_cpu import GroupedLora
+    from deployments.engines.lora_cpu import GroupedLora
 
     torch.manual_seed(0)
     rows = [-1, 2, 2, 0]
@@ -302,7 +304,7 @@ def test_the_plugin_is_on_by_itself():
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins
 
-    from deployments import vllm_plugin
+    from deployments.engines import vllm_plugin
 
     load_general_plugins()
     assert current_platform.get_punica_wrapper() == vllm_plugin.WRAPPER

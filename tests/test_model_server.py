@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
-from adapter_store.node_cache import NodeCache
-from adapter_store.tasks import cancel
+from adapter_store.files.node_cache import NodeCache
 from cluster.placement import holders
+from cluster.tasks import cancel
 from tests.conftest import ECHO_FACTS, LEASE_S, until
 from tests.fleet import ServerFleet, ask, running
 

@@ -10,8 +10,8 @@ import promql_parser
 import pytest
 import yaml
 
-from deployments import metrics
-from deployments.telemetry import Telemetry
+from deployments.process import metrics
+from deployments.process.telemetry import Telemetry
 from k8s import monitoring as generate
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapter_store.node_cache import NodeCache
+from adapter_store.files.node_cache import NodeCache
 
 BYTES = 1000
 

@@ -13,7 +13,7 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect, sync_playwright
 
-from deployments.auth import new_key
+from deployments.ingress.auth import new_key
 from tests.conftest import Running, running_cluster, wait_until
 from tests.test_serve import ECHO, READY_S, chat, family, replicas
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.placement import Host, Need, holders, plan
+from cluster.plans import ModelPlan
 from cluster.settings import PlacementSettings
-from cluster.state import ModelPlan
 
 SETTINGS = PlacementSettings()
 

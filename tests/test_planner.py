@@ -10,9 +10,11 @@ import pytest
 
 from adapter_store.plans import Plans
 from adapter_store.store import AdapterStore
+from cluster.adapters import AdapterRef
 from cluster.demand import Day
-from cluster.state import AdapterRef, Member, ModelPlan, PlacementPlan
-from deployments.planner import Planner
+from cluster.members import Member
+from cluster.plans import ModelPlan, PlacementPlan
+from deployments.planner.planner import Planner
 from tests.conftest import until
 from tests.fleet import ServerFleet, ask, running
 

@@ -1,10 +1,11 @@
 import pytest
 
+from cluster.adapters import Tier
+from cluster.members import Member, Residency
 from cluster.settings import BaseModelSettings, CostWeightSettings
-from cluster.state import Member, Residency, Tier
-from router.constraints import Constraints, CostWeights, constraints_in_headers, take_flags
-from router.costs import Cost, LiveCosts
-from router.policy import Option, choose
+from router.adapters.constraints import Constraints, CostWeights, constraints_in_headers, take_flags
+from router.adapters.costs import Cost, LiveCosts
+from router.adapters.policy import Option, choose
 from tests.test_store import version
 
 FREE = CostWeightSettings()

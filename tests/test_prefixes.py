@@ -2,7 +2,7 @@
 
 from cluster.means import MovingMean
 from cluster.settings import DispatchSettings
-from router.prefixes import PrefixIndex, chain_of
+from router.replicas.prefixes import PrefixIndex, chain_of
 
 SETTINGS = DispatchSettings(prefix_block_bytes=64, prefix_blocks=4, prefix_memory=6)
 TOKENS = 16  # of a block

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from adapter_store.blobs import CONFIG
+from adapter_store.files.blobs import CONFIG
 from benchmarks.adapters import write_adapter
 
 pytestmark = pytest.mark.vllm
@@ -57,7 +57,7 @@ def vllms_own(source, lora_config):
     ],
 )
 def test_it_is_bit_for_bit_what_vllm_makes(source, tmp_path, lora_config, changes, transposed):
-    from deployments import prepared
+    from deployments.engines import prepared
 
     config = json.loads((source / CONFIG).read_text()) | changes
     (source / CONFIG).write_text(json.dumps(config))
@@ -72,7 +72,7 @@ def test_it_is_bit_for_bit_what_vllm_makes(source, tmp_path, lora_config, change
 
 
 def test_a_rank_above_the_engines_is_refused(source, tmp_path, lora_config):
-    from deployments import prepared
+    from deployments.engines import prepared
 
     lora_config.max_lora_rank = 1
     with pytest.raises(ValueError, match="rank"):

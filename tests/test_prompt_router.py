@@ -4,13 +4,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cluster.adapters import Adapter, Card, Viewer
+from cluster.decisions import Outcome, Prompt, Route
+from cluster.members import Member, Residency
 from cluster.settings import BaseModelSettings, RouterSettings
-from cluster.state import Adapter, Card, Member, Outcome, Prompt, Residency, Route, Viewer
-from router.arrow import ArrowRouter
-from router.constraints import Constraints
-from router.encoder import SentenceEncoder
-from router.prompt_router import PromptRouter, everyday_prompts
-from router.prompts import clip
+from router.adapters.arrow import ArrowRouter
+from router.adapters.constraints import Constraints
+from router.adapters.encoder import SentenceEncoder
+from router.adapters.prompt_router import PromptRouter, everyday_prompts
+from router.adapters.prompts import clip
 from tests.test_store import version
 from tests.tiny_model import write_tiny_model
 

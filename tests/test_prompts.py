@@ -1,6 +1,6 @@
 import pytest
 
-from router.prompts import HEAD_CHARS, TAIL_CHARS, clip, prompt_of
+from router.adapters.prompts import HEAD_CHARS, TAIL_CHARS, clip, prompt_of
 
 
 @pytest.mark.parametrize(

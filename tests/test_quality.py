@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from cluster.state import Outcome
-from router.encoder import SentenceEncoder
-from router.features import FeatureExtractor
-from router.quality import MIN_RECORDS, QualityPredictor, table_of
+from cluster.decisions import Outcome
+from router.adapters.encoder import SentenceEncoder
+from router.adapters.features import FeatureExtractor
+from router.adapters.quality import MIN_RECORDS, QualityPredictor, table_of
 from tests.test_prompt_router import CARDS
 
 

@@ -9,7 +9,7 @@ from ray.serve._private import constants
 from cluster.addresses import host_problem
 from cluster.errors import ConfigError
 from cluster.settings import parse_settings
-from deployments.ray_options import beside_others, on_nodes, replicas_of, resources_of
+from deployments.process.ray_options import beside_others, on_nodes, replicas_of, resources_of
 
 
 def model(**fields):

@@ -12,12 +12,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapter_store.blobs import digest_of
-from adapter_store.registration import Registrar, Registration
+from adapter_store.files.blobs import digest_of
+from adapter_store.registration import Registrar
 from adapter_store.store import AdapterStore, Stored
+from cluster.adapters import Card
 from cluster.errors import AdapterRefused, Conflict, InvalidRequest, ModelNotFound
+from cluster.requests import Registration
 from cluster.settings import StoreSettings
-from cluster.state import Card
 from tests.conftest import ECHO_FACTS, until
 
 pytestmark = pytest.mark.redis

@@ -2,8 +2,9 @@
 
 import pytest
 
-from adapter_store.blobs import WEIGHTS, BlobGone, digest_of, open_blobs
-from adapter_store.filesystems import open_filesystem
+from adapter_store.files.blob_stores import open_blobs
+from adapter_store.files.blobs import WEIGHTS, BlobGone, digest_of
+from adapter_store.files.filesystems import open_filesystem
 from cluster.settings import StoreSettings
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.settings import BaseModelSettings, Settings
-from deployments.replica import replica_app
+from deployments.replica.deployment import replica_app
 
 
 def options(**fields):
@@ -45,7 +45,7 @@ def test_fractions_of_gpus():
 
 @pytest.mark.vllm
 def test_engine_arguments():
-    from deployments.vllm_engine import engine_args
+    from deployments.engines.vllm_engine import engine_args
 
     model = BaseModelSettings(
         id="big",
@@ -75,7 +75,7 @@ def test_engine_arguments():
     ],
 )
 def test_wrong_names_are_told_with_the_right_ones(fields, said):
-    from deployments.vllm_engine import engine_args
+    from deployments.engines.vllm_engine import engine_args
 
     with pytest.raises(ConfigError, match=said):
         engine_args(BaseModelSettings(id="big", path="none", **fields))

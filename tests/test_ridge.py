@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from router.ridge import Examples, Ridge, without_own
+from router.adapters.ridge import Examples, Ridge, without_own
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 
 from cluster import rollouts
+from cluster.adapters import Adapter, Card, EvaluationPrompt, Gate, Version
 from cluster.errors import Conflict, InvalidRequest, ModelNotFound
-from cluster.state import Adapter, Card, EvaluationPrompt, Gate, Version
 
 NOW = 1000.0
 

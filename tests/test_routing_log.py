@@ -5,8 +5,9 @@ import time
 import pytest
 
 from adapter_store.routing_log import OutcomeReader, RoutingLog, RoutingRecorder
+from cluster.adapters import OPERATOR, Viewer
+from cluster.decisions import Decision, Outcome, Route, RoutedRequest
 from cluster.errors import NotFound, StoreUnavailable
-from cluster.state import OPERATOR, Decision, Outcome, Route, RoutedRequest, Viewer
 from tests.conftest import until
 
 # Later than any of the tests ends.

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapter_store.filesystems import open_filesystem
-from adapter_store.sources import Sources
-from adapter_store.uploads import Uploads
+from adapter_store.files.filesystems import open_filesystem
+from adapter_store.files.sources import Sources
+from adapter_store.files.uploads import Uploads
 from cluster.errors import (
     AdapterRefused,
     Conflict,

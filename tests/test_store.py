@@ -7,9 +7,10 @@ from adapter_store.embedded import embedded_server
 from adapter_store.records import new_version
 from adapter_store.server import is_before
 from adapter_store.store import AdapterStore, Event, Stored
+from cluster.adapters import Card, Version
 from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
+from cluster.members import Member
 from cluster.settings import StoreSettings
-from cluster.state import Card, Member, Version
 from tests.conftest import LEASE_S, until
 
 pytestmark = pytest.mark.redis

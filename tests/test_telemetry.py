@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapter_store.telemetry import STEPS, TelemetryStore
-from cluster.state import Happening
-from deployments import metrics
-from deployments.history import History, quantile
-from deployments.ray_metrics import summed
-from deployments.telemetry import Growth, Telemetry, joined, parts_of
+from cluster.plans import Happening
+from deployments.ingress.dashboard.history import History, quantile
+from deployments.process import metrics
+from deployments.process.ray_metrics import summed
+from deployments.process.telemetry import Growth, Telemetry, joined, parts_of
 
 HOUR, DAY = STEPS
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from benchmarks.adapters import write_adapter
-from deployments.adapter_files import CHECKSUM, checksum
+from deployments.replica.adapter_files import CHECKSUM, checksum
 from tests.conftest import Running, running_cluster, wait_until
 from tests.test_serve import replicas
 from tests.tiny_model import write_tiny_model

@@ -2,10 +2,10 @@
 
 import pytest
 
+from cluster.adapters import Viewer
 from cluster.errors import InvalidRequest
 from cluster.settings import DispatchSettings
-from cluster.state import Viewer
-from deployments.terms import Terms, terms_of
+from deployments.ingress.terms import Terms, terms_of
 
 PROMPT = b"x" * 40
 

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from deployments.engine import ResponseStart
-from deployments.wire import Part, packed, unpacked
+from deployments.process.call import ResponseStart
+from deployments.process.wire import Part, packed, unpacked
 
 START = ResponseStart(200, {"content-type": "text/event-stream"})
 

@@ -1,0 +1,315 @@
+"""From wherever an adapter is to a private folder here: bounded, and nothing outside its place.
+
+/a/folder, file:///a/folder          s3://bucket/folder   gs://...   az://container/folder
+hf://ORG/REPO[@REVISION][/FOLDER]    https://host/folder/ upload://ID
+... or any of these with an archive in the place of the folder: .zip, .tar, .tar.gz
+"""
+
+import contextlib
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from adapter_store.files.blobs import CONFIG, FILES, WEIGHTS
+from adapter_store.files.filesystems import open_filesystem
+from adapter_store.files.signatures import SIGNATURE
+from adapter_store.files.uploads import UPLOAD, Uploads
+from cluster.errors import AdapterRefused, RoundhouseError, Unavailable
+from cluster.settings import StoreSettings
+
+CARD_FILE = "card.json"
+# Told what is being done, and of how many bytes how many are done (None: not known).
+Progress = Callable[[str, int, int | None], None]
+
+WANTED = (*FILES, CARD_FILE, SIGNATURE)
+ARCHIVES = (".zip", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar", ".tgz")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CHUNK = 4 * 2**20
+_SMALL_BYTES = 1 << 20
+_LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MAX_MEMBERS = 10_000
+# RuntimeError: encrypted, or packed in a way that Python does not know (NotImplementedError).
+_BROKEN_ARCHIVE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+)
+
+
+class Sources:
+    """Fetches adapters from the kinds of places that the settings allow. Blocks: use a thread."""
+
+    def __init__(self, settings: StoreSettings, uploads: Uploads) -> None:
+        self._allowed = settings.sources
+        self._max_bytes = settings.max_adapter_bytes
+        self._staging = staging_of(settings)
+        self._uploads = uploads
+
+    def fetch(self, source: str, progress: Progress) -> Path:
+        """A new folder with what there is of an adapter's files, its card, its signature.
+
+        The caller removes it.
+
+        Raises:
+            AdapterRefused: the source is not allowed, is not there, or leaves its place.
+            Unavailable: it cannot be reached now.
+        """
+        scheme = self._scheme(source)
+        self._staging.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=self._staging))
+        try:
+            with _explained(source):
+                if scheme == "upload":
+                    self._fetch_upload(source, folder, progress)
+                elif scheme == "file":
+                    self._fetch_local(_local_path(source), folder, progress)
+                else:
+                    self._fetch_remote(source, folder, progress)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
+
+    def name_of(self, source: str) -> str:
+        """The name that a place suggests: its last folder, or its archive without the ending."""
+        if source.startswith(UPLOAD):
+            source = self._uploads.filename(source.removeprefix(UPLOAD))
+        name = source.partition("?")[0].rstrip("/").rpartition("/")[2]
+        for ending in ARCHIVES:
+            name = name.removesuffix(ending)
+        return name
+
+    def _scheme(self, source: str) -> str:
+        if not source or not source.isprintable():
+            _refuse("source must be the path of a folder or archive, or a URL")
+        scheme = source.partition("://")[0] if "://" in source else "file"
+        if scheme not in self._allowed:
+            _refuse(
+                f"{scheme[:20]}:// is not a source here; allowed are {', '.join(self._allowed)} "
+                "(store.sources)"
+            )
+        return scheme
+
+    def _fetch_upload(self, source: str, folder: Path, progress: Progress) -> None:
+        with _temporary(folder) as archive:
+            self._uploads.save(source.removeprefix(UPLOAD), archive)
+            self._extract(archive, folder, progress)
+
+    def _fetch_local(self, path: Path, folder: Path, progress: Progress) -> None:
+        if path.is_file():
+            self._extract(path, folder, progress)
+            return
+        if not path.is_dir():
+            _refuse(f"{path} is not a folder or an archive")
+        for name in WANTED:
+            file = path / name
+            if not file.exists():
+                continue
+            if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
+                _refuse(f"{name} leads out of {path}, or is not a plain file; copy the file itself")
+            with file.open("rb") as data:
+                self._copy(data, folder / name, file.stat().st_size, progress)
+        _check_complete(folder, [p.name for p in path.iterdir()])
+
+    def _fetch_remote(self, source: str, folder: Path, progress: Progress) -> None:
+        files, path = open_filesystem(source)
+        if path.partition("?")[0].endswith(ARCHIVES):
+            with _temporary(folder) as archive:
+                with files.open(path, "rb") as data:
+                    self._copy(data, archive, _size(files, path), progress)
+                self._extract(archive, folder, progress)
+            return
+        found = []
+        for name in WANTED:
+            with contextlib.suppress(FileNotFoundError):
+                size = _size(files, f"{path}/{name}")
+                with files.open(f"{path}/{name}", "rb") as data:
+                    self._copy(data, folder / name, size, progress)
+                found.append(name)
+        _check_complete(folder, found if WEIGHTS in found else _listing(files, path))
+
+    def _extract(self, archive: Path, folder: Path, progress: Progress) -> None:
+        places: set[PurePosixPath] = set()
+        names: list[str] = []
+        with _members(archive) as members:
+            total = 0
+            for count, (member, size, is_plain, open_member) in enumerate(members):
+                path = PurePosixPath(member)
+                total += size
+                if path.is_absolute() or ".." in path.parts or "\\" in member:
+                    _refuse(f"the archive's member {member[:100]!r} leaves the archive")
+                if count >= _MAX_MEMBERS or total > self._max_bytes:
+                    _refuse(
+                        f"the archive has more than {_MAX_MEMBERS} members or {self._max_bytes} "
+                        "bytes (store.max_adapter_bytes)"
+                    )
+                names.append(path.name)
+                if path.name not in WANTED:
+                    continue
+                if not is_plain:
+                    _refuse(f"the archive's member {member[:100]!r} is not a plain file")
+                places.add(path.parent)
+                if len(places) > 1:
+                    _refuse("the archive holds more than one adapter; register them one by one")
+                with open_member() as data:
+                    self._copy(data, folder / path.name, size, progress)
+        _check_complete(folder, names)
+
+    def _copy(self, data: IO[bytes], target: Path, size: int | None, progress: Progress) -> None:
+        is_small = target.name in (CONFIG, CARD_FILE, SIGNATURE)
+        limit = _SMALL_BYTES if is_small else self._max_bytes
+        done = 0
+        with target.open("wb") as out:
+            while chunk := data.read(_CHUNK):
+                done += len(chunk)
+                if done > limit:
+                    setting = "" if is_small else " (store.max_adapter_bytes)"
+                    _refuse(f"{target.name} is larger than {limit} bytes{setting}")
+                out.write(chunk)
+                progress(f"fetching {target.name}", done, size)
+
+
+def staging_of(settings: StoreSettings) -> Path:
+    """Where adapters are on their way in."""
+    return settings.root / "staging"
+
+
+def _refuse(message: str) -> None:
+    raise AdapterRefused(message, param="source")
+
+
+def _local_path(source: str) -> Path:
+    try:
+        return Path(source.removeprefix("file://")).expanduser()
+    except RuntimeError as e:
+        raise AdapterRefused(f"source: {e}", param="source") from e
+
+
+def _check_complete(folder: Path, found: list[str]) -> None:
+    pickled = [name for name in found if name.endswith(_PICKLES)]
+    for name in FILES:
+        if (folder / name).is_file():
+            continue
+        if name == WEIGHTS and pickled:
+            _refuse(
+                f"{pickled[0][:100]} is a pickle file, which can run code when it is read; save "
+                f"the adapter as {WEIGHTS} (peft: save_pretrained(..., safe_serialization=True))"
+            )
+        _refuse(f"{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}")
+
+
+def _size(files: Any, path: str) -> int | None:
+    size = files.info(path).get("size")
+    return int(size) if size is not None else None
+
+
+def _listing(files: Any, path: str) -> list[str]:
+    """Names in a remote folder, where it can be listed: to say what is there instead.
+
+    Not every back end can (NotImplementedError), and not every web server's page is text
+    (ValueError).
+    """
+    try:
+        return [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
+    except (OSError, ValueError, NotImplementedError):
+        return []
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """A file beside the folder, for an archive on its way."""
+    path = folder.with_name(folder.name + ".archive")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+Member = tuple[str, int, bool, Callable[[], IO[bytes]]]
+
+
+@contextlib.contextmanager
+def _members(archive: Path) -> Iterator[Iterator[Member]]:
+    """Name, size, whether it is a plain file, and how to open it, of each member."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                yield (
+                    (
+                        i.filename,
+                        i.file_size,
+                        not i.is_dir() and not _is_link(i),
+                        _opener(packed, i),
+                    )
+                    for i in packed.infolist()
+                )
+        else:
+            with tarfile.open(archive, "r:*", tarinfo=_TarInfo) as packed:
+                yield (
+                    (m.name, m.size, m.isreg(), lambda m=m, packed=packed: packed.extractfile(m))
+                    for m in packed
+                )
+    except _BROKEN_ARCHIVE as e:
+        why = " ".join(str(e).split())[:300]
+        raise AdapterRefused(f"not an archive that can be read: {why}", param="source") from e
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Refuses headers that would fill the memory: tarfile reads long names and the like whole."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _LONG_HEADERS and self.size > _SMALL_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)
+
+
+def _is_link(member: zipfile.ZipInfo) -> bool:
+    return (member.external_attr >> 16) & 0o170000 == 0o120000
+
+
+def _opener(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+    return lambda: packed.open(member)
+
+
+@contextlib.contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """What storage libraries raise, in our words."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        if isinstance(e.__cause__, OSError) and not isinstance(e.__cause__, FileNotFoundError):
+            # What fsspec makes of a web server that does not answer.
+            raise Unavailable(f"{source} cannot be reached: {e.__cause__}", param="source") from e
+        raise AdapterRefused(f"{source}: there is no such place", param="source") from e
+    except PermissionError as e:
+        raise AdapterRefused(
+            f"{e.filename or source} cannot be read by the server: {e.strerror or e}",
+            param="source",
+        ) from e
+    except RoundhouseError:
+        raise
+    except (ImportError, ValueError) as e:
+        raise AdapterRefused(f"{source}: {e}", param="source") from e
+    except Exception as e:
+        if source.startswith(UPLOAD) or "://" not in source:
+            if isinstance(e, OSError):
+                raise AdapterRefused(f"{source}: {e}", param="source") from e
+            raise
+        # Every back end of fsspec has errors of its own.
+        raise Unavailable(f"{source} cannot be reached: {e!r}"[:500], param="source") from e

@@ -1,0 +1,240 @@
+"""What an adapter is: its card, its versions, what points to them, and who may see it."""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+    model_validator,
+)
+
+from cluster.values import Value
+
+# The newest version, and the one that answers to the plain name.
+LATEST, STABLE = "latest", "stable"
+
+AdapterName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$", strip_whitespace=False),
+]
+# Not a number: `name@3` is version 3.
+AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,62}$")]
+Owner = Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?)?$")]
+Example = Annotated[str, StringConstraints(min_length=1, max_length=8000)]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: what cannot be read back must not be stored."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as e:
+        raise ValueError("numbers must be finite") from e
+    return value
+
+
+class Tier(StrEnum):
+    """Where the weights of an adapter version are, seen from one replica; nearest first."""
+
+    SLOT = "slot"
+    HOST = "host"
+    NODE = "node"
+    REMOTE = "remote"
+
+
+class EvaluationPrompt(Value):
+    """A prompt with a known good answer; a rollout asks it of the old and of the new version."""
+
+    prompt: Example
+    expected: str = Field(max_length=8000)
+    match: Literal["exact", "contains"] = Field("exact", description="white space is trimmed first")
+
+    def accepts(self, answer: str) -> bool:
+        expected, got = self.expected.strip(), answer.strip()
+        return got == expected if self.match == "exact" else expected in got
+
+
+class Card(Value):
+    """What an adapter says of itself: the prompt router learns from it, the fleet obeys it."""
+
+    name: AdapterName
+    base_model: str
+    description: str = Field("", max_length=4000)
+    examples: tuple[Example, ...] = Field((), max_length=1000)
+    evaluation: tuple[EvaluationPrompt, ...] = Field((), max_length=1000)
+    license: str = Field("", max_length=200)
+    tags: tuple[Tag, ...] = Field((), max_length=64)
+    owner: Owner = Field("", description="the tenant that it belongs to")
+    visibility: Literal["public", "private"] = Field(
+        "public", description="private: only for keys of its owner, and admins"
+    )
+    pinned: StrictBool = Field(
+        False, description="a replica that has loaded it keeps it in host memory"
+    )
+    replicas: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=10_000)] = Field(
+        "auto", description="how many replicas are to hold it; auto: those with room"
+    )
+    metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _private_to_someone(self) -> Self:
+        if self.visibility == "private" and not self.owner:
+            raise ValueError("owner: visibility 'private' needs one")
+        return self
+
+
+class Viewer(Value):
+    """Who asks, as far as visibility goes."""
+
+    owner: str = ""
+    sees_all: bool = False
+
+    def may_see(self, card: Card) -> bool:
+        return self.sees_all or card.visibility == "public" or card.owner == self.owner
+
+
+OPERATOR = Viewer(sees_all=True)
+
+
+class Lineage(Value):
+    """Where derived weights come from."""
+
+    parents: tuple[str, ...] = Field(
+        min_length=1, max_length=64, description="name@version of each"
+    )
+    transformation: str = Field(
+        min_length=1, max_length=64, description="composed | truncated | quantised | ported | ..."
+    )
+
+
+class Version(Value):
+    """One immutable set of weights."""
+
+    number: int
+    digest: str = Field(description="sha256 over the file names and contents")
+    size_bytes: int
+    rank: int
+    target_modules: tuple[str, ...]
+    created_at: float = Field(description="Unix time in seconds")
+    base_fingerprint: str = Field("", description="of the base model that it was checked against")
+    signed_by: str = Field("", description="the trusted key whose signature was verified")
+    lineage: Lineage | None = None
+
+
+class Gate(Value):
+    """How much worse than the old version a new one may be."""
+
+    max_accuracy_drop: Share = 0.02
+    max_negative_flips: Share = Field(
+        0.05, description="share of prompts right before and wrong now (MUSCLE's measure)"
+    )
+
+
+class Evaluation(Value):
+    """Two versions on the same prompts, asked of one replica."""
+
+    prompts: int
+    accuracy_before: float
+    accuracy_after: float
+    negative_flips: float = Field(description="share of prompts right before and wrong now")
+    replica: str
+    at: float = Field(description="Unix time in seconds")
+
+
+class Rollout(Value):
+    """A version on its way to `stable`, step by step."""
+
+    version: int
+    percents: tuple[int, ...] = Field(description="share of the requests at each step")
+    step: int = Field(-1, description="-1: being checked, before it gets any request")
+    step_s: float
+    next_at: float = Field(description="Unix time at which the gate is run again")
+    gate: Gate | None
+    evaluation: Evaluation | None = Field(None, description="the newest one")
+
+    @property
+    def percent(self) -> int:
+        return self.percents[self.step] if self.step >= 0 else 0
+
+
+class RolloutEnd(Value):
+    """How the last rollout went."""
+
+    version: int
+    outcome: Literal["done", "rolled_back"]
+    reason: str
+    evaluation: Evaluation | None
+    at: float
+
+
+class Adapter(Value):
+    """A card, its versions, and what points to them."""
+
+    card: Card
+    versions: dict[int, Version]
+    aliases: dict[str, int]
+    revision: int
+    previous: tuple[int, ...] = Field((), description="what was `stable` before, oldest first")
+    rollout: Rollout | None = None
+    last_rollout: RolloutEnd | None = None
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def latest(self) -> Version:
+        return self.versions[self.aliases[LATEST]]
+
+    @property
+    def stable(self) -> Version:
+        return self.versions[self.aliases[STABLE]]
+
+    @property
+    def serving(self) -> tuple[Version, ...]:
+        """The versions that requests for the plain name may get."""
+        if self.rollout is None:
+            return (self.stable,)
+        return (self.stable, self.versions[self.rollout.version])
+
+    def resolve(self, selector: str = STABLE) -> Version | None:
+        """The version behind a number or an alias, or None."""
+        number = self.aliases.get(selector)
+        if number is None and selector.isascii() and selector.isdecimal() and len(selector) < 10:
+            number = int(selector)
+        return self.versions.get(number) if number is not None else None
+
+
+class AdapterRef(Value):
+    """Enough to load one version into an engine."""
+
+    name: AdapterName
+    version: int
+    digest: str
+
+    @property
+    def key(self) -> str:
+        """``name@version``: unique for ever, so it can key caches."""
+        return f"{self.name}@{self.version}"
+
+    @classmethod
+    def of(cls, adapter: Adapter, version: Version) -> "AdapterRef":
+        return cls(name=adapter.name, version=version.number, digest=version.digest)
+
+
+class BaseModelFacts(Value):
+    """What adapters must match, as the engine that serves the base model reports it."""
+
+    id: str
+    architecture: str
+    fingerprint: str = Field(description="sha256 over architecture, shapes and tokenizer")
+    max_rank: int
+    linear_shapes: dict[str, tuple[int, int]] = Field(
+        description="module path -> (out_features, in_features), where an adapter may attach"
+    )

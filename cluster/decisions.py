@@ -1,0 +1,84 @@
+"""Which adapter a prompt goes to, and why; and how well it was answered."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from cluster.adapters import Share, Tier
+from cluster.values import Value
+
+
+class Route(StrEnum):
+    """Who chose the adapter."""
+
+    EXPLICIT = "explicit"
+    AUTO = "auto"
+    FALLBACK = "fallback"
+
+
+class Prompt(Value):
+    """What the choice is made by."""
+
+    text: str = Field(description="the last turn of the user")
+    context: str = Field("", description="the conversation that it ends, when there is one")
+
+
+class Candidate(Value):
+    """An adapter or a base model as the prompt router sees it for a prompt."""
+
+    adapter: str | None = Field(description="None is the base model")
+    model: str = Field("", description="the base model")
+    score: float = Field(description="predicted quality, between 0 and 1")
+    cost: float = Field(0.0, description="sum of the weighed costs, in the unit of the score")
+    costs: dict[str, float] = Field(
+        default_factory=dict, description="latency_s, price, size_gb and load, not weighed"
+    )
+    residency: Tier | None = Field(None, description="the nearest place where it is now")
+
+
+class Evidence(Value):
+    """An example that made the score of the chosen adapter."""
+
+    example: str
+    share: float = Field(description="of the score")
+    wording: float = Field(description="how much of the likeness is shared wording, 0 to 1")
+
+
+class Decision(Value):
+    """Which adapter a prompt goes to, and why."""
+
+    adapter: str | None
+    version: int | None = None
+    model: str | None = Field(None, description="the base model; None: the default one")
+    confidence: float = Field(ge=0, le=1, description="that the adapter is the right one")
+    in_scope: float = Field(0.0, ge=0, le=1, description="that any adapter is")
+    threshold: float = Field(0.0, ge=0, le=1, description="of in_scope; below, it abstains")
+    route: Route
+    reason: str
+    candidates: tuple[Candidate, ...] = ()
+    excluded: dict[str, str] = Field(
+        default_factory=dict, description="better adapters, and the constraint that excluded each"
+    )
+    evidence: tuple[Evidence, ...] = ()
+    versions: dict[str, str] = Field(
+        default_factory=dict, description="of the features and of the cards that it was made with"
+    )
+
+
+class RoutedRequest(Value):
+    """A request and where it went, as it is kept for a while."""
+
+    request_id: str
+    at: float = Field(description="Unix time in seconds")
+    owner: str = Field("", description="of the key that asked")
+    input: str | None = Field(None, description="the deciding text, when prompts are kept")
+    answered_by: str = Field(description="adapter or base model")
+    decision: Decision
+
+
+class Outcome(Value):
+    """How well a candidate answered a prompt."""
+
+    input: str
+    candidate: str = Field(description="name of an adapter or of a base model")
+    score: Share

@@ -1,0 +1,47 @@
+"""What the commands share: the terminal, common options, the client."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.console import Console
+
+from cluster.errors import InvalidRequest
+
+DEFAULT_CONFIG = Path("roundhouse.yaml")
+LOCAL = "http://127.0.0.1:8000"
+
+console = Console()
+errors = Console(stderr=True)
+
+Config = Annotated[
+    Path, typer.Argument(envvar="ROUNDHOUSE_CONFIG", help="The settings file.", show_default=True)
+]
+Url = Annotated[
+    str, typer.Option("--url", envvar="ROUNDHOUSE_URL", help="The endpoint.", show_default=True)
+]
+Key = Annotated[
+    str | None, typer.Option("--api-key", envvar="ROUNDHOUSE_API_KEY", help="An API key.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Name = Annotated[str, typer.Argument(help="The adapter.")]
+
+
+def client_of(url: str, api_key: str | None) -> Any:
+    from deployments.command.client import Client
+
+    return Client(url, api_key)
+
+
+def quoted(name: str) -> str:
+    """A name as one segment of a URL, whatever characters it has."""
+    if name.strip("./") == "":
+        raise InvalidRequest(f"{name!r} is not the name of an adapter", param="name")
+    return quote(name, safe="")
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

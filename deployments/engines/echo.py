@@ -1,0 +1,233 @@
+"""The one fake engine: repeats the prompt, and moves adapters between tiers as a real one would.
+
+An adapter can say something else: `echo_answers` in its config maps prompts to answers.
+
+For tests of the control plane and for benchmarks at a scale that real engines do not allow.
+"""
+
+import asyncio
+import json
+import shutil
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapter_store.files.blobs import CONFIG, FILES
+from cluster.adapters import AdapterRef, BaseModelFacts
+from cluster.errors import AdapterLoadFailed, ConfigError
+from cluster.members import Residency
+from cluster.settings import BaseModelSettings, Section, explain
+from deployments.process.call import ResponseStart
+
+
+class EchoArgs(Section):
+    """`engine_args` of an echo model: the costs that it simulates.
+
+    Attributes:
+        prefill_s: until the first token; token_s: of each token, when nothing else runs.
+        crowd: how much longer both take for each other request that runs.
+        load_s: of a load into host memory; swap_s: from there into a slot.
+    """
+
+    prefill_s: float = 0.0
+    token_s: float = 0.0
+    crowd: float = 0.0
+    load_s: float = 0.0
+    swap_s: float = 0.0
+    hidden_size: int = 8
+    layers: int = 1
+
+
+class EchoEngine:
+    """Implements :class:`deployments.engines.engine.Engine`."""
+
+    def __init__(self, settings: BaseModelSettings) -> None:
+        self._settings = settings
+        try:
+            self._args = EchoArgs(**settings.engine_args)
+        except ValidationError as e:
+            raise ConfigError(f"models.{settings.id}.engine_args: {explain(e)}") from e
+        # Slots: least recently used first. What is in a slot is in host memory too.
+        self._slots: OrderedDict[str, None] = OrderedDict()
+        self._host: list[str] = []
+        self._answers: dict[str, dict[str, str]] = {}
+        self._worth: Mapping[str, float] = {}
+        self._unfinished = 0
+        # Requests by the adapter that they run with; its slot cannot be taken.
+        self._running: Counter[str] = Counter()
+        self._slot_is_free = asyncio.Event()
+
+    async def start(self) -> BaseModelFacts:
+        size = self._args.hidden_size
+        return BaseModelFacts(
+            id=self._settings.id,
+            architecture="Echo",
+            fingerprint=f"echo-{size}x{self._args.layers}",
+            max_rank=self._settings.lora.max_rank,
+            linear_shapes={
+                f"model.layers.{i}.{name}": (size, size)
+                for i in range(self._args.layers)
+                for name in ("q_proj", "v_proj")
+            },
+        )
+
+    async def stop(self) -> None:
+        self._slots.clear()
+        self._host.clear()
+
+    async def check_health(self) -> None:
+        return
+
+    @property
+    def layout(self) -> str:
+        return "echo"
+
+    def prepare(self, source: Path, target: Path) -> None:
+        for name in FILES:
+            shutil.copyfile(source / name, target / name)
+
+    async def load(self, ref: AdapterRef, folder: Path) -> None:
+        if not all((folder / name).is_file() for name in FILES):
+            raise AdapterLoadFailed(f"the engine could not load {ref.key}: no adapter in {folder}")
+        await asyncio.sleep(self._args.load_s)
+        self._host.append(ref.key)
+        config = json.loads((folder / CONFIG).read_text())
+        self._answers[ref.key] = config.get("echo_answers", {})
+        if len(self._slots) < self._settings.lora.slots:
+            self._slots[ref.key] = None
+
+    async def unload(self, ref: AdapterRef) -> None:
+        self._slots.pop(ref.key, None)
+        if ref.key in self._host:
+            self._host.remove(ref.key)
+            del self._answers[ref.key]
+
+    async def residency(self, worth: Mapping[str, float]) -> Residency:
+        self._worth = worth
+        return Residency(
+            slots=tuple(self._slots),
+            host=tuple(key for key in self._host if key not in self._slots),
+            slot_capacity=self._settings.lora.slots,
+            host_capacity=self._settings.lora.host_entries,
+        )
+
+    def kv_use(self) -> float | None:
+        return None
+
+    def unfinished(self) -> int:
+        return self._unfinished
+
+    async def answer(
+        self, path: str, body: bytes, headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        self._unfinished += 1
+        try:
+            async for item in self._echo(path, body, headers):
+                yield item
+        finally:
+            self._unfinished -= 1
+
+    async def _echo(
+        self, path: str, body: bytes, headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        request = json.loads(body)
+        key = request["model"]
+        if key != self._settings.id and key not in self._host:
+            yield ResponseStart(404, {"content-type": "application/json"})
+            yield json.dumps({"error": {"message": f"{key} is not loaded", "code": 404}}).encode()
+            return
+        async with self._in_slot(key):
+            async for item in self._generate(path, request, headers):
+                yield item
+
+    async def _generate(
+        self, path: str, request: dict[str, Any], headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        key = request["model"]
+        chat = path.endswith("/chat/completions")
+        prompt = _prompt(request, chat)
+        said = self._answers.get(key, {}).get(prompt, prompt)
+        words = said.split()[: request.get("max_tokens") or None]
+        head = {
+            "id": headers.get("x-request-id", "echo"),
+            "created": int(time.time()),
+            "model": key.partition("@")[0],
+        }
+        usage = {
+            "prompt_tokens": len(words),
+            "completion_tokens": len(words),
+            "total_tokens": 2 * len(words),
+        }
+        await self._work(self._args.prefill_s)
+        if request.get("stream"):
+            yield ResponseStart(200, {"content-type": "text/event-stream; charset=utf-8"})
+            async for event in self._stream(head, words, usage, chat, request):
+                yield b"data: " + event + b"\n\n"
+            return
+        await self._work(self._args.token_s * len(words))
+        yield ResponseStart(200, {"content-type": "application/json"})
+        text = " ".join(words)
+        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
+        kind = "chat.completion" if chat else "text_completion"
+        yield json.dumps({**head, "object": kind, "choices": [choice], "usage": usage}).encode()
+
+    @asynccontextmanager
+    async def _in_slot(self, key: str) -> AsyncIterator[None]:
+        """Run with an adapter in a slot, which is waited for; the base model needs none."""
+        if key not in self._host:
+            yield
+            return
+        while key not in self._slots and len(self._slots) >= self._settings.lora.slots:
+            idle = [k for k in self._slots if not self._running[k]]
+            if idle:
+                del self._slots[min(idle, key=lambda k: self._worth.get(k, 0.0))]
+            else:
+                self._slot_is_free.clear()
+                await self._slot_is_free.wait()
+        is_new = key not in self._slots
+        self._slots[key] = None
+        self._slots.move_to_end(key)
+        self._running[key] += 1
+        try:
+            if is_new:
+                await asyncio.sleep(self._args.swap_s)
+            yield
+        finally:
+            self._running[key] -= 1
+            self._slot_is_free.set()
+
+    async def _work(self, alone_s: float) -> None:
+        await asyncio.sleep(alone_s * (1 + self._args.crowd * max(0, self._unfinished - 1)))
+
+    async def _stream(
+        self,
+        head: dict[str, Any],
+        words: list[str],
+        usage: dict[str, int],
+        chat: bool,
+        request: dict[str, Any],
+    ) -> AsyncIterator[bytes]:
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        for i, word in enumerate(words):
+            await self._work(self._args.token_s)
+            text = word if i == 0 else f" {word}"
+            content = {"delta": {"content": text}} if chat else {"text": text}
+            last = i == len(words) - 1
+            choice = {"index": 0, "finish_reason": "stop" if last else None, **content}
+            yield json.dumps({**head, "object": kind, "choices": [choice]}).encode()
+        if (request.get("stream_options") or {}).get("include_usage"):
+            yield json.dumps({**head, "object": kind, "choices": [], "usage": usage}).encode()
+        yield b"[DONE]"
+
+
+def _prompt(request: dict[str, Any], chat: bool) -> str:
+    if not chat:
+        return str(request["prompt"])
+    content = request["messages"][-1].get("content") or ""
+    return content if isinstance(content, str) else json.dumps(content)

@@ -1,0 +1,253 @@
+"""vLLM behind the engine seam: its `AsyncLLM`, under its own OpenAI serving layer.
+
+The only file that imports vLLM's engine.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from prometheus_client import REGISTRY
+from transformers import AutoConfig, AutoModelForCausalLM
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import FrontendArgs
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from cluster.adapters import AdapterRef, BaseModelFacts
+from cluster.errors import AdapterLoadFailed, ConfigError
+from cluster.members import Residency
+from cluster.settings import BaseModelSettings
+from deployments.engines import prepared, vllm_plugin
+from deployments.engines.asgi import call_asgi
+from deployments.engines.vllm_worker import RoundhouseWorker
+from deployments.process.call import ResponseStart
+
+logger = logging.getLogger(__name__)
+
+_KV_USE = "vllm:kv_cache_usage_perc"
+
+
+class VllmEngine:
+    """Implements :class:`deployments.engines.engine.Engine`."""
+
+    def __init__(self, settings: BaseModelSettings) -> None:
+        self._settings = settings
+        self._args = engine_args(settings)
+        self._loaded: dict[str, LoRARequest] = {}
+        # Never reused: vLLM treats an id that it has seen as the adapter it had then.
+        self._ids = itertools.count(1)
+
+    async def start(self) -> BaseModelFacts:
+        await self.start_engine()
+        tasks = await self.llm.get_supported_tasks()
+        # A key in the environment would be asked for inside, where the ingress has asked already.
+        os.environ.pop("VLLM_API_KEY", None)
+        frontend = FrontendArgs(**self._settings.server_args)
+        args = argparse.Namespace(**(vars(frontend) | vars(self._args)))
+        self._app = build_app(args, tasks, self.llm.model_config)
+        await init_app_state(self.llm, self._app.state, args, tasks)
+        # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
+        # check takes that part, but the handler still wants the attribute.
+        self._app.state.server = argparse.Namespace()
+        models = self._app.state.openai_serving_models
+        models.lora_requests = self._loaded
+        models.model_name = self._name_in_answers
+        return base_model_facts(self._settings, self._args.model)
+
+    async def start_engine(self) -> None:
+        """The engine without its OpenAI layer: `self.llm`."""
+        self.llm = AsyncLLM.from_vllm_config(self._checked_config())
+        self._lora_config = self.llm.vllm_config.lora_config
+        await self._check_plugin()
+
+    async def stop(self) -> None:
+        self.llm.shutdown()
+
+    async def check_health(self) -> None:
+        await self.llm.check_health()
+
+    @property
+    def layout(self) -> str:
+        dtype = str(self._lora_config.lora_dtype).removeprefix("torch.")
+        return f"vllm-{dtype}-{'rank-major' if current_platform.is_cpu() else 'out-major'}"
+
+    def prepare(self, source: Path, target: Path) -> None:
+        prepared.write(source, target, self._lora_config, transpose_b=current_platform.is_cpu())
+
+    async def load(self, ref: AdapterRef, folder: Path) -> None:
+        request = LoRARequest(lora_name=ref.key, lora_int_id=next(self._ids), lora_path=str(folder))
+        args = (request.lora_int_id, request.lora_name, request.lora_path)
+        # Two calls, so that running requests get a step in between.
+        refusals = await self.llm.collective_rpc("roundhouse_take", args=args)
+        if not any(refusals):
+            refusals = await self.llm.collective_rpc("roundhouse_fill_free_slot", args=args[:1])
+        if why := next(filter(None, refusals), None):
+            # Others of the workers may have taken it.
+            await self.llm.remove_lora(request.lora_int_id)
+            raise AdapterLoadFailed(f"the engine could not load {ref.key}: {why}")
+        self._loaded[ref.key] = request
+
+    def request(self, ref: AdapterRef) -> LoRARequest:
+        """vLLM's name for a loaded version, for requests that do not come as HTTP."""
+        return self._loaded[ref.key]
+
+    async def unload(self, ref: AdapterRef) -> None:
+        request = self._loaded.get(ref.key)
+        if request is None:
+            return
+        # It counts as resident until every worker has let go of it.
+        await self.llm.remove_lora(request.lora_int_id)
+        if self._loaded.get(ref.key) is request:
+            del self._loaded[ref.key]
+
+    async def residency(self, worth: Mapping[str, float]) -> Residency:
+        keys = {request.lora_int_id: key for key, request in self._loaded.items()}
+        by_id = {lora_id: worth[key] for lora_id, key in keys.items() if key in worth}
+        slots, host = (await self.llm.collective_rpc("roundhouse_residency", args=(by_id,)))[0]
+        return Residency(
+            slots=tuple(keys[i] for i in slots if i in keys),
+            host=tuple(keys[i] for i in host if i in keys and i not in slots),
+            slot_capacity=self._args.max_loras,
+            host_capacity=self._args.max_cpu_loras,
+        )
+
+    def kv_use(self) -> float | None:
+        # As vLLM's own metrics have it, after each of its steps.
+        for family in REGISTRY.restricted_registry([_KV_USE]).collect():
+            for sample in family.samples:
+                return sample.value
+        return None
+
+    def unfinished(self) -> int:
+        return self.llm.get_num_unfinished_requests()
+
+    def answer(
+        self, path: str, body: bytes, headers: dict[str, str]
+    ) -> AsyncIterator[ResponseStart | bytes]:
+        return call_asgi(self._app, path, body, headers)
+
+    def _name_in_answers(self, lora_request: LoRARequest | None = None) -> str:
+        """The public name: inside, adapters are known as ``name@version``."""
+        if lora_request is None:
+            return self._settings.id
+        return lora_request.lora_name.partition("@")[0]
+
+    def _checked_config(self) -> VllmConfig:
+        if current_platform.is_cpu():
+            _prepare_for_cpu(self._settings.tensor_parallel_size)
+        try:
+            return self._args.create_engine_config()
+        except (ValueError, TypeError) as e:
+            raise ConfigError(f"models.{self._settings.id}: vLLM refuses the settings: {e}") from e
+
+    async def _check_plugin(self) -> None:
+        for wrapper, manager, kernel in await self.llm.collective_rpc("roundhouse_classes"):
+            on_cpu = current_platform.is_cpu()
+            if manager != vllm_plugin.MANAGER or (on_cpu and wrapper != vllm_plugin.WRAPPER):
+                raise ConfigError(
+                    f"the engine runs adapters with {manager} and {wrapper}, not with Roundhouse's "
+                    "plugin; vLLM's own mixes up the tenants of a batch on CPU. Is VLLM_PLUGINS "
+                    "set, or the package not installed (pip install -e .)?"
+                )
+            if on_cpu:
+                logger.info("LoRA kernel: %s", kernel)
+
+
+def _prepare_for_cpu(workers: int) -> None:
+    if workers > 1:
+        # Left to itself, vLLM wants a NUMA node for each worker.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        # vLLM compiles a part of its sampler when log-probabilities are first asked for; without
+        # a compiler, that request would end the engine.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
+    """vLLM's arguments for a base model.
+
+    Raises:
+        ConfigError: an entry of ``engine_args`` that vLLM does not have, or that is ours to set.
+    """
+    lora = settings.lora
+    # vLLM's name -> ours, and its value.
+    ours = {
+        "model": ("path", str(Path(settings.path).expanduser())),
+        "served_model_name": ("id", [settings.id]),
+        "tensor_parallel_size": ("tensor_parallel_size", settings.tensor_parallel_size),
+        # See deployments.replica.deployment: child processes, or actors of the placement group.
+        "distributed_executor_backend": (
+            "gpus_per_worker",
+            "ray" if settings.gpus_per_worker else "mp",
+        ),
+        "enable_lora": ("lora", True),
+        "max_loras": ("lora.slots", lora.slots),
+        "max_cpu_loras": ("lora.host_entries", lora.host_entries),
+        "max_lora_rank": ("lora.max_rank", lora.max_rank),
+        "fully_sharded_loras": ("lora.fully_sharded", lora.fully_sharded),
+        "worker_extension_cls": (
+            "lora",
+            f"{RoundhouseWorker.__module__}.{RoundhouseWorker.__qualname__}",
+        ),
+    }
+    where = f"models.{settings.id}"
+    for key in ours.keys() & settings.engine_args.keys():
+        raise ConfigError(
+            f"{where}.engine_args.{key}: Roundhouse sets this; use {where}.{ours[key][0]} instead"
+        )
+    _check_names(f"{where}.engine_args", settings.engine_args, AsyncEngineArgs)
+    _check_names(f"{where}.server_args", settings.server_args, FrontendArgs)
+    values = {name: value for name, (_, value) in ours.items()}
+    try:
+        return AsyncEngineArgs(**values, **settings.engine_args)
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"{where}: vLLM refuses the settings: {e}") from e
+
+
+def _check_names(where: str, given: dict[str, Any], arguments: type) -> None:
+    known = {f.name for f in dataclasses.fields(arguments)}
+    for key in given.keys() - known:
+        near = get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{where}.{key}: vLLM has no such argument{hint}")
+
+
+def base_model_facts(settings: BaseModelSettings, path: str) -> BaseModelFacts:
+    """Read the shapes off the checkpoint's config, without its weights."""
+    config = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    shapes = {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    architecture = type(model).__name__
+    described = f"{architecture}\n{sorted(shapes.items())}\n{_tokenizer_digest(path)}"
+    return BaseModelFacts(
+        id=settings.id,
+        architecture=architecture,
+        fingerprint=hashlib.sha256(described.encode()).hexdigest(),
+        max_rank=settings.lora.max_rank,
+        linear_shapes=shapes,
+    )
+
+
+def _tokenizer_digest(path: str) -> str:
+    file = Path(path) / "tokenizer.json"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else path

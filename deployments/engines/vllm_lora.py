@@ -1,0 +1,184 @@
+"""vLLM's adapter managers, changed: prepared files, evictions by worth, ranks for the CPU.
+
+They live in the engine's worker, on any platform; `vllm_plugin` puts them in the place of vLLM's.
+"""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.lora.layers import BaseLayerWithLoRA
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.model_manager import LRUCacheLoRAModelManager
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import parse_fine_tuned_lora_name
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.platforms import current_platform
+
+from deployments.engines import prepared
+
+logger = logging.getLogger(__name__)
+
+
+class AdapterSlots(LRUCacheLoRAModelManager):
+    """Which adapters are in host memory and in slots.
+
+    A slot is taken from the adapter that is worth least, the least recently used of equals, never
+    from one that the step at hand needs.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.worth: dict[int, float] = {}
+        self.needed: frozenset[int] = frozenset()
+        self._cpu_ranks = None
+        if current_platform.is_cpu():
+            self._cpu_ranks = CpuRanks(self.modules, self.packed_modules)
+
+    def activate_adapter(self, lora_id: int) -> bool:
+        if lora_id not in self._active_adapters and not self.has_free_slot:
+            self._active_adapters.pop(self._least_worth())
+        try:
+            moved = super().activate_adapter(lora_id)
+        except Exception:
+            # vLLM counts the slot as taken before it is filled.
+            self._active_adapters.pop(lora_id, None)
+            raise
+        if moved and self._cpu_ranks is not None:
+            self._cpu_ranks.set(
+                self.lora_index_to_id.index(lora_id), self._registered_adapters[lora_id].loras
+            )
+        return moved
+
+    @property
+    def has_free_slot(self) -> bool:
+        return len(self._active_adapters) < self.lora_slots
+
+    def _least_worth(self) -> int:
+        # In order of last use, and min() takes the first of equals.
+        free = (i for i in self._active_adapters.order if i not in self.needed)
+        return min(free, key=lambda i: self.worth.get(i, 0.0))
+
+
+class AdapterLoader(LRUCacheWorkerLoRAManager):
+    """Takes prepared files over; leaves anything else to vLLM."""
+
+    _manager_cls = AdapterSlots
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # By the names of peft's tensors, which are the same in every adapter.
+        self._module_names: dict[str, str] = {}
+
+    def take(self, request: LoRARequest) -> None:
+        """Hold an adapter in host memory.
+
+        Raises:
+            RuntimeError: it is full. vLLM would move out what is perhaps in use.
+        """
+        slots = self._adapter_manager
+        if len(slots) >= slots.capacity:
+            raise RuntimeError(f"host memory is full ({slots.capacity} adapters)")
+        slots.add_adapter(self._load_adapter(request))
+
+    def fill_free_slot(self, lora_id: int) -> None:
+        """Move an adapter from host memory into a slot, if one is free.
+
+        Where none is, the engine moves it by itself when a request for it is scheduled; to do so
+        earlier would take the slot of another that is perhaps in use.
+        """
+        if self._adapter_manager.has_free_slot:
+            self._adapter_manager.activate_adapter(lora_id)
+
+    def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
+        slots = self._adapter_manager
+        slots.needed = frozenset(r.lora_int_id for r in lora_requests)
+        if missing := [i for i in slots.needed if i not in slots._registered_adapters]:
+            logger.error("adapters %s were not held; they are read inside a step", sorted(missing))
+        super()._apply_adapters(lora_requests)
+
+    def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
+        folder = Path(lora_request.lora_path)
+        if not (folder / prepared.FILE).is_file():
+            return super()._load_adapter(lora_request)
+        loras = {}
+        for layer in prepared.read(folder):
+            name = self._module_name(layer.name)
+            rank = layer.a.shape[0]
+            loras[name] = LoRALayerWeights(name, rank, rank, layer.a, layer.b, scaling=1)
+        return LoRAModel(lora_request.lora_int_id, max(lora.rank for lora in loras.values()), loras)
+
+    def _module_name(self, tensor_name: str) -> str:
+        """vLLM's name of the module that a tensor of peft's adapts.
+
+        Raises:
+            ValueError: this model has no such module.
+        """
+        if tensor_name not in self._module_names:
+            name, _ = parse_fine_tuned_lora_name(tensor_name, self._renames)
+            if name.rpartition(".")[2] not in self._known_modules:
+                raise ValueError(f"the model has no module {name} to adapt")
+            self._module_names[tensor_name] = name
+        return self._module_names[tensor_name]
+
+    @cached_property
+    def _renames(self) -> Any:
+        mapper = getattr(self._adapter_manager.model, "hf_to_vllm_mapper", None)
+        return mapper and mapper.get_rename_mapper()
+
+    @cached_property
+    def _known_modules(self) -> frozenset[str]:
+        slots = self._adapter_manager
+        return frozenset(
+            part
+            for name in slots.supported_lora_modules
+            for part in slots.packed_modules_mapping.get(name, [name])
+        )
+
+
+class CpuRanks:
+    """How much of each layer's slots is in use; the CPU kernels read no more than that.
+
+    So nothing has to be zeroed when a slot changes hands, which is half of what it costs.
+    """
+
+    def __init__(
+        self, modules: dict[str, BaseLayerWithLoRA], packed_modules: dict[str, list[str]]
+    ) -> None:
+        from deployments.engines import lora_cpu
+
+        # The kernels' tables as arrays: cheaper to write to, which the engine's loop waits for.
+        self._tables: dict[str, np.ndarray] = {}
+        for name, module in modules.items():
+            a, b = _parts(module.lora_a_stacked), _parts(module.lora_b_stacked)
+            b = tuple(t.transpose(2, 3).contiguous().transpose(2, 3) for t in b)
+            module.lora_b_stacked = b if isinstance(module.lora_b_stacked, tuple) else b[0]
+            if len(packed_modules.get(name, [name])) == len(a):
+                module.reset_lora = lambda index: None
+            for weights in a:
+                weights.zero_()  # touches the pages now, and not in the engine's loop
+            table = torch.zeros(len(a[0]), len(a), dtype=torch.int32)
+            lora_cpu.set_ranks(a[0], b[0], table)
+            self._tables[name] = table.numpy()
+
+    def set(self, slot: int, loras: dict[str, LoRALayerWeights]) -> None:
+        for name, table in self._tables.items():
+            weights = loras.get(name)
+            ranks = [] if weights is None else [_rank(a) for a in _parts(weights.lora_a)]
+            if len(ranks) != table.shape[1]:
+                # Not adapted, or one pair of A and B that vLLM spreads over several slices.
+                ranks = [max(ranks, default=0)] * table.shape[1]
+            table[slot] = ranks
+
+
+def _rank(a: torch.Tensor | None) -> int:
+    return 0 if a is None else len(a)
+
+
+def _parts(tensors: Any) -> tuple[Any, ...]:
+    """vLLM keeps one tensor for a layer of one slice, and a sequence for a layer of several."""
+    return tuple(tensors) if isinstance(tensors, (tuple, list)) else (tensors,)

@@ -1,0 +1,95 @@
+"""The vLLM plugin: our adapter managers in every replica, our multi-LoRA kernels on CPU.
+
+On CPU it serves every engine of this environment, since vLLM's own kernels mix up tenants there; on
+other platforms our replicas' alone, and no kernel.
+
+vLLM calls :func:`register` in every engine process (entry point ``vllm.general_plugins``).
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+
+from deployments.process.ray_options import IN_REPLICA
+
+WRAPPER = "deployments.engines.lora_cpu.GroupedLora"
+MANAGER = "deployments.engines.vllm_lora.AdapterLoader"
+SUPPORTED_VLLM = "0.32."
+
+_APPLY = ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale"]
+_MAPPING = ["self", "mapping", "lora_index_to_id", "max_loras", "vocab_size", "kwargs"]
+_KERNELS = {
+    "update_metadata": _MAPPING,
+    "add_lora_linear": [*_APPLY, "output_slices", "buffer", "kwargs"],
+    "add_shrink": ["self", "y", "x", "lora_a_stacked", "scale", "kwargs"],
+    "add_expand": [
+        *("self", "y", "x", "lora_b_stacked", "output_slices", "offset_start", "add_inputs"),
+        "kwargs",
+    ],
+    "add_lora_embedding": ["self", "y", "x", "lora_b_stacked", "add_inputs", "kwargs"],
+    "add_lora_logits": [*_APPLY, "buffer", "kwargs"],
+}
+_SLOTS = {
+    "activate_adapter": ["self", "lora_id"],
+    "add_adapter": ["self", "lora"],
+    "list_adapters": ["self"],
+}
+_LOADER = {
+    "_apply_adapters": ["self", "lora_requests"],
+    "_load_adapter": ["self", "lora_request"],
+    "add_adapter": ["self", "lora_request"],
+}
+
+
+def register() -> None:
+    """Put our classes in the place of vLLM's.
+
+    Raises:
+        RuntimeError: this vLLM does not look like the one that they were written for. The engine
+            then refuses to start: stock CPU kernels answer base-model rows of a mixed batch with
+            another request's adapter.
+    """
+    from vllm.lora import model_manager, worker_manager
+    from vllm.lora.punica_wrapper import punica_cpu
+    from vllm.platforms import current_platform
+    from vllm.v1.worker import lora_model_runner_mixin
+
+    if not current_platform.is_cpu() and IN_REPLICA not in os.environ:
+        return  # another's engine, whose kernels are right
+    _check_version()
+    _check_shape(model_manager.LRUCacheLoRAModelManager, _SLOTS)
+    _check_shape(worker_manager.LRUCacheWorkerLoRAManager, _LOADER)
+    if current_platform.is_cpu():
+        _check_shape(punica_cpu.PunicaWrapperCPU, _KERNELS)
+        type(current_platform).get_punica_wrapper = classmethod(lambda cls: WRAPPER)
+
+    from deployments.engines.vllm_lora import AdapterLoader
+
+    if not hasattr(lora_model_runner_mixin, "LRUCacheWorkerLoRAManager"):
+        _refuse("the model runner takes its adapter manager from elsewhere")
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = AdapterLoader
+
+
+def _check_version() -> None:
+    import vllm
+
+    if not vllm.__version__.startswith(SUPPORTED_VLLM):
+        _refuse(f"vLLM is {vllm.__version__}, the plugin fits {SUPPORTED_VLLM}x")
+
+
+def _check_shape(cls: type, methods: dict[str, list[str]]) -> None:
+    for name, expected in methods.items():
+        found = _parameters(getattr(cls, name, None))
+        if found != expected:
+            _refuse(f"{cls.__name__}.{name} takes {found}, expected {expected}")
+
+
+def _parameters(method: Callable | None) -> list[str] | None:
+    return None if method is None else list(inspect.signature(method).parameters)
+
+
+def _refuse(why: str) -> None:
+    raise RuntimeError(
+        f"Roundhouse's adapter plugin does not fit this vLLM: {why}. "
+        "Install the versions of the lock files in requirements/."
+    )

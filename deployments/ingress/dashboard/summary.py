@@ -1,0 +1,162 @@
+"""What the page shows, in one answer: the page asks again every second or two."""
+
+import asyncio
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from adapter_store.routing_log import RoutingLog
+from adapter_store.telemetry import STEPS
+from cluster.adapters import Viewer
+from cluster.decisions import RoutedRequest
+from cluster.errors import InvalidRequest, ModelNotFound, StoreUnavailable
+from cluster.members import ClusterSnapshot
+from cluster.plans import Happening
+from cluster.tasks import soon
+from deployments.ingress.dashboard.history import History, Point
+from deployments.ingress.gateway import Gateway, Sight
+from deployments.process.telemetry import Telemetry
+
+_DECISIONS, _EVENTS, _RUNNERS_UP = 50, 150, 3
+_PERIOD_S = 0.8
+
+
+@dataclass(frozen=True)
+class _Look:
+    """All that the page shows, as it was at one moment, for nobody's eyes in particular."""
+
+    at: float
+    sight: Sight
+    points: list[Point]
+    traffic: dict[str, Point]
+    happenings: list[Happening]
+    decisions: list[RoutedRequest]
+
+
+class Dashboard:
+    """Reads what the gateway, the history, the journal and the log of decisions know.
+
+    However many look, each second is read once; what one may not see is taken out for each. While
+    the store does not answer, what was last read is shown.
+    """
+
+    def __init__(self, gateway: Gateway, telemetry: Telemetry, log: RoutingLog) -> None:
+        self._gateway = gateway
+        self._telemetry = telemetry
+        self._history = History(telemetry.store)
+        self._log = log
+        self._last = _Look(0.0, Sight((), None, ()), [], {}, [], [])
+        self._tried_at = -math.inf
+        self._is_stale = False
+        self._looking = asyncio.Lock()
+
+    async def page(self, viewer: Viewer, *, adapters_at: str, history_at: float) -> dict[str, Any]:
+        """Everything that may have changed.
+
+        Args:
+            adapters_at: the position that the page has the adapters of; they come when it is old.
+            history_at: the newest point that the page has, Unix time.
+        """
+        async with self._looking:
+            if time.monotonic() - self._tried_at >= _PERIOD_S:
+                await self._look()
+                self._tried_at = time.monotonic()
+        last = self._last
+        cluster = self._gateway.seen_by(viewer, last.sight, is_stale=self._is_stale)
+        missing = self._gateway.missing(last.sight.members) if cluster.store == "ok" else []
+        # The newest bucket grows still: it comes again until it has settled.
+        after = history_at - 4 * STEPS[0].width_s
+        return {
+            "at": time.time(),
+            "as_of": last.at,
+            "may_change": viewer.sees_all,
+            "health": health(cluster, missing),
+            "cluster": cluster.model_dump(mode="json"),
+            "adapters": None if adapters_at == cluster.position else self._gateway.rows(viewer),
+            "history": [point for point in last.points if point["at"] > after],
+            "traffic": {n: t for n, t in last.traffic.items() if not n or self._shows(n, viewer)},
+            "events": [
+                h.model_dump(mode="json") for h in last.happenings if self._shows(h.subject, viewer)
+            ],
+            "decisions": [
+                brief(d) for d in last.decisions if viewer.sees_all or d.owner == viewer.owner
+            ],
+        }
+
+    async def history(self, viewer: Viewer, width_s: int, adapter: str | None) -> list[Point]:
+        """The curves of the last hour or day, of one adapter, of the base models ("") or of all."""
+        step = next((step for step in STEPS if step.width_s == width_s), None)
+        if step is None:
+            known = " or ".join(str(step.width_s) for step in STEPS)
+            raise InvalidRequest(f"step must be {known} (seconds)", param="step")
+        if adapter is not None and not step.has_adapters:
+            raise InvalidRequest(
+                f"single adapters are told apart for the last hour: step {STEPS[0].width_s}",
+                param="step",
+            )
+        if adapter and not self._gateway.shows(adapter, viewer):
+            raise ModelNotFound(adapter, param="adapter")
+        return await soon(self._history.points(step, after=0, adapter=adapter))
+
+    async def metrics(self) -> str:
+        """All processes' metrics in Prometheus's text format."""
+        return await self._telemetry.cluster_exposition()
+
+    async def _look(self) -> None:
+        try:
+            sight = await self._gateway.look()
+            self._last = await soon(self._look_further(sight))
+            self._is_stale = False
+        except StoreUnavailable:
+            self._is_stale = True
+
+    async def _look_further(self, sight: Sight) -> _Look:
+        return _Look(
+            time.time(),
+            sight,
+            await self._history.points(STEPS[0], after=0),
+            await self._history.traffic(),
+            await self._telemetry.store.journal(_EVENTS),
+            await self._log.newest(_DECISIONS),
+        )
+
+    def _shows(self, name: str, viewer: Viewer) -> bool:
+        return viewer.sees_all or self._gateway.shows(name, viewer)
+
+
+def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:
+    """In one line: ok, or degraded and why."""
+    reasons = []
+    if cluster.store != "ok":
+        reasons.append("the adapter store does not answer: what is loaded is served, nothing moves")
+    reasons += [f"missing: {what}" for what in missing]
+    if not cluster.deployments:
+        reasons.append("Ray Serve's controller does not say what runs")
+    for deployment in cluster.deployments:
+        if deployment.status != "HEALTHY":
+            why = f": {deployment.reason}" if deployment.reason else ""
+            reasons.append(f"{deployment.name} is {deployment.status.lower()}{why}")
+    failed = {key for member in cluster.members for key in member.problems}
+    if failed:
+        reasons.append(f"cannot be loaded: {', '.join(sorted(failed)[:5])}")
+    return {"state": "degraded" if reasons else "ok", "reasons": reasons}
+
+
+def brief(request: RoutedRequest) -> dict[str, Any]:
+    """A decision as a line of a list; `GET /v1/decisions/{id}` has the whole."""
+    decision = request.decision
+    others = [c for c in decision.candidates if c.adapter != decision.adapter]
+    return {
+        "id": request.request_id,
+        "at": request.at,
+        "input": request.input,
+        "answered_by": request.answered_by,
+        "adapter": decision.adapter,
+        "confidence": decision.confidence,
+        "route": decision.route.value,
+        "reason": decision.reason,
+        "runners_up": [
+            {"name": c.adapter or c.model, "score": c.score} for c in others[:_RUNNERS_UP]
+        ],
+    }

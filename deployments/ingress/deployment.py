@@ -1,0 +1,252 @@
+"""The ingress: the gateway over Ray Serve handles, spoken to by HTTP."""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from adapter_store.catalogue import Changes
+from adapter_store.plans import Plans
+from adapter_store.routing_log import RoutingLog, RoutingRecorder
+from cluster.decisions import Decision, Prompt
+from cluster.errors import Overloaded, ReplicaLost, Unavailable
+from cluster.members import DeploymentState, Member
+from cluster.settings import RouterSettings, Settings
+from deployments.ingress.admin import AdapterAdmin
+from deployments.ingress.admission import Admission, Place
+from deployments.ingress.auth import Authoriser
+from deployments.ingress.dashboard.summary import Dashboard
+from deployments.ingress.feedback import Feedback
+from deployments.ingress.fleet import Fleet
+from deployments.ingress.gateway import Gateway
+from deployments.ingress.http import build_http
+from deployments.ingress.rollout_driver import RolloutDriver
+from deployments.ingress.terms import Terms
+from deployments.ingress.traffic import tokens_in
+from deployments.process import metrics
+from deployments.process.call import Call, ResponseStart
+from deployments.process.logs import configure
+from deployments.process.membership import Participant
+from deployments.process.ray_metrics import RayExport
+from deployments.process.ray_options import on_nodes
+from deployments.process.serve_status import deployment_states
+from deployments.process.telemetry import Telemetry
+from deployments.process.wire import unpacked
+from router.adapters.constraints import Constraints
+
+logger = logging.getLogger(__name__)
+
+_CONTROLLER_S = 3.0
+
+
+class ServePool:
+    """The replicas of a base model behind a Serve handle. Implements `ReplicaPool`."""
+
+    def __init__(
+        self, model_id: str, handle: DeploymentHandle, admission: Admission | None
+    ) -> None:
+        self._model_id = model_id
+        self._handle = handle.options(stream=True, method_name="answer")
+        self._admission = admission
+
+    async def answer(self, call: Call, terms: Terms) -> AsyncIterator[ResponseStart | bytes]:
+        admission = self._admission
+        turn = admission.turn(call, terms) if admission else contextlib.nullcontext(Place(""))
+        async with turn as place:
+            placed = admission.placed(call, place) if admission else call
+            async with contextlib.aclosing(self._send(placed)) as answer:
+                async for item in answer:
+                    if isinstance(item, bytes):
+                        place.answer_tokens += tokens_in(item)
+                    elif item.is_stream:
+                        place.has_begun()
+                    yield item
+
+    async def _send(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
+        response = self._handle.remote(call)
+        try:
+            async with contextlib.aclosing(unpacked(response)) as answer:
+                async for item in answer:
+                    yield item
+        except BackPressureError as e:
+            raise Overloaded(
+                f"every replica of {self._model_id} is busy and its queue is full; try again soon"
+            ) from e
+        except (RayActorError, DeploymentUnavailableError) as e:
+            raise ReplicaLost(f"the replica of {self._model_id} that had this request died") from e
+        except (GeneratorExit, asyncio.CancelledError):
+            # The client left: without this the replica would generate to the end.
+            response.cancel()
+            raise
+
+
+class ServeChooser:
+    """The prompt-router deployment behind a Serve handle. Implements `Chooser`."""
+
+    def __init__(self, handle: DeploymentHandle, settings: RouterSettings) -> None:
+        self._handle = handle.options(method_name="choose")
+        self._settings = settings
+
+    async def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
+        decisions = []
+        # A long list in one piece would keep single prompts waiting behind it.
+        for start in range(0, len(prompts), self._settings.max_batch):
+            part = prompts[start : start + self._settings.max_batch]
+            decisions += await self._choose(part, constraints)
+        return decisions
+
+    async def _choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await self._handle.remote((prompts, constraints))
+        except TimeoutError as e:
+            raise Unavailable(f"no decision within {self._settings.timeout_s} s") from e
+        except (RayError, RayServeException) as e:
+            logger.warning("the prompt router failed", exc_info=e)
+            raise Unavailable(f"the prompt router failed ({type(e).__name__})") from e
+
+
+class Ingress:
+    """One HTTP process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        router: DeploymentHandle,
+        planner: DeploymentHandle,
+        models: dict[str, DeploymentHandle],
+    ) -> None:
+        """`planner` is never called; Serve runs what the ingress is bound to, and nothing else."""
+        self._settings = settings
+        self._id = serve.get_replica_context().replica_id.unique_id
+        configure(settings.logging, self._id)
+        self._participant = Participant(settings.store, self._report, self._heed)
+        store, catalogue = self._participant.store, self._participant.catalogue
+        self._plans = Plans(settings.store)
+        self._fleet = Fleet(store, settings.placement)
+        self._admissions: list[Admission] = []
+        pools = {
+            model_id: ServePool(model_id, handle, self._admission_of(model_id))
+            for model_id, handle in models.items()
+        }
+        chooser = ServeChooser(router, settings.router)
+        self._log = RoutingLog(settings.store, keep_s=settings.router.keep_decisions_s)
+        self._recorder = RoutingRecorder(self._log)
+        self._gateway = Gateway(
+            settings,
+            store,
+            catalogue,
+            chooser,
+            pools,
+            self._deployments,
+            self._plans.newest,
+            self._recorder.record,
+            self._fleet.want,
+        )
+        self._admin = AdapterAdmin(settings, store, catalogue)
+        self._telemetry = Telemetry(settings.store, self._id, self._measure, RayExport())
+        self._driver = RolloutDriver(store, catalogue, self._id, self._gateway.ask)
+
+    async def check_health(self) -> None:
+        self._participant.check()
+        self._driver.check()
+        self._fleet.check()
+        self._recorder.check()
+        self._telemetry.check()
+
+    async def _heed(self, changes: Changes) -> None:
+        await self._driver.heed(changes)
+
+    def _measure(self) -> None:
+        """Set the gauges of the registry, which every ingress knows."""
+        metrics.rollout_share.clear()
+        for adapter in self._participant.catalogue.adapters.values():
+            if adapter.rollout is not None:
+                share = adapter.rollout.percent / 100
+                metrics.rollout_share.labels(adapter.name).set(share)
+
+    def _report(self) -> Member:
+        demand = self._fleet.demand()
+        return Member(
+            id=self._id,
+            kind="ingress",
+            position=self._participant.catalogue.position,
+            demand=demand,
+            times=self._fleet.times(demand),
+            tenants=self._fleet.tenants(),
+            waiting=sum((a.queued() for a in self._admissions), Counter()),
+        )
+
+    def _admission_of(self, model_id: str) -> Admission | None:
+        settings = self._settings
+        if settings.dispatch.policy == "serve":
+            return None
+        admission = Admission(
+            self._fleet,
+            settings.model(model_id),
+            settings.dispatch,
+            settings.admission,
+            ray.util.get_node_ip_address(),
+        )
+        self._admissions.append(admission)
+        return admission
+
+    async def _deployments(self) -> tuple[DeploymentState, ...]:
+        """None at all while Serve's controller does not answer: the rest is told all the same."""
+        try:
+            async with asyncio.timeout(_CONTROLLER_S):
+                return await asyncio.to_thread(deployment_states)
+        except (TimeoutError, RayError, RayServeException) as e:
+            logger.warning("Serve's controller does not tell its deployments: %r", e)
+            return ()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_http(
+            self._gateway,
+            self._admin,
+            Feedback(self._log),
+            Dashboard(self._gateway, self._telemetry, self._log),
+            Authoriser(self._settings.auth),
+            max_body_bytes=self._settings.http.max_body_bytes,
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        await self._participant.start()
+        await self._fleet.start()
+        await self._driver.start()
+        self._recorder.start()
+        self._telemetry.start()
+        yield
+        await self._telemetry.stop()
+        await self._recorder.stop()
+        await self._driver.stop()
+        await self._fleet.stop()
+        await self._participant.stop()
+        await self._log.close()
+        await self._plans.close()
+
+
+def ingress_app(settings: Settings, router: Any, planner: Any, models: dict[str, Any]) -> Any:
+    """The deployment, bound to the deployments that it calls."""
+    return (
+        serve.deployment(serve.ingress()(Ingress))
+        .options(
+            name="Ingress",
+            num_replicas=settings.http.ingress_replicas,
+            max_ongoing_requests=4096,
+            ray_actor_options={"num_cpus": 0.1} | on_nodes(settings.http.node_labels),
+        )
+        .bind(settings, router, planner, models)
+    )

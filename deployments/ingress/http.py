@@ -1,0 +1,248 @@
+"""HTTP: routes to the gateway's operations, and its errors in OpenAI's shape."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from adapter_store.search import Search
+from cluster.decisions import Prompt
+from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
+from deployments.ingress.admin import AdapterAdmin
+from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
+from deployments.ingress.bodies import read_json, request_id_of
+from deployments.ingress.dashboard.http import add_dashboard, add_page
+from deployments.ingress.dashboard.summary import Dashboard
+from deployments.ingress.feedback import Feedback
+from deployments.ingress.gateway import (
+    CHAT_PATH,
+    COMPLETIONS_PATH,
+    Answer,
+    Gateway,
+    describe,
+    parse_constraints,
+)
+from deployments.ingress.http_admin import add_changes, add_uploads
+from deployments.process import metrics
+from router.adapters.prompts import prompt_of
+
+logger = logging.getLogger(__name__)
+
+_MAX_ROUTE_INPUTS = 1024
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def build_http(
+    gateway: Gateway,
+    admin: AdapterAdmin,
+    feedback: Feedback,
+    dashboard: Dashboard,
+    authoriser: Authoriser,
+    *,
+    max_body_bytes: int,
+    lifespan: Lifespan,
+) -> FastAPI:
+    """The ASGI application of the endpoint."""
+    # No interactive docs: they would load scripts from outside the cluster.
+    app = FastAPI(
+        title="Roundhouse", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    _add_errors(app)
+
+    def asks_for(scope: str) -> list[Any]:
+        # A coroutine, or every request would wait for a thread.
+        async def check(request: Request) -> None:
+            header = request.headers.get("authorization")
+            request.state.viewer = authoriser.check(header, scope)
+
+        return [Depends(check)]
+
+    client = APIRouter(dependencies=asks_for(CLIENT))
+    changes = APIRouter(dependencies=asks_for(ADMIN))
+    _add_inference(client, gateway, max_body_bytes)
+    _add_reading(client, gateway)
+    _add_feedback(client, changes, feedback, max_body_bytes)
+    add_changes(changes, admin, max_body_bytes)
+    add_uploads(changes, admin.uploads)
+    _add_probes(app, gateway)
+    add_dashboard(client, changes, dashboard)
+    add_page(app)
+    app.include_router(client)
+    app.include_router(changes)
+    return app
+
+
+def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
+    async def complete(request: Request) -> Response:
+        body = await read_json(request, max_body_bytes)
+        request.state.is_counted = True  # by the gateway, from here on
+        return await _to_response(
+            await gateway.complete(
+                request.url.path,
+                body,
+                request_id_of(request),
+                request.state.viewer,
+                request.headers,
+            )
+        )
+
+    router.post(CHAT_PATH)(complete)
+    router.post(COMPLETIONS_PATH)(complete)
+
+    @router.post("/v1/route")
+    async def route(request: Request) -> dict[str, Any]:
+        body = await read_json(request, max_body_bytes)
+        constraints = parse_constraints(
+            body.get("constraints"), request.state.viewer, request.headers
+        )
+        decisions = await gateway.route(route_inputs(body.get("input")), constraints)
+        return {"decisions": [d.model_dump(mode="json") for d in decisions]}
+
+
+def _add_reading(router: APIRouter, gateway: Gateway) -> None:
+    @router.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": gateway.models(request.state.viewer)}
+
+    @router.get("/v1/models/{model}")
+    async def model(model: str, request: Request) -> dict[str, Any]:
+        return gateway.model(model, request.state.viewer)
+
+    @router.get("/v1/adapters")
+    async def index(
+        request: Request,
+        cursor: str = "",
+        limit: int = Query(100, ge=1, le=1000),
+        search: str = "",
+        base_model: str = "",
+        tag: str = "",
+        owner: str = "",
+    ) -> JSONResponse:
+        page, following = gateway.list_adapters(
+            Search(text=search, base_model=base_model, tag=tag, owner=owner),
+            request.state.viewer,
+            after=cursor,
+            limit=limit,
+        )
+        # Not by way of FastAPI's own conversion: it is JSON already, and may be long.
+        return JSONResponse({"object": "list", "data": page, "next": following})
+
+    @router.get("/v1/adapters/{name}")
+    async def show(name: str, request: Request) -> dict[str, Any]:
+        return describe(gateway.show_adapter(name, request.state.viewer))
+
+    @router.get("/v1/adapters/{name}/versions")
+    async def versions(name: str, request: Request) -> dict[str, Any]:
+        adapter = describe(gateway.show_adapter(name, request.state.viewer))
+        return {"object": "list", "data": adapter["versions"], "aliases": adapter["aliases"]}
+
+    @router.get("/v1/cluster")
+    async def cluster(request: Request) -> dict[str, Any]:
+        return (await gateway.snapshot(request.state.viewer)).model_dump(mode="json")
+
+
+def _add_feedback(
+    client: APIRouter, admins: APIRouter, feedback: Feedback, max_body_bytes: int
+) -> None:
+    @client.post("/v1/feedback")
+    async def take(request: Request) -> dict[str, Any]:
+        body = await read_json(request, max_body_bytes)
+        return await feedback.take(body, request.state.viewer)
+
+    @client.get("/v1/decisions/{request_id}")
+    async def show(request_id: str, request: Request) -> dict[str, Any]:
+        return (await feedback.show(request_id, request.state.viewer)).model_dump(mode="json")
+
+    @admins.get("/v1/decisions")
+    async def newest(limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
+        found = await feedback.newest(limit)
+        return {"object": "list", "data": [request.model_dump(mode="json") for request in found]}
+
+
+def _add_probes(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, str]:
+        waiting = await gateway.not_ready()
+        if waiting:
+            raise Unavailable(f"waiting for {', '.join(waiting)}")
+        return {"status": "ready"}
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def ours(request: Request, error: RoundhouseError) -> JSONResponse:
+        is_inference = request.url.path in (CHAT_PATH, COMPLETIONS_PATH)
+        if is_inference and not getattr(request.state, "is_counted", False):
+            metrics.requests.labels("", metrics.UNKNOWN, "", str(error.status)).inc()
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
+        wrapped = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
+        return JSONResponse(wrapped.body(), error.status_code, error.headers)
+
+    async def of_query(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        return await ours(request, InvalidRequest(f"{param}: {first['msg']}", param=param))
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        logger.error("request %s failed", request_id_of(request), exc_info=error)
+        return await ours(request, RoundhouseError("internal error; the log names this request id"))
+
+    app.add_exception_handler(RoundhouseError, ours)
+    app.add_exception_handler(HTTPException, of_framework)
+    app.add_exception_handler(RequestValidationError, of_query)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def route_inputs(value: Any) -> list[Prompt]:
+    """Prompts to decide on: one string, one conversation, or a list of either."""
+    if isinstance(value, str):
+        return [prompt_of(value)]
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest("input must be a string, messages, or a list of these", param="input")
+    if isinstance(value[0], dict):
+        return [prompt_of(value)]
+    if len(value) > _MAX_ROUTE_INPUTS:
+        raise InvalidRequest(f"input: at most {_MAX_ROUTE_INPUTS} prompts at once", param="input")
+    if not all(isinstance(v, str | list) for v in value):
+        raise InvalidRequest("input: every item must be a string or messages", param="input")
+    return [prompt_of(v) for v in value]
+
+
+async def _to_response(answer: Answer) -> Response:
+    passed = ("content-type", "retry-after", "x-roundhouse-replica", "x-roundhouse-residency")
+    engine_headers = {k: v for k, v in answer.start.headers.items() if k in passed}
+    headers = {**answer.headers, **engine_headers}
+    status = int(answer.start.status)
+    if answer.start.is_stream:
+        return StreamingResponse(_closing(answer.body), status, headers)
+    try:
+        content = b"".join([chunk async for chunk in answer.body])
+    finally:
+        await answer.body.aclose()
+    return Response(content, status, headers)
+
+
+async def _closing(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Close the source whichever way the response ends: a client that hangs up frees its slot.
+
+    The status line is out already, so an error in mid-stream is the stream's last event.
+    """
+    try:
+        async for chunk in body:
+            yield chunk
+    except RoundhouseError as e:
+        yield b"data: " + json.dumps(e.body()).encode() + b"\n\n"
+    finally:
+        await body.aclose()

@@ -1,0 +1,257 @@
+"""HTTP of the operations that change adapters, and of uploads."""
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+
+from adapter_store.files.uploads import PART_BYTES, Uploads
+from cluster.errors import InvalidRequest, ModelNotFound, NotFound, RoundhouseError, parse
+from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
+from cluster.values import Value
+from deployments.ingress.admin import AdapterAdmin, Tell
+from deployments.ingress.bodies import check_characters, check_content_type, read_json
+from deployments.ingress.gateway import describe
+
+# Does something, tells of its progress, returns the answer's status and body.
+Operation = Callable[[Tell], Awaitable[tuple[int, dict[str, Any]]]]
+
+logger = logging.getLogger(__name__)
+
+_TUS = {"tus-resumable": "1.0.0"}
+_TUS_BODY = "application/offset+octet-stream"
+
+
+class _Load(Value):
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+    is_3d_lora_weight: bool = False
+
+
+class _Unload(Value):
+    lora_name: str
+    lora_int_id: int | None = None
+
+
+def add_changes(router: APIRouter, admin: AdapterAdmin, max_body_bytes: int) -> None:
+    async def body_of(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
+        # What a page elsewhere can send without being asked is not taken, be it empty.
+        if not may_be_empty or request.headers.get("origin"):
+            check_content_type(request)
+        body = await read_json(request, max_body_bytes, may_be_empty=may_be_empty)
+        check_characters(body)
+        return body
+
+    _add_registration(router, admin, body_of)
+    _add_versions(router, admin, body_of)
+    _add_vllm(router, admin, body_of)
+
+    @router.patch("/v1/adapters/{name}")
+    async def edit(name: str, request: Request) -> dict[str, Any]:
+        return describe(await admin.edit(name, await body_of(request)))
+
+    @router.delete("/v1/adapters/{name}")
+    async def delete(name: str, revision: int | None = None) -> dict[str, Any]:
+        await admin.delete(name, revision=revision)
+        return {"name": name, "deleted": True}
+
+    @router.put("/v1/adapters/{name}/aliases/{alias}")
+    async def set_alias(name: str, alias: str, request: Request) -> dict[str, Any]:
+        wanted = parse(AliasRequest, await body_of(request))
+        return describe(await admin.set_alias(name, alias, wanted))
+
+    @router.delete("/v1/adapters/{name}/aliases/{alias}")
+    async def delete_alias(name: str, alias: str) -> dict[str, Any]:
+        return describe(await admin.delete_alias(name, alias))
+
+
+Body = Callable[..., Awaitable[dict[str, Any]]]
+
+
+def _add_registration(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
+    async def register(request: Request, mode: str, wait: bool, **fixed: str) -> Response:
+        sent = parse(Registration, {**await body_of(request), **fixed})
+
+        async def operation(tell: Tell) -> tuple[int, dict[str, Any]]:
+            adapter, is_new = await admin.register(sent, mode=mode, wait=wait, tell=tell)
+            return 200 if mode == "upsert" and not is_new else 201, describe(adapter)
+
+        return await _answer(request, operation)
+
+    @router.post("/v1/adapters")
+    async def add(request: Request, wait: bool = False, replace: bool = False) -> Response:
+        return await register(request, "upsert" if replace else "create", wait)
+
+    @router.put("/v1/adapters/{name}")
+    async def put(name: str, request: Request, wait: bool = False) -> Response:
+        return await register(request, "upsert", wait, name=name)
+
+    @router.post("/v1/adapters/{name}/versions")
+    async def add_version(name: str, request: Request, wait: bool = False) -> Response:
+        return await register(request, "update", wait, name=name)
+
+
+def _add_versions(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
+    @router.delete("/v1/adapters/{name}/versions/{version}")
+    async def delete_version(name: str, version: str) -> dict[str, Any]:
+        return describe(await admin.delete_version(name, version))
+
+    @router.post("/v1/adapters/{name}/rollout")
+    async def roll_out(name: str, request: Request, wait: bool = False) -> Response:
+        wanted = parse(RolloutRequest, await body_of(request))
+
+        async def operation(tell: Tell) -> tuple[int, dict[str, Any]]:
+            return 200, describe(await admin.roll_out(name, wanted, wait=wait, tell=tell))
+
+        return await _answer(request, operation)
+
+    @router.post("/v1/adapters/{name}/rollback")
+    async def roll_back(name: str, request: Request, wait: bool = False) -> dict[str, Any]:
+        # A rollback is made in a hurry: without a body it goes back by one.
+        wanted = parse(RollbackRequest, await body_of(request, may_be_empty=True))
+        return describe(await admin.roll_back(name, wanted, wait=wait))
+
+
+def _add_vllm(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
+    """Loading and unloading for clients that were written for vLLM."""
+
+    @router.post("/v1/load_lora_adapter")
+    async def load(request: Request) -> Response:
+        wanted = parse(_Load, await body_of(request))
+        if not wanted.lora_name or not wanted.lora_path:
+            param = "lora_path" if wanted.lora_name else "lora_name"
+            raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.", param=param)
+        try:
+            await admin.load(wanted.lora_name, wanted.lora_path, replace=wanted.load_inplace)
+        except InvalidRequest as e:
+            # Its clients know these fields.
+            e.param = {"name": "lora_name", "source": "lora_path"}.get(e.param, e.param)
+            raise
+        return PlainTextResponse(f"Success: LoRA adapter '{wanted.lora_name}' added successfully.")
+
+    @router.post("/v1/unload_lora_adapter")
+    async def unload(request: Request) -> Response:
+        wanted = parse(_Unload, await body_of(request))
+        if not wanted.lora_name:
+            raise InvalidRequest(
+                "'lora_name' needs to be provided to unload a LoRA adapter.", param="lora_name"
+            )
+        try:
+            await admin.delete(wanted.lora_name)
+        except ModelNotFound as e:
+            raise NotFound(
+                f"The lora adapter '{wanted.lora_name}' cannot be found.", param="lora_name"
+            ) from e
+        return PlainTextResponse(
+            f"Success: LoRA adapter '{wanted.lora_name}' removed successfully."
+        )
+
+
+def add_uploads(router: APIRouter, uploads: Uploads) -> None:
+    """The core of tus 1.0 (resumable uploads), with its creation and termination extensions."""
+
+    @router.options("/v1/uploads")
+    async def abilities() -> Response:
+        about = {"tus-version": "1.0.0", "tus-extension": "creation,termination"}
+        return Response(status_code=204, headers=_TUS | about)
+
+    @router.post("/v1/uploads")
+    async def create(request: Request) -> JSONResponse:
+        length = _number(request, "upload-length")
+        upload_id = await asyncio.to_thread(uploads.create, length, _filename(request))
+        headers = _TUS | {"location": f"/v1/uploads/{upload_id}"}
+        body = {"id": upload_id, "source": f"upload://{upload_id}", "length": length}
+        return JSONResponse(body, 201, headers)
+
+    @router.head("/v1/uploads/{upload_id}")
+    async def state(upload_id: str) -> Response:
+        there, length = await asyncio.to_thread(uploads.state, upload_id)
+        known = {"upload-offset": str(there), "upload-length": str(length)}
+        return Response(headers=_TUS | known | {"cache-control": "no-store"})
+
+    @router.patch("/v1/uploads/{upload_id}")
+    async def append(upload_id: str, request: Request) -> Response:
+        if request.headers.get("content-type") != _TUS_BODY:
+            raise InvalidRequest(f"send the header 'content-type: {_TUS_BODY}'")
+        offset = _number(request, "upload-offset")
+        async for part in _parts(request):
+            offset = await asyncio.to_thread(uploads.append, upload_id, offset, part)
+        return Response(status_code=204, headers=_TUS | {"upload-offset": str(offset)})
+
+    @router.delete("/v1/uploads/{upload_id}")
+    async def remove(upload_id: str) -> Response:
+        await asyncio.to_thread(uploads.remove, upload_id)
+        return Response(status_code=204, headers=_TUS)
+
+
+async def _parts(request: Request) -> AsyncIterator[bytes]:
+    """The body in parts that fit into memory; at least one, which may be empty."""
+    part = bytearray()
+    async for chunk in request.stream():
+        part += chunk
+        if len(part) >= PART_BYTES:
+            yield bytes(part)
+            part.clear()
+    yield bytes(part)
+
+
+def _filename(request: Request) -> str:
+    """From tus's metadata: ``filename BASE64, ...``."""
+    for pair in request.headers.get("upload-metadata", "").split(","):
+        key, _, value = pair.strip().partition(" ")
+        if key == "filename":
+            try:
+                return base64.b64decode(value, validate=True).decode()[:255]
+            except ValueError as e:
+                raise InvalidRequest(
+                    f"upload-metadata: filename is not base64: {e}", param="upload-metadata"
+                ) from e
+    return ""
+
+
+def _number(request: Request, header: str) -> int:
+    value = request.headers.get(header, "")
+    if not (value.isascii() and value.isdecimal() and len(value) < 19):
+        raise InvalidRequest(f"the header {header} must be a number of bytes", param=header)
+    return int(value)
+
+
+async def _answer(request: Request, operation: Operation) -> Response:
+    """The operation's answer; to those who accept an event stream, its progress first."""
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        status, body = await operation(lambda event: None)
+        return JSONResponse(body, status)
+    return StreamingResponse(_events(operation), media_type="text/event-stream")
+
+
+async def _events(operation: Operation) -> AsyncIterator[bytes]:
+    """Progress as it comes; the last event is the `result`, or the `error`."""
+    told: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    running = asyncio.create_task(operation(told.put_nowait))
+    running.add_done_callback(lambda _: told.put_nowait(None))
+    try:
+        while (event := await told.get()) is not None:
+            yield _event(event)
+    finally:
+        # Who hangs up only stops listening: what was begun in the store goes on.
+        running.cancel()
+    try:
+        status, body = running.result()
+    except RoundhouseError as e:
+        yield _event({"event": "error", "status": e.status, **e.body()})
+    except Exception:
+        logger.exception("a change failed")
+        error = RoundhouseError("internal error; the log says more")
+        yield _event({"event": "error", "status": error.status, **error.body()})
+    else:
+        yield _event({"event": "result", "status": status, "adapter": body})
+
+
+def _event(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"

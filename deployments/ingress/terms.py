@@ -1,0 +1,129 @@
+"""How a request wants to be served: whose turn it takes, how urgent it is, what it may cost."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.adapters import Viewer
+from cluster.errors import InvalidRequest
+from cluster.settings import DispatchSettings
+from router.replicas.prefixes import chain_of
+
+PRIORITY_HEADER = "x-roundhouse-priority"
+FIRST_TOKEN_HEADER = "x-roundhouse-first-token-s"
+_PRIORITIES = range(-100, 101)
+_BYTES_PER_TOKEN = 4
+# Of an answer whose length the client leaves open.
+_USUAL_TOKENS = 256
+# As in OpenAI's own.
+_MOST_ANSWERS = 128
+# No answer is longer, whatever is asked for.
+_MOST_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the queue needs to know of a request.
+
+    Attributes:
+        tenant: whose turn it takes.
+        priority: higher ones come first.
+        first_token_s: the answer is of no use when it starts later than this.
+        since: when the request came, of the monotonic clock.
+        tokens: of the prompt, and of the answer at most; about.
+        prompt_tokens: of the prompt alone.
+        sequences: answers that are asked for: `n` to each prompt.
+        prefix: of the prompt, see `router/replicas/prefixes.py`.
+    """
+
+    tenant: str = ""
+    priority: int = 0
+    first_token_s: float = math.inf
+    since: float = field(default_factory=time.monotonic)
+    tokens: float = 1.0
+    prompt_tokens: float = 0.0
+    sequences: int = 1
+    prefix: tuple[bytes, ...] = ()
+
+
+def terms_of(
+    body: Mapping[str, Any],
+    prompt: bytes,
+    viewer: Viewer,
+    headers: Mapping[str, str],
+    dispatch: DispatchSettings,
+) -> Terms:
+    """Read them off a request.
+
+    Args:
+        prompt: the messages or the prompt, as JSON.
+
+    Raises:
+        InvalidRequest: a header, or `n`, that cannot be what it should be; names it.
+    """
+    answer = body.get("max_completion_tokens") or body.get("max_tokens")
+    if not isinstance(answer, int) or answer <= 0:
+        answer = _USUAL_TOKENS
+    prompt_tokens = len(prompt) / _BYTES_PER_TOKEN
+    sequences = _sequences(body)
+    return Terms(
+        tenant=viewer.owner,
+        priority=_priority(headers, viewer),
+        first_token_s=_first_token_s(headers),
+        tokens=prompt_tokens + sequences * min(answer, _MOST_TOKENS),
+        prompt_tokens=prompt_tokens,
+        sequences=sequences,
+        prefix=chain_of(prompt, dispatch),
+    )
+
+
+def _sequences(body: Mapping[str, Any]) -> int:
+    n = body.get("n")
+    if n is None:
+        n = 1
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_ANSWERS:
+        raise InvalidRequest(
+            f"n must be a whole number from 1 to {_MOST_ANSWERS}; for more, send further requests",
+            param="n",
+        )
+    prompts = body.get("prompt")
+    # A list of numbers is one prompt, in tokens.
+    several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+    return n * (len(prompts) if several else 1)
+
+
+def _priority(headers: Mapping[str, str], viewer: Viewer) -> int:
+    sent = headers.get(PRIORITY_HEADER, "0")
+    try:
+        priority = int(sent)
+    except ValueError:
+        priority = None
+    if priority not in _PRIORITIES:
+        raise InvalidRequest(
+            f"{PRIORITY_HEADER} must be a whole number from {_PRIORITIES[0]} to {_PRIORITIES[-1]}",
+            param=PRIORITY_HEADER,
+        )
+    if priority > 0 and not viewer.sees_all:
+        raise InvalidRequest(
+            f"{PRIORITY_HEADER} above 0 needs an admin key: it passes other tenants; leave it out, "
+            "or send a negative one for work that can wait",
+            param=PRIORITY_HEADER,
+        )
+    return priority
+
+
+def _first_token_s(headers: Mapping[str, str]) -> float:
+    sent = headers.get(FIRST_TOKEN_HEADER, "inf")
+    try:
+        first_token_s = float(sent)
+    except ValueError:
+        first_token_s = -1.0
+    if not first_token_s > 0:
+        raise InvalidRequest(
+            f"{FIRST_TOKEN_HEADER} must be a number of seconds above 0: after so long the answer "
+            "is of no use any more",
+            param=FIRST_TOKEN_HEADER,
+        )
+    return first_token_s

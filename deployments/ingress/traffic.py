@@ -1,0 +1,110 @@
+"""What clients see of an answer, measured while it passes: status, first token, tokens."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+from cluster.errors import RoundhouseError
+from cluster.settings import LoggingSettings
+from deployments.process import metrics
+from deployments.process.call import REPLICA_HEADER, RESIDENCY_HEADER, ResponseStart
+
+logger = logging.getLogger(__name__)
+
+_EVENT = b"data: "
+# An event with text in it; quotes within generated text are escaped, so they do not match.
+_TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content)":\s*"(?!")')
+# Of an answer in one piece.
+_USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
+_LEFT = 499
+
+
+def tokens_in(chunk: bytes) -> int:
+    """Generated tokens in a part of an answer: one per event with text, or as its usage says."""
+    if chunk.startswith(_EVENT):
+        return len(_TEXT.findall(chunk))
+    found = _USAGE.search(chunk)
+    return int(found[1]) if found else 0
+
+
+@dataclass
+class Observed:
+    """One request, counted when it has ended."""
+
+    request_id: str
+    logging: LoggingSettings
+    model: str = ""
+    adapter: str = metrics.UNKNOWN
+    version: int | None = None
+    route: str = ""
+    prompt: str = ""
+    began: float = field(default_factory=time.monotonic)
+    ttft_s: float | None = None
+    tokens: int = 0
+
+    def refused(self, error: RoundhouseError) -> None:
+        """It ended before there was an answer."""
+        self._count(error.status)
+        self._log(error.status, {}, error=error.message)
+
+    async def passed(
+        self, start: ResponseStart, body: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+        last, status, problem = self.began, start.status, None
+        try:
+            async for chunk in body:
+                last = time.monotonic()
+                self.tokens += tokens_in(chunk)
+                if start.is_stream and self.tokens and self.ttft_s is None:
+                    self.ttft_s = last - self.began
+                    metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
+                yield chunk
+        except RoundhouseError as e:
+            # The status line is out already; what the client got is an error all the same.
+            status, problem = e.status, e.message
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            status = _LEFT
+            raise
+        finally:
+            await body.aclose()
+            self._count(status)
+            if self.tokens:
+                metrics.tokens.labels(self.model, self._name).inc(self.tokens)
+            if self.ttft_s is not None and self.tokens > 1:
+                mean_s = (last - self.began - self.ttft_s) / (self.tokens - 1)
+                metrics.tpot.labels(self.model, self._name).observe(mean_s)
+            self._log(status, start.headers, problem)
+
+    @property
+    def _name(self) -> str:
+        if self.adapter in ("", metrics.UNKNOWN):
+            return self.adapter
+        return metrics.named.use(self.adapter)
+
+    def _count(self, status: int) -> None:
+        metrics.requests.labels(self.model, self._name, self.route, str(status)).inc()
+
+    def _log(self, status: int, headers: Mapping[str, str], error: str | None = None) -> None:
+        if not self.logging.requests:
+            return
+        fields = {
+            "request_id": self.request_id,
+            "status": status,
+            "model": self.model,
+            "adapter": self.adapter if self.adapter != metrics.UNKNOWN else None,
+            "version": self.version,
+            "route": self.route,
+            "replica": headers.get(REPLICA_HEADER),
+            "residency": headers.get(RESIDENCY_HEADER),
+            "ttft_s": self.ttft_s,
+            "duration_s": time.monotonic() - self.began,
+            "tokens": self.tokens,
+            "error": error,
+            "prompt": self.prompt,
+        }
+        logger.info("request", extra={k: v for k, v in fields.items() if v not in (None, "")})

@@ -1,0 +1,39 @@
+"""The planner as a deployment of Ray Serve."""
+
+from typing import Any
+
+from ray import serve
+
+from cluster.settings import Settings
+from deployments.planner.planner import Planner
+from deployments.process.logs import configure
+from deployments.process.ray_metrics import RayExport
+from deployments.process.ray_options import on_nodes
+
+
+class PlannerDeployment:
+    """The planner as an actor of Ray Serve."""
+
+    async def __init__(self, settings: Settings) -> None:
+        who = serve.get_replica_context().replica_id.unique_id
+        configure(settings.logging, who)
+        self._planner = Planner(settings, who, RayExport())
+        await self._planner.start()
+
+    async def check_health(self) -> None:
+        self._planner.check()
+
+    async def __del__(self) -> None:
+        await self._planner.stop()
+
+
+def planner_app(settings: Settings) -> Any:
+    """The deployment, bound."""
+    return (
+        serve.deployment(PlannerDeployment)
+        .options(
+            name="Planner",
+            ray_actor_options={"num_cpus": 0} | on_nodes(settings.http.node_labels),
+        )
+        .bind(settings)
+    )

@@ -1,0 +1,103 @@
+"""What happened, for people: read off the differences between what was and what is.
+
+One process writes it, the planner that leads. It sees every adapter and every report anyway, and
+nobody else has to tell it.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+from cluster.adapters import Adapter
+from cluster.members import Member
+from cluster.plans import Happening
+
+# Of one replica in one step: a replica that starts has dozens at once.
+_MOST_LOADS = 8
+
+
+def adapter_news(
+    before: Mapping[str, Adapter], after: Mapping[str, Adapter | None]
+) -> Iterator[Happening]:
+    """What was done to the adapters in `after`; None is one that was deleted."""
+    for name, now in after.items():
+        was = before.get(name)
+        for news in _news_of(name, was, now):
+            yield news.model_copy(update={"revision": (now or was).revision})
+
+
+def _news_of(name: str, was: Adapter | None, now: Adapter | None) -> Iterator[Happening]:
+    if now is None:
+        if was is not None:
+            yield _of("adapter", name, f"{name} was deleted")
+    elif was is None:
+        yield _of("adapter", name, f"{name}@{now.latest.number} was registered")
+    else:
+        yield from _changes(was, now)
+
+
+def _changes(was: Adapter, now: Adapter) -> Iterator[Happening]:
+    name = now.name
+    for number in sorted(now.versions.keys() - was.versions.keys()):
+        yield _of("adapter", name, f"{name}@{number} was registered, a new version")
+    for number in sorted(was.versions.keys() - now.versions.keys()):
+        yield _of("adapter", name, f"{name}@{number} was deleted")
+    yield from _rollout(was, now)
+    if was.stable.number != now.stable.number:
+        text = f"{name} is now version {now.stable.number}, before {was.stable.number}"
+        yield _of("rollout", name, text)
+    if was.card != now.card:
+        old, new = was.card.model_dump(), now.card.model_dump()
+        fields = [field for field in new if old[field] != new[field]]
+        yield _of("adapter", name, f"the card of {name} was edited: {', '.join(fields)}")
+
+
+def _rollout(was: Adapter, now: Adapter) -> Iterator[Happening]:
+    name, old, new = now.name, was.rollout, now.rollout
+    if new is not None and (old is None or old.version != new.version):
+        yield _of("rollout", name, f"{name}@{new.version} is being rolled out")
+    if new is not None and new.step >= 0 and (old is None or old.step != new.step):
+        yield _of("rollout", name, f"{name}@{new.version} gets {new.percent} % of the requests")
+    if new is not None and new.evaluation not in (None, old and old.evaluation):
+        found = new.evaluation
+        text = (
+            f"{name}@{new.version} was held against the stable version: right "
+            f"{found.accuracy_before:.0%} before, {found.accuracy_after:.0%} now, newly wrong "
+            f"{found.negative_flips:.0%} of {found.prompts} prompts"
+        )
+        yield _of("rollout", name, text)
+    end = now.last_rollout
+    if end is not None and end != was.last_rollout:
+        is_bad = end.outcome == "rolled_back"
+        how = "was rolled back" if is_bad else "is rolled out"
+        why = f": {end.reason}" if end.reason else ""
+        yield _of("rollout", name, f"{name}@{end.version} {how}{why}", is_bad=is_bad)
+
+
+def member_news(before: Iterable[Member], after: Iterable[Member]) -> Iterator[Happening]:
+    """Processes that came and went, what replicas loaded, and what they could not."""
+    old, new = ({m.id: m for m in members} for members in (before, after))
+    for gone in old.keys() - new.keys():
+        member = old[gone]
+        is_bad = member.kind == "replica"
+        yield _of("replica", gone, f"{_what(member)} {gone} is gone", is_bad=is_bad)
+    for member in new.values():
+        was = old.get(member.id)
+        if was is None:
+            where = f" on {member.node}" if member.node else ""
+            yield _of("replica", member.id, f"{_what(member)} {member.id} is there{where}")
+            continue
+        held = {*was.residency.slots, *was.residency.host}
+        loaded = [k for k in (*member.residency.slots, *member.residency.host) if k not in held]
+        for key in loaded[:_MOST_LOADS]:
+            yield _of("load", key.partition("@")[0], f"{key} was loaded on {member.id}")
+        for key in member.problems.keys() - was.problems.keys():
+            text = f"{member.id} cannot load {key}: {member.problems[key]}"
+            yield _of("failure", key.partition("@")[0], text, is_bad=True)
+
+
+def _what(member: Member) -> str:
+    return f"replica of {member.model}" if member.kind == "replica" else member.kind
+
+
+def _of(kind: str, subject: str, text: str, *, is_bad: bool = False) -> Happening:
+    return Happening(at=time.time(), kind=kind, subject=subject, text=text, is_bad=is_bad)

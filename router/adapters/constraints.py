@@ -1,0 +1,127 @@
+"""What a caller demands of the choice: in the body, in headers, or in the prompt itself."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cluster.adapters import OPERATOR, Card, Viewer
+from cluster.values import Value
+
+HEADER_PREFIX = "x-roundhouse-"
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class CostWeights(Value):
+    """How much quality a unit of each cost is worth: the lambdas of Tryage (2023, eq. 3)."""
+
+    latency: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="per second until the first token"
+    )
+    price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="per unit of the base model's price"
+    )
+    size: Amount | None = Field(None, description="per GB of adapter")
+    load: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="for replicas that are full"
+    )
+
+
+class Constraints(Value):
+    """Hard limits, and the weights of the costs among what they leave."""
+
+    adapters: tuple[str, ...] | None = Field(None, description="choose among these only")
+    exclude: tuple[str, ...] = Field((), description="never choose these")
+    base_model: str | None = Field(None, description="only adapters of this base model")
+    tags: tuple[str, ...] = Field((), description="only adapters that carry all of these tags")
+    min_confidence: float | None = Field(None, ge=0, le=1, description="abstain below this")
+    max_latency_s: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="expected until the first token"
+    )
+    max_price: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="of the base model"
+    )
+    weights: CostWeights = Field(CostWeights(), description="quality that a unit of cost is worth")
+    viewer: Viewer = Field(OPERATOR, description="who asks; set by the endpoint, not by callers")
+
+    def objection(self, card: Card) -> str | None:
+        """Why an adapter may not be chosen, or None."""
+        if self.adapters is not None and card.name not in self.adapters:
+            return "adapters"
+        if card.name in self.exclude:
+            return "exclude"
+        if self.base_model not in (None, card.base_model):
+            return "base_model"
+        if not set(self.tags) <= set(card.tags):
+            return "tags"
+        return None
+
+    def allows(self, card: Card) -> bool:
+        """Whether an adapter may be chosen, as far as its card says."""
+        return self.viewer.may_see(card) and self.objection(card) is None
+
+    @property
+    def on_cards(self) -> "Constraints":
+        """Only what is asked of cards: equal for requests that leave the same adapters."""
+        return Constraints(
+            adapters=self.adapters,
+            exclude=self.exclude,
+            base_model=self.base_model,
+            tags=self.tags,
+            viewer=self.viewer,
+        )
+
+
+_LISTS = ("adapters", "exclude", "tags")
+_PLAIN = ("base_model", "min_confidence", "max_latency_s", "max_price")
+_HEADERS = {f"{HEADER_PREFIX}{name.replace('_', '-')}": name for name in (*_LISTS, *_PLAIN)} | {
+    f"{HEADER_PREFIX}weight-{name}": f"weights.{name}" for name in CostWeights.model_fields
+}
+
+
+def merged(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Constraints of both; where both say something, the body's."""
+    both = headers | body
+    weights = [part.get("weights") for part in (headers, body)]
+    if all(isinstance(part, dict) for part in weights):
+        both["weights"] = weights[0] | weights[1]
+    return both
+
+
+def constraints_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Constraints as ``x-roundhouse-…`` headers carry them, not yet checked.
+
+    ``x-roundhouse-tags: fast,short``, ``x-roundhouse-max-latency-s: 0.5``,
+    ``x-roundhouse-weight-latency: 0.1``.
+    """
+    found: dict[str, Any] = {}
+    for header, field in _HEADERS.items():
+        if header not in headers:
+            continue
+        value: Any = headers[header].strip()
+        group, _, name = field.rpartition(".")
+        if name in _LISTS:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        (found.setdefault(group, {}) if group else found)[name] = value
+    return found
+
+
+# Tryage's flags: a user writes "[Flag: fastest]" into the prompt (2023, section 3.2).
+_FLAG = re.compile(r"\s*\[flag:\s*(fastest|cheapest|smallest|best)\s*\]\s*", re.IGNORECASE)
+# A second, a price unit and a gigabyte each outweigh any difference in quality that is in doubt.
+_FLAGS: dict[str, dict[str, float]] = {
+    "fastest": {"latency": 1.0, "load": 1.0},
+    "cheapest": {"price": 1.0},
+    "smallest": {"size": 10.0},
+    "best": {"latency": 0.0, "price": 0.0, "size": 0.0, "load": 0.0},
+}
+
+
+def take_flags(text: str) -> tuple[str, dict[str, float]]:
+    """The prompt without its flags, and the cost weights that they ask for."""
+    weights: dict[str, float] = {}
+    for flag in _FLAG.findall(text):
+        weights |= _FLAGS[flag.lower()]
+    return (_FLAG.sub(" ", text).strip(), weights) if weights else (text, weights)
