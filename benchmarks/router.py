@@ -31,15 +31,16 @@ from examples.base_model import default_cache_dir, prepare_base_model
 from examples.evaluate import ADAPTERS, held_out
 from examples.skills import SKILLS
 from router.adapters.arrow import ArrowRouter
-from router.adapters.classifier import Classifier, Verdict, calibration_error
+from router.adapters.classifier import Classifier, Verdict
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.evaluation import curve_of
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
+from router.adapters.fitting import calibration_error
 from router.adapters.quality import QualityPredictor
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "router.json"
-EVERYDAY = HERE.parent / "router" / "data" / "everyday_prompts.txt"
+EVERYDAY = HERE.parent / "router" / "adapters" / "data" / "everyday_prompts.txt"
 SEEDS = (0, 1, 2)
 FEW = 20
 # LoraRetriever's own words (Zhao et al. 2024, section 3.2), for its recipe.

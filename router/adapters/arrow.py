@@ -63,6 +63,7 @@ class ArrowRouter:
             module: torch.cat([states[module] for states in everyday]).mean(dim=0)
             for module in everyday[0]
         }
+        # As they came: modules that read the same states share their memory.
         self._everyday = everyday
         self._adapters: dict[str, _Prototypes] = {}
 
@@ -83,12 +84,18 @@ class ArrowRouter:
         adapters = {d: found for d, found in self._adapters.items() if d in digests}
         if not adapters:
             return {}
-        with self._lock:
-            states = self._states(text)
+        moved = self.deviations(text)
         return {
-            digest: self._response(states, found.vectors) / found.usual / found.bound
+            digest: _response(moved, found.vectors) / found.usual / found.bound
             for digest, found in adapters.items()
         }
+
+    def deviations(self, text: str) -> dict[str, torch.Tensor]:
+        """Module -> (tokens, hidden) x - mu of the module's formula: what a prompt sends into it,
+        less what everyday prompts do."""
+        with self._lock:
+            states = self._states(text)
+        return self._relative(states)
 
     def _prototypes(self, tensors: Mapping[str, torch.Tensor]) -> _Prototypes:
         vectors = {}
@@ -100,18 +107,14 @@ class ArrowRouter:
                 vectors[path] = _first_direction(a.float(), b.float())
         if not vectors:
             return _Prototypes({}, 1.0, 1.0)
-        everyday = np.array([self._response(states, vectors) for states in self._everyday])
+        everyday = np.array(
+            [_response(self._relative(states), vectors) for states in self._everyday]
+        )
         usual = max(float(everyday.mean()), 1e-9)
         return _Prototypes(vectors, usual, float(np.quantile(everyday / usual, _QUIET)))
 
-    def _response(self, states: Mapping[str, torch.Tensor], vectors: Mapping) -> float:
-        if not vectors:
-            return 0.0
-        moved = [
-            ((states[module] - self._centre[module]) @ vector).abs().mean()
-            for module, vector in vectors.items()
-        ]
-        return float(torch.stack(moved).mean())
+    def _relative(self, states: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {module: into - self._centre[module] for module, into in states.items()}
 
     @torch.inference_mode()
     def _states(self, text: str) -> dict[str, torch.Tensor]:
@@ -133,7 +136,16 @@ class ArrowRouter:
                 )
 
 
+def _response(moved: Mapping[str, torch.Tensor], vectors: Mapping[str, torch.Tensor]) -> float:
+    """Mean over modules and tokens of |(x - mu) . v|."""
+    if not vectors:
+        return 0.0
+    found = [(moved[module] @ vector).abs().mean() for module, vector in vectors.items()]
+    return float(torch.stack(found).mean())
+
+
 def _first_direction(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """First right singular vector of B A, from the small side: with B = Q R it is that of R A."""
     _, r = torch.linalg.qr(b)
-    return torch.linalg.svd(r @ a, full_matrices=False).Vh[0]
+    first: torch.Tensor = torch.linalg.svd(r @ a, full_matrices=False).Vh[0]
+    return first

@@ -84,9 +84,9 @@ _HEADERS = {f"{HEADER_PREFIX}{name.replace('_', '-')}": name for name in (*_LIST
 def merged(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     """Constraints of both; where both say something, the body's."""
     both = headers | body
-    weights = [part.get("weights") for part in (headers, body)]
-    if all(isinstance(part, dict) for part in weights):
-        both["weights"] = weights[0] | weights[1]
+    first, last = headers.get("weights"), body.get("weights")
+    if isinstance(first, dict) and isinstance(last, dict):
+        both["weights"] = first | last
     return both
 
 

@@ -127,7 +127,8 @@ class SentenceEncoder:
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """Each row scaled to length 1; a row of zeros stays one."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(lengths, 1e-9)).astype(np.float32)
+    scaled: np.ndarray = (rows / np.maximum(lengths, 1e-9)).astype(np.float32)
+    return scaled
 
 
 def resolve_encoder(source: str) -> str | Path:

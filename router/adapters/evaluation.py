@@ -16,10 +16,10 @@ from cluster.adapters import Adapter, Card, Share, Version
 from cluster.decisions import Decision, Prompt
 from cluster.errors import ConfigError
 from cluster.settings import RouterSettings, explain
-from router.adapters.classifier import calibration_error
 from router.adapters.constraints import Constraints
 from router.adapters.encoder import Encoder
-from router.adapters.features import FeatureExtractor
+from router.adapters.features import FeatureExtractor, Features
+from router.adapters.fitting import calibration_error
 from router.adapters.prompt_router import PromptRouter
 from router.adapters.prompts import clip
 from router.adapters.quality import QualityPredictor
@@ -145,8 +145,10 @@ def _as_adapter(card: CardLine) -> Adapter:
     made = Card.model_construct(
         name=card.name, base_model="", description=clip(card.description), examples=texts, tags=()
     )
-    version = Version.model_construct(number=1, digest="", size_bytes=0)
-    return Adapter.model_construct(card=made, versions={1: version}, aliases={"stable": 1})
+    version = Version(number=1, digest="", size_bytes=0, rank=0, target_modules=(), created_at=0)
+    return Adapter.model_construct(
+        card=made, versions={1: version}, aliases={"stable": 1}, revision=0
+    )
 
 
 def _decide_all(
@@ -284,12 +286,12 @@ def evaluate_outcomes(
     return report, curve
 
 
-def _extract(encoder: Encoder, texts: list[str], progress: Progress):
+def _extract(encoder: Encoder, texts: list[str], progress: Progress) -> Features:
     extract, parts = FeatureExtractor(encoder), []
     for i in range(0, len(texts), 256):
         progress("reading the prompts", i, len(texts))
         parts.append(extract(texts[i : i + 256]))
-    return type(parts[0]).stack(parts)
+    return Features.stack(parts)
 
 
 def _mean_cost(name: str, lines: Sequence[OutcomeLine]) -> float:
@@ -336,11 +338,11 @@ def curve_of(
     by_cost, by_quality = costs.mean(axis=0), scores.mean(axis=0)
     weak, strong = int(by_cost.argmin()), int(by_quality.argmax())
     points += [(by_cost[i], by_quality[i]) for i in (weak, strong)]
-    points = np.array(sorted(points))
+    front = np.array(sorted(points))
     best = (scores - 1e-9 * costs).argmax(axis=1)
     return Curve(
-        points[:, 0],
-        points[:, 1],
+        front[:, 0],
+        front[:, 1],
         {
             name: (float(cost), float(quality))
             for name, cost, quality in zip(names, by_cost, by_quality, strict=True)

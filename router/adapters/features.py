@@ -107,17 +107,13 @@ class Kernel:
         has_form = reference.form.shape[1] > 0 and apart.mean() > 1e-6
         self._per_form = np.float32(1 / apart.mean() if has_form else 0)
         self._centre = {name: getattr(reference, name).mean(axis=0) for name in ("meaning", "form")}
-        self._set_landmarks(landmarks)
+        self.landmarks, self.landmark_words = landmarks, self._weigh(landmarks).T.tocsr()
 
     def of(self, landmarks: Features) -> "Kernel":
         """The same kernel, to other landmarks."""
         other = copy(self)
-        other._set_landmarks(landmarks)
+        other.landmarks, other.landmark_words = landmarks, self._weigh(landmarks).T.tocsr()
         return other
-
-    def _set_landmarks(self, landmarks: Features) -> None:
-        self.landmarks = landmarks
-        self._wording = self._weigh(landmarks).T.tocsr()
 
     def __call__(self, features: Features) -> np.ndarray:
         """Likeness of n texts to the landmarks: (n, m), float32."""
@@ -142,13 +138,14 @@ class Kernel:
         """(m + d + h,) squared: the kernel between what the regressors are."""
         between = self(self.landmarks)
         flat = len(self._centre["meaning"]) + len(self._centre["form"])
-        return scipy.linalg.block_diag(between, np.eye(flat, dtype=between.dtype))
+        both: np.ndarray = scipy.linalg.block_diag(between, np.eye(flat, dtype=between.dtype))
+        return both
 
     def parts(self, features: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is alike, by kind, each (n, m): meaning - 1, (form - 1) / s, wording."""
         meaning = features.meaning @ self.landmarks.meaning.T - 1
         form = self._per_form * (features.form @ self.landmarks.form.T - 1)
-        wording = (self._weigh(features) @ self._wording).toarray()
+        wording = (self._weigh(features) @ self.landmark_words).toarray()
         return meaning, form, wording
 
     @staticmethod
@@ -165,7 +162,8 @@ class Kernel:
     ) -> np.ndarray:
         """(n, m) how much of each likeness is shared wording, 0 to 1."""
         wording = self.weights.wording * parts[2] / (1 + self.weights.wording)
-        return wording / np.maximum(likeness, 1e-6)
+        share: np.ndarray = wording / np.maximum(likeness, 1e-6)
+        return share
 
     def _weigh(self, features: Features) -> scipy.sparse.csr_matrix:
         return self._tfidf.transform(features.wording).astype(np.float32)

@@ -2,12 +2,12 @@
 of Tryage (2023) as one kernel ridge regression per candidate on the chooser's features."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cluster.decisions import Outcome
-from router.adapters.features import Features, Kernel, KernelWeights
+from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
 from router.adapters.ridge import Examples, Ridge, without_own
 
 # Fewer records than this foretell nothing.
@@ -78,6 +78,57 @@ class QualityPredictor:
         the landmarks."""
         likeness = self.kernel(features)
         return likeness @ self.coefficients + self.means, likeness.max(axis=1)
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What outcomes say of one prompt.
+
+    Attributes:
+        qualities: predicted, by candidate, of those that outcomes are known of.
+        nearest: how alike the nearest prompt of known outcome is.
+    """
+
+    qualities: Mapping[str, float] = field(default_factory=dict)
+    nearest: float = 0.0
+
+
+class OutcomeLearner:
+    """Keeps a predictor of the outcomes; only prompts not seen before are embedded."""
+
+    def __init__(self, extract: FeatureExtractor) -> None:
+        self._extract = extract
+        self._predictor: QualityPredictor | None = None
+        self._features: dict[str, Features] = {}
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Those that outcomes are known of."""
+        return self._predictor.candidates if self._predictor else ()
+
+    def learn(self, outcomes: Iterable[Outcome]) -> None:
+        """Learn anew how well each candidate answers."""
+        texts, scores = table_of(outcomes)
+        if not texts:
+            self._predictor = None
+            return
+        known = {text: f for text in texts if (f := self._features.get(text)) is not None}
+        if new := [text for text in texts if text not in known]:
+            read = self._extract(new).compact()
+            known |= {text: read[i : i + 1] for i, text in enumerate(new)}
+        self._features = known
+        self._predictor = QualityPredictor.fit(Features.stack([known[t] for t in texts]), scores)
+
+    def foretell(self, features: Features) -> list[Foretold]:
+        """Of each of n prompts."""
+        predictor = self._predictor
+        if predictor is None:
+            return [Foretold()] * len(features)
+        predicted, nearest = predictor.foretell(features)
+        return [
+            Foretold(dict(zip(predictor.candidates, row, strict=True)), near)
+            for row, near in zip(predicted.tolist(), nearest.tolist(), strict=True)
+        ]
 
 
 def table_of(outcomes: Iterable[Outcome]) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -42,7 +42,9 @@ class Examples:
 
     @property
     def weighed(self) -> np.ndarray:
-        return self.likeness / self.noise[:, None].astype(np.float64)
+        """(n, m) k_i / n_i of the module's formula."""
+        weighed: np.ndarray = self.likeness / self.noise[:, None].astype(np.float64)
+        return weighed
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Ridge:
             between: (m, m) likeness of the landmarks to each other.
         """
         system = between.astype(np.float64)
-        moments, mass = 0.0, np.zeros(len(system))
+        moments, mass = np.zeros(()), np.zeros(len(system))
         for block in blocks:
             weighed = block.weighed
             system += weighed.T @ block.likeness
@@ -80,11 +82,13 @@ class Ridge:
 
     def coefficients(self, offset: float = 0.0) -> np.ndarray:
         """(m, c) of f(x) = k(x) a, for targets from which `offset` is taken."""
-        return self.solution - offset * (self.precision @ self.mass)[:, None]
+        found: np.ndarray = self.solution - offset * (self.precision @ self.mass)[:, None]
+        return found
 
     def leverage(self, likeness: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """(n,) h_i: how much of its own prediction an example makes."""
-        return np.einsum("ij,ij->i", likeness @ self.precision, likeness) / noise
+        own: np.ndarray = np.einsum("ij,ij->i", likeness @ self.precision, likeness) / noise
+        return own
 
     def with_examples(self, examples: Examples) -> "Ridge":
         """The solution with more examples; their targets may have new columns at the end.
@@ -121,13 +125,16 @@ def _inverse(system: np.ndarray) -> np.ndarray:
     """Of a matrix that is positive definite but for rounding."""
     for jitter in _JITTERS:
         try:
-            return scipy.linalg.inv(system + jitter * np.eye(len(system)), assume_a="pos")
+            lifted = system + jitter * np.eye(len(system))
+            inverse: np.ndarray = scipy.linalg.inv(lifted, assume_a="pos")
         except np.linalg.LinAlgError:
             continue
+        return inverse
     return np.linalg.pinv(system, hermitian=True)
 
 
 def without_own(predicted: np.ndarray, targets: np.ndarray, leverage: np.ndarray) -> np.ndarray:
     """(n, c) what would have been predicted for each example had it not been learnt from."""
     h = np.minimum(leverage, 1 - 1e-6)[:, None]
-    return (predicted - h * targets) / (1 - h)
+    left_out: np.ndarray = (predicted - h * targets) / (1 - h)
+    return left_out

@@ -1,0 +1,225 @@
+"""From what is known of a prompt to the decision: what fits, what it costs, and why."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cluster.adapters import Adapter
+from cluster.decisions import Candidate, Decision, Evidence, Prompt, Route
+from cluster.settings import RouterSettings
+from router.adapters.arrow import ArrowRouter
+from router.adapters.classifier import Classifier, Verdict
+from router.adapters.constraints import Constraints
+from router.adapters.costs import LiveCosts
+from router.adapters.index import texts_of
+from router.adapters.policy import SHOWN_CANDIDATES, Choice, Option, choose
+from router.adapters.quality import Foretold
+
+# Candidates that are weighed for a prompt; the rest of the ranking has no chance.
+_WEIGHED = 16
+# Share of the best probability that an adapter must have to be chosen for being cheaper.
+_WORTH = 0.1
+# Likeness to a prompt of known outcome from which on a base model's outcomes speak for a prompt
+# that an adapter fits.
+_TRIED_NEARBY = 0.6
+_EXCERPT_CHARS = 160
+_EVIDENCE = 3
+# What the response of weights is worth as a confidence.
+_UNCALIBRATED = 0.5
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for every prompt that a caller asks about at once.
+
+    Attributes:
+        base_models: that may answer when no adapter fits; the first is the default.
+        versions: of the features and of the cards, as decisions tell them.
+    """
+
+    constraints: Constraints
+    settings: RouterSettings
+    costs: LiveCosts
+    base_models: tuple[str, ...]
+    versions: dict[str, str]
+
+    def choose(self, options: list[Option]) -> Choice:
+        settings = self.settings
+        return choose(options, self.constraints, settings.cost_weights, settings.near_tie)
+
+    def option(self, adapter: Adapter, quality: float) -> Option:
+        key = f"{adapter.name}@{adapter.stable.number}"
+        model = adapter.card.base_model
+        cost = self.costs.adapter(model, key, adapter.stable)
+        return Option(adapter.name, model, quality, cost)
+
+    def bases(self, foretold: Foretold) -> list[Option]:
+        """The base models that may answer; the default one, unless outcomes tell them apart."""
+        wanted = self.constraints.base_model
+        models = [m for m in self.base_models if wanted in (None, m)]
+        known = {m: foretold.qualities[m] for m in models if m in foretold.qualities}
+        # Of the default nothing need be known: it is as good as the others, or there are none.
+        typical = float(np.mean(list(known.values()))) if known else 1.0
+        qualities = {m: typical for m in models[:1]} | known
+        return [Option(None, m, q, self.costs.base_model(m)) for m, q in qualities.items()]
+
+    def nothing(self, reason: str) -> Decision:
+        """The decision for a prompt that nothing can be said about."""
+        choice = self.choose(self.bases(Foretold()))
+        return Decision(
+            adapter=None,
+            model=choice.best.model if choice.best else None,
+            confidence=0,
+            route=Route.AUTO,
+            reason=reason,
+            candidates=choice.candidates,
+            versions=self.versions,
+        )
+
+    def by_weights(
+        self, prompt: Prompt, silent: Sequence[Adapter], weights: Mapping[str, ArrowRouter]
+    ) -> Decision | None:
+        """The adapter without a card whose weights respond to a prompt that no card fits.
+
+        Args:
+            weights: base model -> what knows its adapters by their weights.
+        """
+        if self.constraints.min_confidence is not None:
+            return None  # what the weights say is not calibrated
+        asked = [a for a in silent if self.constraints.allows(a.card)]
+        scores: dict[str, float] = {}
+        for model, known in weights.items():
+            digests = [a.stable.digest for a in asked if a.card.base_model == model]
+            scores |= known.scores(prompt.text, digests)
+        ranked = sorted(asked, key=lambda a: -scores.get(a.stable.digest, 0.0))
+        if not ranked or scores.get(ranked[0].stable.digest, 0.0) <= 1:
+            return None
+        best, score = ranked[0], scores[ranked[0].stable.digest]
+        choice = self.choose([self.option(best, _UNCALIBRATED)])
+        if choice.best is None:
+            return None
+        return Decision(
+            adapter=best.name,
+            version=best.stable.number,
+            model=best.card.base_model,
+            confidence=_UNCALIBRATED,
+            route=Route.AUTO,
+            reason=f"{best.name}: by its weights, which respond {score:.2f} times as much as to "
+            "any everyday prompt",
+            candidates=choice.candidates,
+            versions=self.versions,
+        )
+
+
+@dataclass(frozen=True)
+class ByCards:
+    """Decides by what the cards say, of which one at least may be chosen.
+
+    Attributes:
+        adapters: by class of the classifier.
+    """
+
+    terms: Terms
+    adapters: tuple[Adapter, ...]
+    classifier: Classifier
+
+    def decide(self, verdict: Verdict, foretold: Foretold) -> Decision:
+        """Of one prompt."""
+        ranked = [
+            self.terms.option(self.adapters[label], probability)
+            for label, probability in _ranking(verdict)[:_WEIGHED]
+        ]
+        bases = self.terms.bases(foretold)
+        reason = self._why_none(verdict)
+        if reason is not None:
+            choice = self.terms.choose(bases)
+        else:
+            choice, reason = self._weigh(ranked, bases, foretold)
+        adapter = choice.best.adapter if choice.best else None
+        labels = {self.adapters[c].name: (c, p) for c, p in _ranking(verdict)}
+        label, probability = labels[adapter] if adapter in labels else _ranking(verdict)[0]
+        return Decision(
+            adapter=adapter,
+            version=self.adapters[label].stable.number if adapter else None,
+            model=choice.best.model if choice.best else None,
+            confidence=round(float(verdict.scope * probability), 4),
+            in_scope=round(float(verdict.scope), 4),
+            threshold=round(self.classifier.scope.threshold, 4),
+            route=Route.AUTO,
+            reason=reason,
+            candidates=self._shown(choice, ranked),
+            excluded=self._better(verdict) | choice.excluded,
+            evidence=self._evidence(verdict, label) if adapter else (),
+            versions=self.terms.versions,
+        )
+
+    def _why_none(self, verdict: Verdict) -> str | None:
+        """Why no adapter is to be chosen, if so."""
+        threshold = self.classifier.scope.threshold
+        least = self.terms.constraints.min_confidence
+        if verdict.scope < threshold:
+            return f"out of scope: {verdict.scope:.2f} is below the threshold {threshold:.2f}"
+        confidence = verdict.scope * verdict.probabilities[0]
+        if least is not None and confidence < least:
+            best = self.adapters[verdict.classes[0]].name
+            return f"{best}: confidence {confidence:.2f} is below min_confidence"
+        return None
+
+    def _weigh(
+        self, ranked: list[Option], bases: list[Option], foretold: Foretold
+    ) -> tuple[Choice, str]:
+        """Choose among the adapters that fit, and base models of which is known that they do."""
+        options = [o for o in ranked if o.quality >= _WORTH * ranked[0].quality]
+        why, qualities = "probability", foretold.qualities
+        if qualities:
+            # Outcomes say how well each answers what it was made for.
+            typical = float(np.mean([qualities.get(o.name, 1.0) for o in options]))
+            options = [
+                replace(o, quality=o.quality * np.clip(qualities.get(o.name, typical), 0, 1))
+                for o in options
+            ]
+            if foretold.nearest >= _TRIED_NEARBY:
+                options += [o for o in bases if o.model in qualities]
+            why = "predicted quality"
+        choice = self.terms.choose(options)
+        if choice.best is None:
+            left = self.terms.choose(bases)
+            choice = replace(choice, best=left.best, excluded=choice.excluded | left.excluded)
+            return choice, "the constraints on cost leave no adapter that fits"
+        reason = f"{choice.best.name}: {why} {choice.best.quality:.2f}"
+        if choice.passed_over is not None:
+            reason += (
+                f", nearly as good as {choice.passed_over.name} "
+                f"({choice.passed_over.quality:.2f}) and sooner there"
+            )
+        return choice, reason
+
+    def _better(self, verdict: Verdict) -> dict[str, str]:
+        """Adapters that fit better, and the constraint that excludes each."""
+        cards = [self.adapters[label].card for label in verdict.before[:SHOWN_CANDIDATES]]
+        return {card.name: self.terms.constraints.objection(card) or "" for card in cards}
+
+    def _shown(self, choice: Choice, ranked: list[Option]) -> tuple[Candidate, ...]:
+        """What was weighed and what came behind it; base models last."""
+        weighed = {o.name for o, _ in choice.ranked} | choice.excluded.keys()
+        rest = self.terms.choose([o for o in ranked if o.name not in weighed])
+        adapters = [c for c in (*choice.candidates, *rest.candidates) if c.adapter is not None]
+        bases = [c for c in choice.candidates if c.adapter is None]
+        return (*adapters[:SHOWN_CANDIDATES], *bases)
+
+    def _evidence(self, verdict: Verdict, label: int) -> tuple[Evidence, ...]:
+        """The examples of the adapter that made most of its score."""
+        texts = texts_of(self.adapters[label].card)
+        return tuple(
+            Evidence(
+                example=texts[ground.example][:_EXCERPT_CHARS],
+                share=round(ground.share, 3),
+                wording=round(ground.wording, 3),
+            )
+            for ground in self.classifier.grounds(verdict, label, _EVIDENCE)
+        )
+
+
+def _ranking(verdict: Verdict) -> list[tuple[int, float]]:
+    return list(zip(verdict.classes.tolist(), verdict.probabilities.tolist(), strict=True))

@@ -1,0 +1,163 @@
+"""The cards of the store, learnt: one state of the catalogue at a time, ready to answer."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cluster.adapters import Adapter, Card
+from cluster.settings import RouterSettings
+from router.adapters.classifier import Classifier
+from router.adapters.constraints import Constraints
+from router.adapters.features import FeatureExtractor, Features
+
+# Up to this many texts learning anew takes well under a second; of more, changes are worked in.
+_LEARN_ANEW = 500
+# More texts at once are not worked in: that takes a matrix of their number squared.
+_WORKED_IN = 1000
+# Sets of adapters that are remembered, by the constraints that leave them.
+_MASKS = 64
+
+Texts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """One state of the catalogue, ready to answer.
+
+    Attributes:
+        adapters: by class of the classifier.
+        silent: adapters whose cards say nothing to learn from.
+        classifier: None without adapters.
+        position: of the store, when it was made.
+        is_whole: the classifier was fitted to just these cards; else changes were worked in.
+    """
+
+    adapters: tuple[Adapter, ...] = ()
+    silent: tuple[Adapter, ...] = ()
+    classifier: Classifier | None = None
+    position: str = ""
+    is_whole: bool = True
+    masks: dict[Constraints, np.ndarray] = field(default_factory=dict)
+
+    def allowed(self, constraints: Constraints) -> np.ndarray:
+        """(c,) whether a class may be chosen; kept, for ten thousand cards take milliseconds."""
+        key = constraints.on_cards
+        known = self.masks.get(key)
+        if known is not None:
+            return known
+        found = [key.allows(a.card) for a in self.adapters]
+        if len(self.masks) > _MASKS:
+            self.masks.clear()
+        return self.masks.setdefault(key, np.array(found, dtype=bool))
+
+
+class CardLearner:
+    """Keeps an index of the cards; only texts not seen before are embedded.
+
+    A new index is built beside the one in use, so that whoever reads `index` always has a whole
+    one. Safe for threads.
+
+    Args:
+        background: prompts that no adapter was made for.
+    """
+
+    def __init__(
+        self, extract: FeatureExtractor, settings: RouterSettings, background: list[str]
+    ) -> None:
+        self.index = Index()
+        self._extract = extract
+        self._settings = settings
+        self._background = extract(background)
+        self._features: dict[Texts, Features] = {}
+        self._changing = threading.Lock()
+
+    def update(self, adapters: Mapping[str, Adapter], position: str) -> None:
+        """Learn the cards of the store at a position."""
+        known = {name: a for name, a in sorted(adapters.items()) if texts_of(a.card)}
+        silent = tuple(a for name, a in sorted(adapters.items()) if name not in known)
+        with self._changing:
+            index = self._updated(self.index, known, position)
+            self.index = replace(index, silent=silent)
+            kept = {texts_of(a.card) for a in known.values()}
+            self._features = {t: f for t, f in self._features.items() if t in kept}
+
+    def refresh(self) -> None:
+        """Learn everything anew when changes were worked in: takes seconds, changes nothing that
+        was learnt meanwhile."""
+        with self._changing:
+            before = self.index
+            learnt = [self._embed(texts_of(a.card)) for a in before.adapters]
+        if before.is_whole:
+            return
+        fresh = replace(before, classifier=self._fit(learnt), is_whole=True, masks={})
+        with self._changing:
+            now = self.index
+            known = {a.name: a for a in now.adapters}
+            self.index = replace(self._updated(fresh, known, now.position), silent=now.silent)
+
+    def _updated(self, index: Index, known: dict[str, Adapter], position: str) -> Index:
+        """The index for other cards, by the way that is quicker."""
+        before = {a.name: texts_of(a.card) for a in index.adapters}
+        wanted = {name: texts_of(a.card) for name, a in known.items()}
+        if before == wanted:
+            # Versions and aliases moved, or tags: nothing of it is learnt from.
+            adapters = tuple(known[a.name] for a in index.adapters)
+            return replace(index, adapters=adapters, position=position, masks={})
+        gone = {n: texts for n, texts in before.items() if wanted.get(n) != texts}
+        new = {n: texts for n, texts in wanted.items() if before.get(n) != texts}
+        size = sum(len(texts) for texts in wanted.values())
+        changed = sum(len(texts) for texts in (*gone.values(), *new.values()))
+        if index.classifier is None or size <= _LEARN_ANEW or changed > _WORKED_IN:
+            learnt = [self._embed(texts) for texts in wanted.values()]
+            classifier = self._fit(learnt) if learnt else None
+            return Index(tuple(known.values()), classifier=classifier, position=position)
+        classifier = self._worked_in(index.classifier, list(before), gone, new)
+        adapters = tuple(known[n] for n in (*(n for n in before if n not in gone), *new))
+        return Index(adapters, classifier=classifier, position=position, is_whole=False)
+
+    def _worked_in(
+        self,
+        classifier: Classifier,
+        names: list[str],
+        gone: Mapping[str, Texts],
+        new: Mapping[str, Texts],
+    ) -> Classifier:
+        """The classifier of the adapters of these names, less those that are gone; new ones come
+        after the rest."""
+        for name, texts in gone.items():
+            label = names.index(name)
+            classifier = classifier.without_class(label, self._embed(texts))
+            names.pop(label)
+        if not new:
+            return classifier
+        learnt = [self._embed(texts) for texts in new.values()]
+        return classifier.with_classes(Features.stack(learnt), len(names) + _labels(learnt))
+
+    def _fit(self, parts: list[Features]) -> Classifier:
+        settings = self._settings
+        return Classifier.fit(
+            Features.stack(parts),
+            _labels(parts),
+            self._background,
+            accept_rate=settings.accept_rate,
+            in_scope_share=settings.in_scope_share,
+            max_landmarks=settings.max_landmarks,
+        )
+
+    def _embed(self, texts: Texts) -> Features:
+        if texts not in self._features:
+            self._features[texts] = self._extract(list(texts)).compact()
+        return self._features[texts]
+
+
+def texts_of(card: Card) -> Texts:
+    """What is learnt of a card; the same text twice says nothing more."""
+    told = (*((card.description,) if card.description else ()), *card.examples)
+    return tuple(dict.fromkeys(told))
+
+
+def _labels(parts: list[Features]) -> np.ndarray:
+    """(n,) of all the texts of all the parts, which part each is of."""
+    return np.repeat(np.arange(len(parts)), [len(p) for p in parts])

@@ -1,0 +1,76 @@
+"""Whether any adapter was made for a prompt, and how sure that must be.
+
+A logistic regression on three signals of how well the prompt is known (`regression.py`): the best
+score, the likeness of the nearest example, and the posterior variance. It is fitted between the
+examples, each scored without itself, and a shipped list of everyday prompts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+# Of a catalogue that has nothing to learn them from, such as descriptions alone: fitted to twelve
+# catalogues of 3 to 100 descriptions of CLINC150's intents and its validation prompts.
+_DEFAULT_WEIGHTS, _DEFAULT_THRESHOLD = np.array([2.8, 18.8, 0.0]), 0.3
+# How alike prompts and descriptions are differs between catalogues; how many everyday prompts may
+# seem in scope does not.
+_EVERYDAY_IN_SCOPE = 0.3
+# Everyday prompts that must be told apart before prompts may be less alike than the examples.
+_EVERYDAY_OUT = 0.8
+_NEARER = 1 / 3
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Probability that a prompt is one that some adapter was made for: logistic in the signals.
+
+    Attributes:
+        threshold: below it a prompt is out of scope.
+        auroc: how well it tells examples from everyday prompts; None when it was not fitted.
+    """
+
+    weights: np.ndarray
+    intercept: float
+    threshold: float
+    auroc: float | None = None
+
+    def __call__(self, signals: np.ndarray) -> np.ndarray:
+        """(n,) of signals (n, 3)."""
+        probability: np.ndarray = expit(signals @ self.weights + self.intercept)
+        return probability
+
+    @classmethod
+    def fit(
+        cls, inside: np.ndarray, outside: np.ndarray, accept_rate: float, in_scope_share: float
+    ) -> "Scope":
+        """Learn from signals of examples (n, 3) and of everyday prompts (e, 3).
+
+        Args:
+            accept_rate: share of the examples that shall count as in scope.
+            in_scope_share: share of the traffic that is expected to be.
+        """
+        signals = np.concatenate([inside, outside])
+        truth = np.repeat([True, False], [len(inside), len(outside)])
+        mean, spread = signals.mean(axis=0), signals.std(axis=0) + 1e-6
+        fitted = LogisticRegression(class_weight="balanced").fit((signals - mean) / spread, truth)
+        weights = fitted.coef_[0] / spread
+        # Balanced classes were a half each; the traffic is not.
+        odds = np.log(in_scope_share / (1 - in_scope_share))
+        intercept = float(fitted.intercept_[0] - mean @ weights + odds)
+        known, unknown = inside @ weights + intercept, outside @ weights + intercept
+        above = (known[:, None] > unknown).mean() + (known[:, None] == unknown).mean() / 2
+        # As low as the examples need. Where most of the everyday prompts lie lower still, nearer to
+        # them: prompts are less like the examples than these are like each other.
+        least, most = np.quantile(known, 1 - accept_rate), np.quantile(unknown, _EVERYDAY_OUT)
+        threshold = float(expit(min(least, most + _NEARER * (least - most))))
+        return cls(weights, intercept, threshold, float(above))
+
+    @classmethod
+    def without_examples(cls, outside: np.ndarray) -> "Scope":
+        """The default weights, with the odds at which a set share of everyday prompts (e, 3) is in
+        scope."""
+        evidence = np.quantile(outside @ _DEFAULT_WEIGHTS, 1 - _EVERYDAY_IN_SCOPE)
+        intercept = float(logit(_DEFAULT_THRESHOLD) - evidence)
+        return cls(_DEFAULT_WEIGHTS, intercept, _DEFAULT_THRESHOLD)
