@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 import uvicorn
 import yaml
@@ -19,9 +20,9 @@ pytestmark = pytest.mark.redis
 class Endpoint:
     """The endpoint, and the command asked of it."""
 
-    def __init__(self, port: int, world) -> None:
+    def __init__(self, port: int, client: httpx.AsyncClient | None = None) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._client = world.client
+        self.client = client
 
     async def apply(self, file, *flags: str):
         """Exit code and what was printed; the message when the command refused."""
@@ -32,8 +33,8 @@ class Endpoint:
         return result.exit_code, " ".join(result.stdout.split())
 
     async def adapters(self) -> dict[str, dict]:
-        names = [a["name"] for a in (await self._client.get("/v1/adapters")).json()["data"]]
-        return {name: (await self._client.get(f"/v1/adapters/{name}")).json() for name in names}
+        names = [a["name"] for a in (await self.client.get("/v1/adapters")).json()["data"]]
+        return {name: (await self.client.get(f"/v1/adapters/{name}")).json() for name in names}
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def endpoint(make_world):
             try:
                 while not server.started:
                     await asyncio.sleep(0.01)
-                yield Endpoint(port, it)
+                yield Endpoint(port, it.client)
             finally:
                 server.should_exit = True
                 await serving
@@ -94,7 +95,7 @@ async def test_an_edit_in_the_file_or_by_hand_is_brought_in_line_without_a_new_v
     source = str(make_adapter("cron"))
     async with endpoint() as at:
         await at.apply(manifest(cron={"source": source, "description": "one"}))
-        await at._client.patch("/v1/adapters/cron", json={"description": "by hand"})
+        await at.client.patch("/v1/adapters/cron", json={"description": "by hand"})
         wanted = manifest(cron={"source": source, "description": "two"})
         assert "~ cron: description" in (await at.apply(wanted))[1]
         cron = (await at.adapters())["cron"]
@@ -117,7 +118,7 @@ async def test_other_weights_are_a_new_version_by_the_rollout_that_the_file_asks
         assert cron["rollout"]["percents"] == [50]
         # What broke off before it was marked is done again, the rollout not hurried.
         mark = {"applied": {"set": "default", "origin": "of before"}}
-        await at._client.patch("/v1/adapters/cron", json={"metadata": mark})
+        await at.client.patch("/v1/adapters/cron", json={"metadata": mark})
         assert (await at.apply(manifest(cron=changed)))[0] == 0
         assert (await at.adapters())["cron"]["rollout"]["version"] == 2
         # It holds its share until somebody decides; applying again does not begin anew.
@@ -158,7 +159,7 @@ async def test_a_rollback_is_not_undone_by_the_next_apply(endpoint, manifest, ma
         await at.apply(manifest(cron={"source": str(make_adapter("cron"))}))
         second = manifest(cron={"source": str(make_adapter("cron", seed=2))})
         await at.apply(second)
-        await at._client.post("/v1/adapters/cron/rollback", json={})
+        await at.client.post("/v1/adapters/cron/rollback", json={})
         await at.apply(second)
         assert (await at.adapters())["cron"]["aliases"]["stable"] == 1
 
@@ -184,7 +185,7 @@ async def test_pruning_removes_what_the_set_no_longer_has_and_nothing_else(
 ):
     async with endpoint() as at:
         by_hand = {"source": str(make_adapter("by-hand", seed=5)), "name": "by-hand"}
-        assert (await at._client.post("/v1/adapters", json=by_hand)).status_code == 201
+        assert (await at.client.post("/v1/adapters", json=by_hand)).status_code == 201
         others = {"source": str(make_adapter("others", seed=4))}
         await at.apply(manifest("team-b", others=others))
         one = {"source": str(make_adapter("one"))}
@@ -244,8 +245,8 @@ async def test_a_key_that_is_there_twice_is_refused(tmp_path, endpoint):
         assert (code, "'adapters' is there twice" in said) == (1, True), said
 
 
-async def test_it_waits_for_the_endpoint_and_says_when_it_waited_too_long(tmp_path, manifest):
-    nobody = Endpoint(free_port(), type("World", (), {"client": None}))
+async def test_it_waits_for_the_endpoint_and_says_when_it_waited_too_long(manifest):
+    nobody = Endpoint(free_port())
     code, said = await nobody.apply(manifest(), "--ready-s", "1.5")
     assert code == 1
     assert "not ready within 2 s" in said

@@ -44,14 +44,14 @@ def test_every_package_imports_one_way_only():
     """cluster <- adapter_store <- router <- deployments."""
     order = ["cluster", "adapter_store", "router", "deployments"]
     for i, package in enumerate(order):
-        for file in (ROOT / package).glob("*.py"):
+        for file in (ROOT / package).rglob("*.py"):
             imported = set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
             assert not imported & set(order[i + 1 :]), f"{file} imports from a later package"
 
 
 def test_the_plan_imports_nothing_heavy():
     heavy = {"ray", "redis", "torch", "vllm", "fastapi", "transformers"}
-    for file in (ROOT / "cluster").glob("*.py"):
+    for file in (ROOT / "cluster").rglob("*.py"):
         imported = set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
         assert not imported & heavy, file
 

@@ -40,7 +40,7 @@ def test_processes_shared_memory_and_the_folder_go_with_the_owner(tmp_path):
     theirs = shared_memory.SharedMemory(create=True, size=4096)
     others = shared_memory.SharedMemory(create=True, size=4096)
     # The keeper removes it, so it is not ours to remove.
-    resource_tracker.unregister(theirs._name, "shared_memory")
+    resource_tracker.unregister(f"/{theirs.name}", "shared_memory")
     path = Path("/dev/shm", theirs.name)
     code = f"CHILD = {textwrap.dedent(CHILD)!r}\n" + textwrap.dedent(OWNER)
     owner = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
@@ -9,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import RoundhouseError, parse
-from cluster.settings import load_settings
 from deployments.command import cli_adapters, cli_apply, cli_router, cli_store
 from deployments.command.cli_common import (
     DEFAULT_CONFIG,
@@ -55,6 +55,7 @@ def up(
     ] = None,
 ) -> None:
     """Start the cluster and keep it running until Ctrl-C."""
+    from cluster.settings import load_settings
     from deployments.command.lifecycle import cluster_up, wait_for_signal
 
     settings = load_settings(config)
@@ -75,7 +76,8 @@ def up(
 @app.command()
 def down(config: Config = DEFAULT_CONFIG) -> None:
     """Stop the cluster that was started with the same settings."""
-    from deployments.command.lifecycle import stop_running
+    from cluster.settings import load_settings
+    from deployments.command.runs import stop_running
 
     settings = load_settings(config)
     with console.status("stopping"):
@@ -173,7 +175,7 @@ def chat(
 ) -> None:
     """Talk to the cluster; each answer says which adapter gave it."""
     client = client_of(url, api_key)
-    prompts = [text] if text else _typed_lines()
+    prompts: Iterable[str] = [text] if text else _typed_lines()
     for prompt in prompts:
         body = {
             "model": model,
@@ -235,7 +237,7 @@ class _Progress:
         self._status.stop()
 
 
-def _typed_lines():
+def _typed_lines() -> Iterator[str]:
     while True:
         try:
             yield console.input("[bold]you:[/] ")

@@ -1,21 +1,20 @@
 """The commands `roundhouse adapters ...`."""
 
-import contextlib
+from __future__ import annotations
+
 import json
-import tarfile
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from cluster.addresses import is_loopback
 from cluster.errors import InvalidRequest
+from deployments.command.cli_card import CardOptions, takes_card, without_none
 from deployments.command.cli_common import (
     LOCAL,
     AsJson,
@@ -27,45 +26,27 @@ from deployments.command.cli_common import (
     print_json,
     quoted,
 )
+from deployments.command.cli_progress import bar, followed, measured, send_files
+
+if TYPE_CHECKING:
+    from deployments.command.client import Client
 
 app = typer.Typer(
     help="Register, show, change, roll out and remove adapters.", no_args_is_help=True
 )
 
-Description = Annotated[str | None, typer.Option(help="What it is for.")]
-Examples = Annotated[
-    list[str] | None, typer.Option("--example", help="A prompt it is for; may be given many times.")
-]
-Evaluation = Annotated[
-    Path | None,
-    typer.Option(help='File of prompts with known answers, {"prompt", "expected"} a line.'),
-]
-Tags = Annotated[list[str] | None, typer.Option("--tag", help="May be given many times.")]
-Owner = Annotated[str | None, typer.Option(help="The tenant that it belongs to.")]
-Visibility = Annotated[str | None, typer.Option(help="public, or private to its owner.")]
-Pinned = Annotated[
-    bool | None, typer.Option("--pin/--no-pin", help="Keep it in the memory of its replicas.")
-]
-Replicas = Annotated[str | None, typer.Option(help="How many replicas hold it, or auto.")]
-Wait = Annotated[bool, typer.Option(help="Return when every replica has taken it in.")]
-
 
 @app.command("add")
+@takes_card
 def add(
     source: Annotated[
         str,
         typer.Argument(help="Folder or archive, or a URL: hf://, s3://, gs://, az://, https://."),
     ],
+    *,
     name: Annotated[str | None, typer.Option(help="Default: the card's, or the folder's.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Default: the card's.")] = None,
-    description: Description = None,
-    example: Examples = None,
-    evaluation: Evaluation = None,
-    tag: Tags = None,
-    owner: Owner = None,
-    visibility: Visibility = None,
-    pinned: Pinned = None,
-    replicas: Replicas = None,
+    card: CardOptions,
     sha256: Annotated[
         str | None, typer.Option(help="That adapter_model.safetensors must have.")
     ] = None,
@@ -83,7 +64,7 @@ def add(
             "Default: sent when the endpoint is on another machine.",
         ),
     ] = None,
-    wait: Wait = True,
+    wait: Annotated[bool, typer.Option(help="Return when every replica has taken it in.")] = True,
     url: Url = LOCAL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -91,43 +72,20 @@ def add(
     """Register an adapter, or a new version of one; nothing is restarted."""
     if not source:
         raise InvalidRequest("source is empty: name a folder, an archive or a URL", param="source")
-    is_local = "://" not in source
-    path = Path(source).expanduser().resolve()
     client = client_of(url, api_key)
-    sent = _card_fields(
-        description, example, evaluation, tag, owner, visibility, pinned, replicas
-    ) | {
-        "name": name,
-        "base_model": base_model,
-        "sha256": sha256,
-        "base_fingerprint": base_fingerprint,
-    }
-    body = {k: v for k, v in sent.items() if v is not None} | {"promote": promote}
+    sends = not is_loopback(urlsplit(url).hostname) if upload is None else upload
+    named = {"name": name, "base_model": base_model}
+    expected = {"sha256": sha256, "base_fingerprint": base_fingerprint}
+    body = card.given() | without_none(named | expected) | {"promote": promote}
     with bar() as progress:
-        if is_local and (upload if upload is not None else not is_loopback(urlsplit(url).hostname)):
-            body["source"] = send_files(client, path, progress)
-        else:
-            body["source"] = str(path) if is_local else source
-        task = progress.add_task("registering", total=None)
-        adapter = client.follow(
-            "POST",
-            "/v1/adapters",
-            body,
-            lambda event: show_event(progress, task, event),
-            wait=wait,
-            replace=True,
+        body["source"] = _within_reach(source, client, progress, sends=sends)
+        adapter = followed(
+            client, progress, "registering", "/v1/adapters", body, wait=wait, replace=True
         )
     if as_json:
         print_json(adapter)
-        return
-    aliases = adapter["aliases"]
-    console.print(f"registered {adapter['name']}@{aliases['latest']}", highlight=False)
-    if aliases["stable"] != aliases["latest"]:
-        console.print(
-            f"{adapter['name']} is still answered by version {aliases['stable']}; "
-            f"`roundhouse adapters rollout {adapter['name']}` changes that",
-            highlight=False,
-        )
+    else:
+        _tell_registered(adapter)
 
 
 @app.command("list")
@@ -184,16 +142,11 @@ def show(name: Name, url: Url = LOCAL, api_key: Key = None, as_json: AsJson = Fa
 
 
 @app.command("edit")
+@takes_card
 def edit(
     name: Name,
-    description: Description = None,
-    example: Examples = None,
-    evaluation: Evaluation = None,
-    tag: Tags = None,
-    owner: Owner = None,
-    visibility: Visibility = None,
-    pinned: Pinned = None,
-    replicas: Replicas = None,
+    *,
+    card: CardOptions,
     revision: Annotated[
         int | None, typer.Option(help="Refuse when the adapter has another by now.")
     ] = None,
@@ -201,10 +154,7 @@ def edit(
     api_key: Key = None,
 ) -> None:
     """Change what an adapter says of itself, and how the fleet holds it."""
-    fields = _card_fields(
-        description, example, evaluation, tag, owner, visibility, pinned, replicas
-    )
-    changes = {k: v for k, v in fields.items() if v is not None}
+    changes = card.given()
     if not changes:
         raise InvalidRequest("nothing to change: give at least one option")
     if revision is not None:
@@ -262,16 +212,9 @@ def rollout(
         "step_s": step_s,
         "gate": limits if gate else False,
     }
-    client = client_of(url, api_key)
+    client, path = client_of(url, api_key), f"/v1/adapters/{quoted(name)}/rollout"
     with bar() as progress:
-        task = progress.add_task(f"rolling out {name}", total=None)
-        adapter = client.follow(
-            "POST",
-            f"/v1/adapters/{quoted(name)}/rollout",
-            body,
-            lambda event: show_event(progress, task, event),
-            wait=wait,
-        )
+        adapter = followed(client, progress, f"rolling out {name}", path, body, wait=wait)
     if as_json:
         print_json(adapter)
     else:
@@ -311,90 +254,23 @@ def rm(
     console.print(f"removed {name}", highlight=False)
 
 
-def _card_fields(
-    description: str | None,
-    example: list[str] | None,
-    evaluation: Path | None,
-    tag: list[str] | None,
-    owner: str | None,
-    visibility: str | None,
-    pinned: bool | None,
-    replicas: str | None,
-) -> dict[str, Any]:
-    count = int(replicas) if replicas is not None and replicas.isdecimal() else replicas
-    return {
-        "description": description,
-        "examples": example or None,
-        "evaluation": _read_lines(evaluation) if evaluation else None,
-        "tags": tag or None,
-        "owner": owner,
-        "visibility": visibility,
-        "pinned": pinned,
-        "replicas": count,
-    }
-
-
-def _read_lines(path: Path) -> list[Any]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except OSError as e:
-        raise InvalidRequest(f"{path} cannot be read: {e.strerror}") from e
-    except ValueError as e:
-        raise InvalidRequest(f"{path}: a JSON object a line is needed: {e}") from e
-
-
-def send_files(client: Any, path: Path, progress: Progress) -> str:
-    """Send a folder or an archive; returns the source to register from."""
-    with _packed(path) as archive:
-        task = progress.add_task(f"sending {path.name}", total=archive.stat().st_size)
-        source = client.upload(
-            archive, path.name, lambda done: progress.update(task, completed=done)
-        )
-        progress.remove_task(task)
+def _within_reach(source: str, client: Client, progress: Progress, *, sends: bool) -> str:
+    """The source as the endpoint can read it; what is here is sent to it, where that is needed."""
+    if "://" in source:
         return source
+    path = Path(source).expanduser().resolve()
+    return send_files(client, path, progress) if sends else str(path)
 
 
-@contextlib.contextmanager
-def _packed(path: Path) -> Iterator[Path]:
-    """The path itself when it is a file, else a tar of the adapter's files in the folder."""
-    from adapter_store.files.sources import WANTED
-
-    if path.is_file():
-        yield path
-        return
-    if not path.is_dir():
-        raise InvalidRequest(f"{path} is not a folder or an archive", param="source")
-    with tempfile.TemporaryDirectory(prefix="rh-upload-") as folder:
-        archive = Path(folder) / "adapter.tar"
-        with tarfile.open(archive, "w") as tar:
-            for name in WANTED:
-                if (path / name).is_file():
-                    tar.add((path / name).resolve(), name)
-        yield archive
-
-
-def bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
-    return Progress(*columns, console=console, transient=True)
-
-
-def show_event(progress: Progress, task: Any, event: dict[str, Any]) -> None:
-    """One event of a registration or rollout, as a line or as the bar's state."""
-    match event["event"]:
-        case "stored":
-            progress.update(task, description=f"stored as version {event['version']}")
-        case "replica":
-            where = {"slot": "in a slot", "host": "in host memory"}.get(
-                event["state"], event["state"]
-            )
-            progress.console.print(f"  replica {event['replica']}: {where}", highlight=False)
-        case "rollout" if event["step"] < 0:
-            progress.update(task, description=f"checking version {event['version']}")
-        case "rollout":
-            share, found = event["percents"][event["step"]], _measured(event["evaluation"])
-            progress.console.print(f"  {share} % of the requests{found}", highlight=False)
-        case what:
-            progress.update(task, description=what, completed=event["done"], total=event["total"])
+def _tell_registered(adapter: dict[str, Any]) -> None:
+    name, aliases = adapter["name"], adapter["aliases"]
+    console.print(f"registered {name}@{aliases['latest']}", highlight=False)
+    if aliases["stable"] != aliases["latest"]:
+        console.print(
+            f"{name} is still answered by version {aliases['stable']}; "
+            f"`roundhouse adapters rollout {name}` changes that",
+            highlight=False,
+        )
 
 
 def _told(adapter: dict[str, Any]) -> str:
@@ -403,17 +279,8 @@ def _told(adapter: dict[str, Any]) -> str:
         share = running["percents"][running["step"]] if running["step"] >= 0 else 0
         return f"{name}@{running['version']} gets {share} % of the requests"
     if ended["outcome"] == "done":
-        return f"{name} is answered by version {ended['version']}{_measured(ended['evaluation'])}"
+        return f"{name} is answered by version {ended['version']}{measured(ended['evaluation'])}"
     return f"{name}@{ended['version']} was rolled back: {ended['reason']}"
-
-
-def _measured(evaluation: dict[str, Any] | None) -> str:
-    if not evaluation:
-        return ""
-    return (
-        f" (accuracy {evaluation['accuracy_before']:.3f} -> {evaluation['accuracy_after']:.3f}, "
-        f"{evaluation['negative_flips']:.3f} negative flips on {evaluation['prompts']} prompts)"
-    )
 
 
 def _printable(text: str) -> str:

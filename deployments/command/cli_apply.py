@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from cluster.errors import RoundhouseError
-from deployments.command.cli_adapters import bar, send_files, show_event
 from deployments.command.cli_common import (
     LOCAL,
     AsJson,
@@ -22,6 +21,7 @@ from deployments.command.cli_common import (
     print_json,
     quoted,
 )
+from deployments.command.cli_progress import bar, followed, send_files
 
 if TYPE_CHECKING:
     from deployments.command.client import Client
@@ -89,35 +89,39 @@ def _make_one(client: Client, manifest: Manifest, change: Change, progress: Prog
     from deployments.command.manifest import edits
 
     path = f"/v1/adapters/{quoted(change.name)}"
-    match change.kind:
-        case "delete":
-            client.delete(path)
-        case "edit":
-            adapter = client.get(path)
-            client.patch(path, edits(change.entry, adapter) | {"revision": adapter["revision"]})
-        case _:
-            _register(client, manifest, change, progress)
+    if change.entry is None:
+        client.delete(path)
+    elif change.kind == "edit":
+        adapter = client.get(path)
+        client.patch(path, edits(change.entry, adapter) | {"revision": adapter["revision"]})
+    else:
+        is_new = change.kind == "register"
+        _register(client, manifest, change.entry, progress, is_new=is_new)
 
 
-def _register(client: Client, manifest: Manifest, change: Change, progress: Progress) -> None:
+def _register(
+    client: Client, manifest: Manifest, entry: Entry, progress: Progress, *, is_new: bool
+) -> None:
     """Register, let it take over, and only then mark it: what broke off is done again."""
     from deployments.command.manifest import MARK, mark_of
 
-    entry, path = change.entry, f"/v1/adapters/{quoted(change.name)}"
     body = entry.model_dump(mode="json", exclude_none=True, exclude={"rollout", "metadata"})
     if entry.is_local:
         body["source"] = send_files(client, Path(entry.source), progress)
     # Of one that is there, `_take_over` decides.
-    body["promote"] = change.kind == "register"
-    task = progress.add_task("registering", total=None)
-
-    def tell(event: dict[str, Any]) -> None:
-        # A line per replica is for one adapter, not for hundreds.
-        if event["event"] != "replica":
-            show_event(progress, task, event)
-
-    adapter = client.follow("POST", "/v1/adapters", body, tell, wait=True, replace=True)
-    progress.remove_task(task)
+    body["promote"] = is_new
+    # A line per replica is for one adapter, not for hundreds.
+    adapter = followed(
+        client,
+        progress,
+        "registering",
+        "/v1/adapters",
+        body,
+        replicas=False,
+        wait=True,
+        replace=True,
+    )
+    path = f"/v1/adapters/{quoted(entry.name)}"
     adapter = _take_over(client, path, entry, adapter)
     mark = {MARK: mark_of(manifest, entry)}
     client.patch(path, {"metadata": adapter["metadata"] | (entry.metadata or {}) | mark})

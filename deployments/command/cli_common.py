@@ -1,15 +1,20 @@
 """What the commands share: the terminal, common options, the client."""
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 from rich.console import Console
 
 from cluster.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from deployments.command.client import Client
 
 DEFAULT_CONFIG = Path("roundhouse.yaml")
 LOCAL = "http://127.0.0.1:8000"
@@ -30,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 Name = Annotated[str, typer.Argument(help="The adapter.")]
 
 
-def client_of(url: str, api_key: str | None) -> Any:
+def client_of(url: str, api_key: str | None) -> Client:
     from deployments.command.client import Client
 
     return Client(url, api_key)

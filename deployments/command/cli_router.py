@@ -1,19 +1,24 @@
 """The command `roundhouse eval-router`: how well the router chooses. Needs no running cluster."""
 
+from __future__ import annotations
+
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from cluster.errors import ConfigError
-from cluster.settings import RouterSettings, load_settings
 from deployments.command.cli_common import AsJson, console, errors, print_json
+
+if TYPE_CHECKING:
+    from cluster.settings import RouterSettings
+    from router.adapters.encoder import SentenceEncoder
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -44,6 +49,8 @@ def eval_router(
     as_json: AsJson = False,
 ) -> None:
     """Measure the choice: of adapters (CARDS and PROMPTS) or of expert models (OUTCOMES, TEST)."""
+    from cluster.settings import RouterSettings, load_settings
+
     settings = load_settings(config).router if config else RouterSettings()
     _check_writable("--out", out)
     _check_writable("--pareto", pareto)
@@ -75,7 +82,9 @@ def _check_writable(option: str, path: Path | None) -> None:
         raise ConfigError(f"{option} {path}: not a file in a folder that can be written to")
 
 
-def _of_cards(cards: Path, prompts: Path, out: Path | None, settings: RouterSettings) -> Any:
+def _of_cards(
+    cards: Path, prompts: Path, out: Path | None, settings: RouterSettings
+) -> dict[str, Any]:
     from router.adapters.evaluation import CardLine, PromptLine, evaluate_cards, read_lines
 
     known, asked = read_lines(cards, CardLine), read_lines(prompts, PromptLine)
@@ -86,7 +95,9 @@ def _of_cards(cards: Path, prompts: Path, out: Path | None, settings: RouterSett
     return report
 
 
-def _of_outcomes(train: Path, test: Path, pareto: Path | None, settings: RouterSettings) -> Any:
+def _of_outcomes(
+    train: Path, test: Path, pareto: Path | None, settings: RouterSettings
+) -> dict[str, Any]:
     from router.adapters.evaluation import OutcomeLine, draw, evaluate_outcomes, read_lines
 
     learnt, asked = read_lines(train, OutcomeLine), read_lines(test, OutcomeLine)
@@ -97,14 +108,14 @@ def _of_outcomes(train: Path, test: Path, pareto: Path | None, settings: RouterS
     return report
 
 
-def _encoder(settings: RouterSettings) -> Any:
+def _encoder(settings: RouterSettings) -> SentenceEncoder:
     from router.adapters.encoder import SentenceEncoder
 
     return SentenceEncoder.of(settings)
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error; standard output is for the report."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=errors, transient=True) as bar:

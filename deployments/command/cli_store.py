@@ -1,18 +1,24 @@
 """The commands `roundhouse store ...`: they work on the store itself, with or without a cluster."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import glob
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.progress import Progress
 
-from cluster.settings import StoreSettings, load_settings
 from deployments.command.cli_common import DEFAULT_CONFIG, Config, console
+
+if TYPE_CHECKING:
+    from adapter_store.collector import Collected
+    from adapter_store.store import Store
+    from cluster.settings import StoreSettings
 
 app = typer.Typer(help="Back up, restore and tidy the adapter store.", no_args_is_help=True)
 
@@ -33,9 +39,8 @@ def gc(
     from adapter_store.collector import collect
     from adapter_store.files.blob_stores import open_blobs
     from adapter_store.files.uploads import Uploads
-    from adapter_store.store import AdapterStore
 
-    async def run(store: AdapterStore, settings: StoreSettings):
+    async def run(store: Store, settings: StoreSettings) -> Collected:
         return await collect(
             store,
             open_blobs(settings),
@@ -78,7 +83,6 @@ def backup(
         f"{target}: {made.adapters} adapters, {made.blobs} blobs, {made.size_bytes / 1e6:.1f} MB",
         highlight=False,
     )
-
     for old in older(file, keep) if keep is not None else ():
         old.unlink()
         console.print(f"removed {old}", highlight=False)
@@ -118,17 +122,15 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _with_store(config: Path, work: Callable[..., Awaitable[Result]]) -> Result:
+def _with_store(config: Path, work: Callable[[Store, StoreSettings], Awaitable[Result]]) -> Result:
     from adapter_store.embedded import store_at_hand
-    from adapter_store.store import AdapterStore
+    from adapter_store.store import Store
+    from cluster.settings import load_settings
 
     async def run(settings: StoreSettings) -> Result:
-        store = AdapterStore(settings)
-        try:
-            await store.migrate()
+        async with Store(settings) as store:
+            await store.registry.migrate()
             return await work(store, settings)
-        finally:
-            await store.close()
 
     with store_at_hand(load_settings(config).store) as settings:
         return asyncio.run(run(settings))

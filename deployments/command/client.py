@@ -20,7 +20,6 @@ ROUTING_HEADERS = (
     "x-roundhouse-route",
 )
 
-
 _PART_BYTES = 8 * 2**20
 _UPLOAD_TRIES = 5
 _POLL_S = 1.0
@@ -106,7 +105,8 @@ class Client:
                 if event["event"] == "error":
                     raise EndpointError(f"HTTP {event['status']}: {event['error']['message']}")
                 if event["event"] == "result":
-                    return event["adapter"]
+                    adapter: dict[str, Any] = event["adapter"]
+                    return adapter
                 tell(event)
         raise Unavailable(f"{self._url} broke off before it had an answer")
 
@@ -134,7 +134,8 @@ class Client:
                         raise
                     time.sleep(failures)
                 tell(offset)
-        return begun["source"]
+        source: str = begun["source"]
+        return source
 
     def _append(self, path: str, offset: int, part: bytes) -> int:
         headers = {
@@ -173,7 +174,8 @@ class Client:
             answer = self._http.request(method, path, **kwargs)
         if answer.is_error:
             raise _error(answer)
-        return answer.json()
+        found: dict[str, Any] = answer.json()
+        return found
 
     @contextmanager
     def _reached(self) -> Iterator[None]:

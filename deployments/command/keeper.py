@@ -39,8 +39,8 @@ def kept(owner_pid: int, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        keeper.stdin.close()
-        keeper.wait()
+        # Closes its standard input, and waits.
+        keeper.communicate()
 
 
 def main() -> None:

@@ -1,11 +1,10 @@
-"""`roundhouse up` and `down`: one process owns the store server and the Ray cluster it started.
+"""`roundhouse up`: one process owns the store server and the Ray cluster it started.
 
 When that process ends, however it ends, everything that it started ends with it.
 """
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -18,33 +17,25 @@ from pathlib import Path
 
 from adapter_store.embedded import EmbeddedServer, embedded_server
 from adapter_store.registration import Registrar, sweep
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from cluster.addresses import host_problem, port_problem
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.requests import Registration
 from cluster.settings import Settings
-from cluster.values import Value
 from deployments.command.haproxy import HAPROXY_AT, our_haproxy
 from deployments.command.keeper import kept
+from deployments.command.runs import Run, only_one
 from deployments.process.ray_options import ENVIRONMENT, SERVE_LOGGING, beside_others
 from deployments.process.serve_status import APP, logged_error, why_not_running
 
 logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 900
-_STOP_TIMEOUT_S = 60
 _POLL_S = 0.5
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 
 Progress = Callable[[str], None]
-
-
-class Run(Value):
-    """What the file `run.json` of a data folder says of the running cluster."""
-
-    pid: int
-    endpoint: str
 
 
 @contextlib.contextmanager
@@ -64,7 +55,7 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
     _interrupt_on_sigterm()
     with contextlib.ExitStack() as stack:
         endpoint = f"http://{settings.http.host}:{settings.http.port}"
-        stack.enter_context(_only_one(root, Run(pid=os.getpid(), endpoint=endpoint)))
+        stack.enter_context(only_one(root, Run(pid=os.getpid(), endpoint=endpoint)))
         # Short: a socket's path has at most 107 characters, and Ray and Serve add most of them.
         temp_dir = Path(tempfile.mkdtemp(prefix="rh-"))
         stack.enter_context(kept(os.getpid(), temp_dir))
@@ -88,33 +79,6 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
             _ignore_signals()
 
 
-def running(root: Path) -> Run | None:
-    """The cluster that uses this data folder, or None."""
-    try:
-        run = Run.model_validate_json((root / "run.json").read_text())
-    except FileNotFoundError:
-        return None
-    return run if _is_locked(root / "up.lock") else None
-
-
-def stop_running(root: Path, *, timeout_s: float = _STOP_TIMEOUT_S) -> bool:
-    """Ask the running cluster to stop and wait until it has; False when none runs.
-
-    Raises:
-        Unavailable: it is still there after `timeout_s`.
-    """
-    run = running(root)
-    if run is None:
-        return False
-    os.kill(run.pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
-    while running(root) is not None:
-        if time.monotonic() > deadline:
-            raise Unavailable(f"process {run.pid} did not stop within {timeout_s:.0f} s")
-        time.sleep(0.1)
-    return True
-
-
 def wait_for_signal() -> None:
     """Sleep until Ctrl-C or SIGTERM."""
     with contextlib.suppress(KeyboardInterrupt):
@@ -125,7 +89,7 @@ def wait_for_signal() -> None:
 def _interrupt_on_sigterm() -> None:
     """Make SIGTERM end the run as Ctrl-C does: unwinding, with everything stopped on the way."""
 
-    def interrupt(number: int, frame: object) -> None:
+    def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
@@ -161,37 +125,6 @@ def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_one(root: Path, run: Run) -> Iterator[None]:
-    with (root / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = running(root)
-            where = f" at {other.endpoint} (process {other.pid})" if other else ""
-            raise Conflict(
-                f"a cluster with the data folder {root} is running{where}; "
-                "`roundhouse down` stops it, store.data_dir chooses another folder"
-            ) from None
-        file = root / "run.json"
-        draft = root / "run.json.new"
-        draft.write_text(run.model_dump_json())
-        draft.replace(file)  # whole or not at all: `down` reads it at any time
-        try:
-            yield
-        finally:
-            file.unlink()
-
-
-def _is_locked(path: Path) -> bool:
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
-@contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
     _set_where_unset(ENVIRONMENT | {HAPROXY_AT: str(our_haproxy())})
     import ray
@@ -205,14 +138,14 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
         ray.init(
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(temp_dir),
         )
     else:
         _check_reachable(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as e:
             raise Unavailable(
                 f"cannot join the Ray cluster at {address}: {e}. Does it run (`ray status`)? One "
@@ -319,17 +252,15 @@ async def _preload(settings: Settings, progress: Progress) -> None:
     """Register the adapters that the settings name; the ones that are there already stay."""
     if not settings.preload:
         return
-    store = AdapterStore(settings.store)
-    registrar = Registrar(store, settings.store)
-    try:
+    async with Store(settings.store) as store:
+        registrar = Registrar(store, settings.store)
         for i, source in enumerate(settings.preload, 1):
             folder = Path(source).resolve()
             progress(f"registering adapter {i} of {len(settings.preload)}: {folder.name}")
             # What is there may have been updated since: it stays as it is.
             with contextlib.suppress(Conflict):
                 await registrar.register(Registration(source=str(folder)), mode="create")
-        await store.converged(
-            (await store.position())[0], timeout_s=READY_TIMEOUT_S, at_least=processes(settings)
+        position, _ = await store.registry.position()
+        await store.members.converged(
+            position, timeout_s=READY_TIMEOUT_S, at_least=processes(settings)
         )
-    finally:
-        await store.close()

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, StringConstraints, field_validator
 
-from adapter_store.files.sources import WANTED
 from cluster.adapters import AdapterName, Card
 from cluster.errors import InvalidRequest, parse
 from cluster.requests import Registration, RolloutRequest
@@ -82,6 +81,7 @@ class Change(Value):
     """A step towards what the file says.
 
     Attributes:
+        entry: what the file says of the adapter; None when it is to be deleted.
         fields: of the card, that differ.
         owner: another set that the adapter belongs to.
     """
@@ -93,6 +93,8 @@ class Change(Value):
     owner: str | None = None
 
     def __str__(self) -> str:
+        if self.entry is None:
+            return f"- {self.name}"
         match self.kind:
             case "register":
                 return f"+ {self.name}: from {self.entry.source}"
@@ -102,10 +104,8 @@ class Change(Value):
                 return f"~ {self.name}: is not yet of this set"
             case "version":
                 return f"~ {self.name}: a version from {self.entry.source}"
-            case "edit":
-                return f"~ {self.name}: {', '.join(self.fields)}"
             case _:
-                return f"- {self.name}"
+                return f"~ {self.name}: {', '.join(self.fields)}"
 
 
 class _Loader(yaml.SafeLoader):
@@ -172,7 +172,7 @@ def mark_of(manifest: Manifest, entry: Entry) -> dict[str, str]:
 
 def edits(entry: Entry, adapter: dict[str, Any]) -> dict[str, Any]:
     """The card's fields that are stored otherwise than the file has them."""
-    wanted = entry.card().model_dump(mode="json", include=entry.given().keys())
+    wanted = entry.card().model_dump(mode="json", include=set(entry.given()))
     if entry.metadata is not None and not entry.metadata.items() <= adapter["metadata"].items():
         wanted["metadata"] = adapter["metadata"] | entry.metadata
     return {field: value for field, value in wanted.items() if adapter[field] != value}
@@ -194,6 +194,8 @@ def _placed(entry: Entry, folder: Path) -> Entry:
 
 
 def _hash_of(path: Path) -> str:
+    from adapter_store.files.sources import WANTED
+
     found = hashlib.sha256()
     files = [path] if path.is_file() else [path / name for name in sorted(WANTED)]
     for file in files:
