@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.adapters import AdapterRef
-from cluster.settings import BaseModelSettings
+from cluster.settings import BaseModelSettings, LoraSettings
 from tests.tiny_model import VOCABULARY
 
 TOKENS = 12
@@ -99,9 +99,8 @@ async def ours(folder: Path, model: BaseModelSettings) -> list[list[tuple[int, f
             AdapterRef(name=f"a{i}", version=1, digest=blobs.commit(folder / f"a{i}")[0])
             for i in range(len(ADAPTERS))
         ]
-        cache = AdapterCache(
-            engine, AdapterFiles(blobs, NodeCache(folder / "node", 2**30), engine), HOST
-        )
+        files = AdapterFiles(blobs, NodeCache(folder / "node", 2**30), engine)
+        cache = AdapterCache(engine, files, LoraSettings(slots=SLOTS, host_entries=HOST))
 
         async def answer(row: Row):
             if row.adapter is None:

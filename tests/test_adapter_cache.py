@@ -10,11 +10,17 @@ from cluster.adapters import AdapterRef, Tier
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.settings import BaseModelSettings, LoraSettings
 from deployments.engines.echo import EchoEngine
-from deployments.replica.adapter_cache import AdapterCache, UsageLog
+from deployments.replica.adapter_cache import AdapterCache
 from deployments.replica.adapter_files import AdapterFiles
+from deployments.replica.worth import UsageLog
 from tests.conftest import until
 
 HOST_ENTRIES = 4
+LORA = LoraSettings(slots=2, host_entries=HOST_ENTRIES)
+
+
+def of_bytes(host_bytes: int) -> LoraSettings:
+    return LORA.model_copy(update={"host_bytes": host_bytes})
 
 
 class CountingEngine(EchoEngine):
@@ -48,7 +54,7 @@ def engine():
             id="echo",
             path="none",
             engine="echo",
-            lora=LoraSettings(slots=2, host_entries=HOST_ENTRIES),
+            lora=LORA,
             engine_args={"load_s": 0.05},
         )
     )
@@ -78,7 +84,7 @@ def node_cache(tmp_path):
 
 @pytest.fixture
 def cache(engine, blobs, node_cache):
-    return AdapterCache(engine, AdapterFiles(blobs, node_cache, engine), HOST_ENTRIES)
+    return AdapterCache(engine, AdapterFiles(blobs, node_cache, engine), LORA)
 
 
 async def test_a_lease_says_where_the_adapter_was(cache, ref):
@@ -210,12 +216,12 @@ async def test_bytes_bound_what_is_held_as_entries_do(engine, blobs, node_cache,
     files = AdapterFiles(blobs, node_cache, engine)
     with blobs.opened(ref("a").digest) as folder:
         size = sum(file.stat().st_size for file in folder.iterdir() if file.name in FILES)
-    two = AdapterCache(engine, files, HOST_ENTRIES, capacity_bytes=2.5 * size)
+    two = AdapterCache(engine, files, of_bytes(5 * size // 2))
     for name in "abc":
         async with two.lease(ref(name)):
             pass
     assert engine.unloads == ["a@1"]
-    none = AdapterCache(engine, files, HOST_ENTRIES, capacity_bytes=size // 2)
+    none = AdapterCache(engine, files, of_bytes(size // 2))
     with pytest.raises(AdapterLoadFailed, match=r"lora\.host_bytes allows"):
         await none.ensure(ref("d"))
 
@@ -343,7 +349,7 @@ async def test_of_what_is_waited_for_the_last_in_the_queue_leaves_first(cache, e
 
 async def test_there_is_spare_room_until_all_that_is_here_is_needed(engine, blobs, node_cache, ref):
     files = AdapterFiles(blobs, node_cache, engine)
-    cache = AdapterCache(engine, files, HOST_ENTRIES, lambda name: name == "a")
+    cache = AdapterCache(engine, files, LORA, is_pinned=lambda name: name == "a")
     assert cache.has_spare(1), "it is empty"
     for name in "abcd":
         async with cache.lease(ref(name)):
@@ -363,6 +369,6 @@ async def test_there_is_spare_room_until_all_that_is_here_is_needed(engine, blob
 
 async def test_spare_room_is_of_bytes_too(engine, blobs, node_cache, ref):
     files = AdapterFiles(blobs, node_cache, engine)
-    cache = AdapterCache(engine, files, HOST_ENTRIES, capacity_bytes=10_000)
+    cache = AdapterCache(engine, files, of_bytes(10_000))
     assert cache.has_spare(10_000)
     assert not cache.has_spare(10_001)
