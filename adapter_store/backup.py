@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from adapter_store.files.blobs import FILES, BlobGone, BlobStore, digest_of, sync
-from adapter_store.store import SCHEMA, AdapterStore, BlobUnreserved
+from adapter_store.registry import SCHEMA, BlobUnreserved
+from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Adapter
 from cluster.errors import Conflict, InvalidRequest, Unavailable
@@ -53,9 +54,7 @@ class Header(Value):
     issued: dict[str, int]
 
 
-async def back_up(
-    store: AdapterStore, blobs: BlobStore, target: Path, progress: Progress
-) -> BackedUp:
+async def back_up(store: Store, blobs: BlobStore, target: Path, progress: Progress) -> BackedUp:
     """Write everything into the file `target`, which appears whole or not at all.
 
     Others may go on changing adapters: each is saved as it was at one moment.
@@ -67,8 +66,8 @@ async def back_up(
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise InvalidRequest(f"{target} must be a file in a folder that is there")
     draft = target.with_name(target.name + ".new")
-    adapters = [a async for a in store.all()]
-    header = Header(schema_number=SCHEMA, made_at=time.time(), issued=await store.issued())
+    adapters = [a async for a in store.registry.all()]
+    header = Header(schema_number=SCHEMA, made_at=time.time(), issued=await store.registry.issued())
     saved: set[str] = set()
     try:
         with tarfile.open(draft, "w") as tar:
@@ -89,9 +88,7 @@ async def back_up(
     return BackedUp(adapters=len(adapters), blobs=len(saved), size_bytes=target.stat().st_size)
 
 
-async def restore(
-    store: AdapterStore, blobs: BlobStore, source: Path, progress: Progress
-) -> Restored:
+async def restore(store: Store, blobs: BlobStore, source: Path, progress: Progress) -> Restored:
     """Put back what a backup holds; adapters whose names are taken stay as they are.
 
     Nothing is written before the whole registry of the backup has been read. May be run again
@@ -103,7 +100,7 @@ async def restore(
     try:
         with tarfile.open(source, "r:") as tar:
             header, adapters = _read_registry(tar)
-            await store.raise_issued(header.issued)
+            await store.registry.raise_issued(header.issued)
             restored, kept = [], []
             for done, adapter in enumerate(adapters):
                 progress(done, len(adapters))
@@ -116,32 +113,32 @@ async def restore(
 
 
 async def _save(
-    store: AdapterStore, blobs: BlobStore, tar: tarfile.TarFile, name: str, digest: str
+    store: Store, blobs: BlobStore, tar: tarfile.TarFile, name: str, digest: str
 ) -> None:
     # Deleted meanwhile, its files stay until they are in here.
-    reservation = await store.reserve(digest)
+    reservation = await store.blob_refs.reserve(digest)
     await asyncio.to_thread(_save_blob, tar, blobs, name, digest)
     if reservation is not None:
-        await store.release(digest, reservation)
+        await store.blob_refs.release(digest, reservation)
 
 
 async def _restore_one(
-    store: AdapterStore, blobs: BlobStore, tar: tarfile.TarFile, adapter: Adapter
+    store: Store, blobs: BlobStore, tar: tarfile.TarFile, adapter: Adapter
 ) -> bool:
     if adapter.rollout is not None:
         reason = "restored from a backup while it was under way"
         adapter = rollouts.stop(adapter, reason, adapter.rollout.evaluation, time.time())
     for _ in range(_TRIES):
-        if await store.get(adapter.name) is not None:
+        if await store.registry.get(adapter.name) is not None:
             return False
         reservations = {}
         for digest in {v.digest for v in adapter.versions.values()}:
-            reservations[digest] = await store.reserve(digest)
+            reservations[digest] = await store.blob_refs.reserve(digest)
             if reservations[digest] is None:
                 raise Unavailable("the collector is at work; restore when it has ended")
             await asyncio.to_thread(_restore_blob, tar, blobs, adapter.name, digest)
         try:
-            await store.restore(adapter, reservations)
+            await store.registry.restore(adapter, reservations)
         except Conflict:
             return False  # registered meanwhile
         except BlobUnreserved:

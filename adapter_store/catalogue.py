@@ -10,11 +10,11 @@ import logging
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-from adapter_store.server import is_before
-from adapter_store.store import BLOCK_S, AdapterStore
+from adapter_store.registry import Registry
+from adapter_store.server import BLOCK_S, is_before
 from cluster.adapters import STABLE, Adapter, Version
 from cluster.errors import StoreUnavailable
-from cluster.tasks import cancel, check
+from cluster.tasks import Background
 
 logger = logging.getLogger(__name__)
 
@@ -26,31 +26,29 @@ _MANY = 1000
 
 
 class Catalogue:
-    """Adapters by name, as of `position`.
+    """Adapters by name, as of `position`."""
 
-    Args:
-        on_change: awaited with the adapters that changed, by name (None: deleted), before
-            `position` moves past the change.
-        on_moved: called when `position` has moved.
-    """
-
-    def __init__(
-        self,
-        store: AdapterStore,
-        on_change: OnChange | None = None,
-        on_moved: Callable[[], None] | None = None,
-    ) -> None:
-        self._store = store
-        self._on_change = on_change
-        self._on_moved = on_moved
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._on_change: list[OnChange] = []
+        self._on_moved: list[Callable[[], None]] = []
         self._moved = asyncio.Condition()
-        self._task: asyncio.Task | None = None
+        self._background = Background()
         self.adapters: dict[str, Adapter] = {}
         # In order; None when adapters came or went since somebody asked.
         self._names: list[str] | None = None
         self.position = "0-0"
         self._sequence = 0
         self.is_stale = False
+
+    def on_change(self, listener: OnChange) -> None:
+        """Have it awaited with the adapters that changed, by name (None: deleted), before
+        `position` moves past the change."""
+        self._on_change.append(listener)
+
+    def on_moved(self, listener: Callable[[], None]) -> None:
+        """Have it called when `position` has moved."""
+        self._on_moved.append(listener)
 
     async def start(self) -> None:
         """Read the snapshot (raises :class:`StoreUnavailable`), then follow in the background."""
@@ -59,14 +57,14 @@ class Catalogue:
             # They live long, and every full collection would look through all: 0.3 s of 10,000.
             gc.collect()
             gc.freeze()
-        self._task = asyncio.create_task(self._follow(), name="catalogue")
+        self._background.start("catalogue", self._follow())
 
     async def stop(self) -> None:
-        await cancel(self._task)
+        await self._background.stop()
 
     def check(self) -> None:
         """Raise what ended the following, so that a health check sees it."""
-        check(self._task)
+        self._background.check()
 
     def ordered(self, after: str = "") -> Iterator[Adapter]:
         """The adapters whose names sort behind `after`, by name."""
@@ -97,8 +95,8 @@ class Catalogue:
 
     async def _catch_up(self) -> None:
         # The position is read first: an event in between is applied twice, never missed.
-        position, sequence = await self._store.position()
-        current = {a.name: a async for a in self._store.all()}
+        position, sequence = await self._registry.position()
+        current = {a.name: a async for a in self._registry.all()}
         names = self.adapters.keys() | current.keys()
         changes = {n: current.get(n) for n in names if self.adapters.get(n) != current.get(n)}
         await self._apply(changes, position, sequence)
@@ -110,14 +108,14 @@ class Catalogue:
                     await self._catch_up()
                     logger.info("the adapter store answers again")
                     self.is_stale = False
-                events = await self._store.events_after(self.position, block_s=BLOCK_S)
+                events = await self._registry.events_after(self.position, block_s=BLOCK_S)
                 if events and events[0].sequence != self._sequence + 1:
                     # The stream was trimmed, or a failover lost its end.
                     logger.warning("events are missing; reading a snapshot")
                     await self._catch_up()
                 elif events:
                     names = list(dict.fromkeys(event.name for event in events))
-                    changes = await self._store.get_many(names)
+                    changes = await self._registry.get_many(names)
                     await self._apply(changes, events[-1].position, events[-1].sequence)
             except StoreUnavailable as e:
                 if not self.is_stale:
@@ -133,10 +131,11 @@ class Catalogue:
                 self.adapters.pop(name, None)
             else:
                 self.adapters[name] = adapter
-        if changes and self._on_change is not None:
-            await self._on_change(changes)
+        if changes:
+            for heed in self._on_change:
+                await heed(changes)
         async with self._moved:
             self.position, self._sequence = position, sequence
             self._moved.notify_all()
-        if self._on_moved is not None:
-            self._on_moved()
+        for tell in self._on_moved:
+            tell()

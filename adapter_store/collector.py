@@ -6,7 +6,7 @@ import time
 
 from adapter_store.files.blobs import BlobStore
 from adapter_store.files.uploads import Uploads
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from cluster.errors import Conflict, NotFound
 from cluster.values import Value
 
@@ -23,7 +23,7 @@ class Collected(Value):
 
 
 async def collect(
-    store: AdapterStore,
+    store: Store,
     blobs: BlobStore,
     uploads: Uploads,
     *,
@@ -41,14 +41,14 @@ async def collect(
     """
     digests, total = [], 0
     found = await asyncio.to_thread(lambda: list(blobs.digests()))
-    if found and not dry_run and not may_be_empty and await store.is_empty():
+    if found and not dry_run and not may_be_empty and await store.registry.is_empty():
         raise Conflict(
             f"this store has no adapters, so all {len(found)} blobs would go; is it the right one "
             "(store.url, store.namespace)? `--even-all` removes them"
         )
     for digest, size_bytes in found:
         if dry_run:
-            is_garbage = await store.condemn(digest, for_s=0)
+            is_garbage = await store.blob_refs.condemn(digest, for_s=0)
         else:
             is_garbage = await _remove(store, blobs, digest)
         if is_garbage:
@@ -62,12 +62,12 @@ async def collect(
     return Collected(blobs=tuple(digests), blob_bytes=total, uploads=tuple(outdated))
 
 
-async def _remove(store: AdapterStore, blobs: BlobStore, digest: str) -> bool:
+async def _remove(store: Store, blobs: BlobStore, digest: str) -> bool:
     deadline = time.monotonic() + _CONDEMNED_S
-    if not await store.condemn(digest, for_s=_CONDEMNED_S):
+    if not await store.blob_refs.condemn(digest, for_s=_CONDEMNED_S):
         return False
     if time.monotonic() > deadline:
         return False  # the store took too long to say so: the verdict is void
     await asyncio.to_thread(blobs.remove, digest)
-    await store.absolve(digest)
+    await store.blob_refs.absolve(digest)
     return True

@@ -2,11 +2,8 @@
 
 from collections.abc import AsyncIterator, Mapping
 
-from adapter_store.keys import Keys
-from adapter_store.server import Server, answering
-from adapter_store.store import BLOCK_S
+from adapter_store.server import BLOCK_S, Server, answering
 from cluster.plans import PlacementPlan
-from cluster.settings import StoreSettings
 
 _A_WEEK_S = 7 * 86_400
 
@@ -14,12 +11,9 @@ _A_WEEK_S = 7 * 86_400
 class Plans:
     """The plan in the store."""
 
-    def __init__(self, settings: StoreSettings) -> None:
-        self._server = Server(settings)
-        self._keys = Keys(settings.namespace, settings.cluster)
-
-    async def close(self) -> None:
-        await self._server.close()
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._keys = server.keys
 
     async def lead(self, who: str, *, for_s: float) -> int:
         """Become or stay the leader for a while; its number, or 0 when somebody else leads.

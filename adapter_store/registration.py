@@ -23,7 +23,8 @@ from adapter_store.files.signatures import signer_of
 from adapter_store.files.sources import CARD_FILE, Progress, Sources, staging_of
 from adapter_store.files.uploads import UPLOAD, Uploads
 from adapter_store.records import new_version
-from adapter_store.store import AdapterStore, BlobUnreserved, Stored, name_taken
+from adapter_store.registry import BlobUnreserved, Stored, name_taken
+from adapter_store.store import Store
 from cluster.adapters import BaseModelFacts, Card, Version
 from cluster.errors import (
     Conflict,
@@ -50,8 +51,9 @@ _OF_VERSION = {"source", "sha256", "base_fingerprint", "lineage", "promote", "re
 class Registrar:
     """Takes adapters in."""
 
-    def __init__(self, store: AdapterStore, settings: StoreSettings) -> None:
-        self._store = store
+    def __init__(self, store: Store, settings: StoreSettings) -> None:
+        self._registry = store.registry
+        self._refs = store.blob_refs
         self._settings = settings
         self.blobs: BlobStore = open_blobs(settings)
         self.uploads = Uploads(settings)
@@ -67,7 +69,7 @@ class Registrar:
         progress: Progress | None = None,
         default_base: str | None = None,
     ) -> Stored:
-        """Check an adapter and store it; `mode` as in :meth:`AdapterStore.put`.
+        """Check an adapter and store it; `mode` as in :meth:`Registry.put`.
 
         A caller who gives up midway does not stop it.
 
@@ -113,7 +115,7 @@ class Registrar:
 
     async def _check_free(self, name: str) -> None:
         """Before anything is fetched for it."""
-        if await self._store.get(name) is not None:
+        if await self._registry.get(name) is not None:
             raise name_taken(name)
 
     def _sent_card(
@@ -128,9 +130,9 @@ class Registrar:
 
     async def _card(self, sent: "_SentCard", mode: str) -> tuple[Card, BaseModelFacts, int]:
         """The card to store, over the one that is stored; its base model; the stored revision."""
-        stored = await self._store.get(str(sent.fields["name"]))
+        stored = await self._registry.get(str(sent.fields["name"]))
         card = sent.over(stored.card if stored else None)
-        if card.name in RESERVED_NAMES or await self._store.base_model(card.name) is not None:
+        if card.name in RESERVED_NAMES or await self._registry.base_model(card.name) is not None:
             raise InvalidRequest(f"the name {card.name!r} is taken by a model", param="name")
         if stored is not None and mode == "create":
             raise name_taken(card.name)
@@ -140,7 +142,7 @@ class Registrar:
                 "register it under another name",
                 param="base_model",
             )
-        base = await self._store.base_model(card.base_model)
+        base = await self._registry.base_model(card.base_model)
         if base is None:
             raise ModelNotFound(card.base_model, param="base_model")
         return card, base, stored.revision if stored else 0
@@ -174,7 +176,7 @@ class Registrar:
         folder: Path,
     ) -> Stored:
         for _ in range(_TRIES):
-            reservation = await self._store.reserve(version.digest)
+            reservation = await self._refs.reserve(version.digest)
             if reservation is None:
                 await asyncio.sleep(_RESERVE_AGAIN_S)  # the collector is removing it
                 continue
@@ -182,7 +184,7 @@ class Registrar:
             # Read now: others may have changed the card while the files were on their way.
             card, _, revision = await self._card(sent, mode)
             try:
-                return await self._store.put(
+                return await self._registry.put(
                     card,
                     version,
                     reservation,
@@ -193,7 +195,7 @@ class Registrar:
             except BlobUnreserved:
                 continue
             except Stale:
-                await self._store.release(version.digest, reservation)
+                await self._refs.release(version.digest, reservation)
                 if registration.revision is not None:
                     raise
         raise Unavailable("the blob store is too slow, or its collector hangs; try again")

@@ -1,40 +1,22 @@
-"""The registry in Redis: cards, versions, aliases, members, events; every change is one script."""
+"""The registry in Redis: cards, versions, aliases, events; every change is one script."""
 
-import asyncio
-import contextlib
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from redis.exceptions import ResponseError
 
-from adapter_store.keys import Keys
 from adapter_store.records import adapter_of, fields_of
-from adapter_store.server import Server, answering, is_before
+from adapter_store.server import Server, answering
 from cluster.adapters import Adapter, BaseModelFacts, Card, Version
-from cluster.errors import (
-    ConfigError,
-    Conflict,
-    ModelNotFound,
-    Stale,
-    StoreUnavailable,
-    Unavailable,
-)
-from cluster.members import Member
-from cluster.settings import StoreSettings
+from cluster.errors import ConfigError, Conflict, ModelNotFound, Stale
 from cluster.values import Value
 
 # The layout of keys and records that this release writes; `lua/migrate.lua` brings older ones here.
 SCHEMA = 3
-# Longer than any copy of an adapter into object storage should take.
-RESERVATION_S = 600.0
 # Writers that meet on one adapter take turns; this many lost turns in a row are not chance.
 _MAX_TRIES = 100
 _PAGE = 500
-_RETRY_S = 0.5
-# Below the client's socket timeout, which would take a long wait for a dead server.
-BLOCK_S = 2.0
 
 Result = TypeVar("Result")
 
@@ -67,20 +49,15 @@ class BlobUnreserved(Exception):
     """The reservation of a blob ran out before its version was recorded; reserve and check anew."""
 
 
-class AdapterStore:
-    """Reads and atomic writes. One instance per process; safe for concurrent tasks.
+class Registry:
+    """Reads and atomic writes of adapters; safe for concurrent tasks.
 
-    Opens with the first command. Every method raises :class:`StoreUnavailable` when the server does
-    not answer.
+    Every method raises :class:`StoreUnavailable` when the server does not answer.
     """
 
-    def __init__(self, settings: StoreSettings) -> None:
-        self._server = Server(settings)
-        self._keys = Keys(settings.namespace, settings.cluster)
-        self.lease_s = settings.lease_s
-
-    async def close(self) -> None:
-        await self._server.close()
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._keys = server.keys
 
     async def migrate(self) -> None:
         """Bring what an older release wrote to the layout of this one.
@@ -131,29 +108,21 @@ class AdapterStore:
             BlobUnreserved: reserve the blob again, and see that its files are there.
         """
         keys = self._keys
+        written = [
+            keys.adapter(card.name),
+            keys.names,
+            keys.events,
+            keys.sequence,
+            keys.blob(version.digest),
+            keys.issued,
+            keys.reserved(version.digest),
+            keys.once(uuid.uuid4().hex),
+        ]
+        put = version.model_dump_json(exclude={"number"})
+        expected = "" if revision is None else revision
+        args = [card.name, card.model_dump_json(), put, reservation, mode, expected, int(promote)]
         try:
-            number, position, is_new, fields = await self._server.run(
-                "put_version",
-                [
-                    keys.adapter(card.name),
-                    keys.names,
-                    keys.events,
-                    keys.sequence,
-                    keys.blob(version.digest),
-                    keys.issued,
-                    keys.reserved(version.digest),
-                    keys.once(uuid.uuid4().hex),
-                ],
-                [
-                    card.name,
-                    card.model_dump_json(),
-                    version.model_dump_json(exclude={"number"}),
-                    reservation,
-                    mode,
-                    "" if revision is None else revision,
-                    int(promote),
-                ],
-            )
+            number, position, is_new, fields = await self._server.run("put_version", written, args)
         except ResponseError as e:
             raise _refusal(e, card.name) from e
         # As it was right after the change: it may have been changed again, or deleted, since.
@@ -321,33 +290,6 @@ class AdapterStore:
         except ResponseError as e:
             raise _refusal(e, name) from e
 
-    # -- blobs ------------------------------------------------------------------------------
-
-    async def reserve(self, digest: str, *, for_s: float = RESERVATION_S) -> str | None:
-        """Keep the collector away from a blob; None while it is being removed.
-
-        Returns:
-            The reservation, for the call that records a version, or for :meth:`release`.
-        """
-        reservation = uuid.uuid4().hex
-        keys = [self._keys.reserved(digest), self._keys.condemned]
-        args = [digest, reservation, round(for_s * 1000)]
-        return reservation if await self._server.run("reserve_blob", keys, args) else None
-
-    async def release(self, digest: str, reservation: str) -> None:
-        with answering():
-            await self._server.redis.zrem(self._keys.reserved(digest), reservation)
-
-    async def condemn(self, digest: str, *, for_s: float) -> bool:
-        """Whether nothing uses or reserves a blob; with `for_s` > 0 nothing can until then."""
-        keys = [self._keys.blob(digest), self._keys.reserved(digest), self._keys.condemned]
-        return bool(await self._server.run("condemn_blob", keys, [digest, round(for_s * 1000)]))
-
-    async def absolve(self, digest: str) -> None:
-        """A condemned blob is gone: its content may come again."""
-        with answering():
-            await self._server.redis.zrem(self._keys.condemned, digest)
-
     # -- rollouts ---------------------------------------------------------------------------
 
     async def drive(self, name: str, driver: str, *, for_s: float) -> bool:
@@ -370,98 +312,6 @@ class AdapterStore:
         with answering():
             raw = await self._server.redis.hget(self._keys.base_models, model_id)
         return BaseModelFacts.model_validate_json(raw) if raw else None
-
-    # -- members ----------------------------------------------------------------------------
-
-    async def renew(self, member: Member) -> None:
-        """Publish the member's report and hold its lease for another term."""
-        await self._server.run(
-            "renew_member",
-            [self._keys.members, self._keys.member(member.id), self._keys.reports],
-            [member.id, member.model_dump_json(), round(self.lease_s * 1000)],
-        )
-
-    async def leave(self, member_id: str) -> None:
-        with answering():
-            await self._server.redis.delete(self._keys.member(member_id))
-            await self._server.redis.zrem(self._keys.members, member_id)
-
-    async def members(self) -> list[Member]:
-        """The members whose lease has not ended, ordered by id."""
-        with answering():
-            ids = sorted(await self._server.redis.zrange(self._keys.members, 0, -1))
-            raw = await self._server.redis.mget([self._keys.member(i) for i in ids]) if ids else []
-        return [Member.model_validate_json(r) for r in raw if r]
-
-    async def follow_members(self) -> AsyncIterator[list[Member]]:
-        """The members now, and again whenever a report has changed or a lease may have ended.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        while True:
-            seen = await self._server.newest(self._keys.reports)
-            yield await self.members()
-            # A lease that ends tells nobody.
-            await self._server.read(
-                self._keys.reports, seen, block_s=min(self.lease_s / 3, BLOCK_S)
-            )
-
-    async def confirmations(
-        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
-    ) -> AsyncIterator[Member]:
-        """Each live member, as soon as it has applied the change at `position`; ends when all have.
-
-        Args:
-            loaded: a version (`name@number`) that must not be on its way into a replica any more.
-            at_least: how many members there must be; a busy one may have lost its lease for a
-                moment.
-
-        Raises:
-            Unavailable: some have not within `timeout_s`; the message names them.
-        """
-        deadline = time.monotonic() + timeout_s
-        confirmed: set[str] = set()
-        seen = await self._server.newest(self._keys.reports)
-        while True:
-            try:
-                members = await self.members()
-            except StoreUnavailable:
-                # What is waited for is stored; a server that is away for a moment comes back.
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-                continue
-            behind = []
-            for member in members:
-                if is_before(member.position, position) or loaded in member.loading:
-                    behind.append(member)
-                elif member.id not in confirmed:
-                    confirmed.add(member.id)
-                    yield member
-            if not behind and len(members) >= at_least:
-                return
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                names = ", ".join(f"{m.kind} {m.id}" for m in behind) or "members that are missing"
-                raise Unavailable(f"stored, but not taken in within {timeout_s:.0f} s by {names}")
-            # A lease that ends tells nobody.
-            block_s = max(0.001, min(left_s, self.lease_s / 3, BLOCK_S))
-            with contextlib.suppress(StoreUnavailable):
-                entries = await self._server.read(self._keys.reports, seen, block_s=block_s)
-                seen = entries[-1][0] if entries else seen
-
-    async def converged(
-        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
-    ) -> list[Member]:
-        """Wait until every live member has applied the change at `position`; returns them.
-
-        Raises as :meth:`confirmations`.
-        """
-        confirmed = self.confirmations(
-            position, timeout_s=timeout_s, at_least=at_least, loaded=loaded
-        )
-        return [member async for member in confirmed]
 
     # -- events -----------------------------------------------------------------------------
 

@@ -10,13 +10,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
 from cluster.adapters import Viewer
 from cluster.decisions import Outcome, RoutedRequest
 from cluster.errors import NotFound, StoreUnavailable
-from cluster.settings import StoreSettings
-from cluster.tasks import cancel, check
+from cluster.tasks import Background
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +30,15 @@ _RETRY_S = 1.0
 
 
 class RoutingLog:
-    """Decisions and outcomes in the store. Opens with the first command.
+    """Decisions and outcomes in the store.
 
     Every method raises :class:`StoreUnavailable` when the server does not answer.
     """
 
-    def __init__(self, settings: StoreSettings, *, keep_s: float) -> None:
-        self._server = Server(settings)
-        self._keys = Keys(settings.namespace)
+    def __init__(self, server: Server, *, keep_s: float) -> None:
+        self._server = server
+        self._keys = server.keys
         self._keep_s = keep_s
-
-    async def close(self) -> None:
-        await self._server.close()
 
     async def put(self, requests: list[RoutedRequest]) -> None:
         keys = self._keys
@@ -118,10 +113,15 @@ class RoutingRecorder:
         self._waiting: deque[RoutedRequest] = deque(maxlen=_MAX_WAITING)
         self._writing: list[RoutedRequest] = []
         self._some = asyncio.Event()
-        self._task: asyncio.Task | None = None
+        self._background = Background()
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._write_for_ever(), name="routing recorder")
+    async def start(self) -> None:
+        self._background.repeat(
+            "routing recorder",
+            self._write_some,
+            otherwise="decisions wait to be kept",
+            retry_s=_RETRY_S,
+        )
 
     def record(self, request: RoutedRequest) -> None:
         """Beyond ten thousand that could not be written yet, the oldest are forgotten."""
@@ -130,24 +130,19 @@ class RoutingRecorder:
 
     def check(self) -> None:
         """Raise what ended the writing, so that a health check sees it."""
-        check(self._task)
+        self._background.check()
 
     async def stop(self) -> None:
         """Write what is left, if the store takes it."""
-        await cancel(self._task)
+        await self._background.stop()
         with contextlib.suppress(StoreUnavailable):
             await self._write()
 
-    async def _write_for_ever(self) -> None:
-        while True:
+    async def _write_some(self) -> None:
+        if not (self._writing or self._waiting):
             await self._some.wait()
-            self._some.clear()
-            try:
-                await self._write()
-            except StoreUnavailable as e:
-                logger.warning("%d decisions wait to be kept: %s", len(self._waiting), e)
-                await asyncio.sleep(_RETRY_S)
-                self._some.set()
+        self._some.clear()
+        await self._write()
 
     async def _write(self) -> None:
         while self._writing or self._waiting:

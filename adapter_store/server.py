@@ -19,10 +19,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from adapter_store.connection import close_client, open_client
+from adapter_store.keys import Keys
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.settings import StoreSettings
 
 _WAIT_FOR_REPLICAS_MS = 2000
+# Below the client's socket timeout, which would take a long wait for a dead server.
+BLOCK_S = 2.0
 _TRANSIENT = (OutOfMemoryError, ReadOnlyError, ClusterDownError, MasterDownError, TryAgainError)
 _TRANSIENT_REPLIES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING", "UNBLOCKED")
 _LUA = Path(__file__).parent / "lua"
@@ -30,10 +33,14 @@ _COMMON = "common"
 
 
 class Server:
-    """A connection pool, and the scripts of `lua/`. Opens with the first command."""
+    """A connection pool, the scripts of `lua/`, and the keys that they are given.
+
+    Opens with the first command.
+    """
 
     def __init__(self, settings: StoreSettings) -> None:
         self.redis = open_client(settings.url)
+        self.keys = Keys(settings.namespace, settings.cluster)
         self._wait_replicas = settings.wait_replicas
         if self._wait_replicas and isinstance(self.redis, RedisCluster):
             raise ConfigError(

@@ -10,10 +10,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from adapter_store.keys import Keys
 from adapter_store.server import Server, answering
 from cluster.plans import Happening
-from cluster.settings import StoreSettings
 
 # Happenings that are kept.
 JOURNAL_LENGTH, LOADS = 2000, 500
@@ -47,12 +45,9 @@ Counts = dict[str, float]
 class TelemetryStore:
     """Every method raises :class:`StoreUnavailable` when the server does not answer."""
 
-    def __init__(self, settings: StoreSettings) -> None:
-        self._server = Server(settings)
-        self._keys = Keys(settings.namespace)
-
-    async def close(self) -> None:
-        await self._server.close()
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._keys = server.keys
 
     # -- metrics ----------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from adapter_store.embedded import embedded_server
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from benchmarks.adapters import write_adapter
 from benchmarks.gateway import ADAPTERS, gateway
 from benchmarks.peers import STOCK, Peer, ray_serve_llm, roundhouse
@@ -58,7 +58,7 @@ from cluster.placement import Host, Need, plan
 from cluster.plans import ModelPlan
 from cluster.settings import BaseModelSettings, PlacementSettings, StoreSettings
 from deployments.ingress.fleet import Fleet
-from deployments.replica.adapter_cache import UsageLog
+from deployments.replica.worth import UsageLog
 from examples.base_model import default_cache_dir, prepare_base_model
 
 HERE = Path(__file__).parent
@@ -357,7 +357,7 @@ def news(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _news(settings: StoreSettings, replicas: int, reports: int) -> dict[str, Any]:
-    store = AdapterStore(settings)
+    store = Store(settings)
     fleet = Fleet(store, PlacementSettings())
     held = tuple(f"a{i}@1" for i in range(LORA["host_entries"]))
 
@@ -366,7 +366,7 @@ async def _news(settings: StoreSettings, replicas: int, reports: int) -> dict[st
         return Member(id=f"r{number}", kind="replica", model="m", residency=residency)
 
     for i in range(replicas):
-        await store.renew(report(i, "none@1"))
+        await store.members.renew(report(i, "none@1"))
     await fleet.start()
     heard = asyncio.Event()
     fleet.on_change(heard.set)
@@ -374,7 +374,7 @@ async def _news(settings: StoreSettings, replicas: int, reports: int) -> dict[st
     for i in range(reports):
         key, number = f"new-{i}@1", i % replicas
         started = time.perf_counter()
-        await store.renew(report(number, key))
+        await store.members.renew(report(number, key))
         while not any(key in replica.slots for replica in fleet.replicas("m")):
             heard.clear()
             await heard.wait()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from benchmarks.ray_serve_llm import COUNT_IN
 from cluster.members import Member
 from cluster.settings import StoreSettings
@@ -72,9 +72,9 @@ class Roundhouse:
             self._thread.join()
 
     async def _report(self) -> None:
-        store = AdapterStore(self._store)
+        store = Store(self._store)
         while not self._ended.is_set():
-            await store.renew(Member(id="oracle", kind="oracle", demand=self._demand))
+            await store.members.renew(Member(id="oracle", kind="oracle", demand=self._demand))
             await asyncio.sleep(1)
         await store.close()
 

@@ -22,7 +22,7 @@ from cluster.members import fewest_first
 from cluster.placement import Host, Need, plan
 from cluster.plans import ModelPlan
 from cluster.settings import AdmissionSettings, DispatchSettings, PlacementSettings
-from deployments.replica.adapter_cache import UsageLog
+from deployments.replica.worth import UsageLog
 from router.replicas.dispatch import Ask, Opening, ReplicaView, first_missing, rank
 
 

@@ -30,7 +30,7 @@ from adapter_store.embedded import embedded_server
 from adapter_store.plans import Plans
 from adapter_store.records import new_version
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from benchmarks.adapters import write_adapter
 from cluster.adapters import Card
 from cluster.errors import RoundhouseError
@@ -112,7 +112,7 @@ PARTS = {
 async def catalogue(folder: Path, size: int) -> dict[str, Any]:
     with embedded_server(folder) as server:
         settings = StoreSettings(url=server.url, data_dir=folder)
-        store = AdapterStore(settings)
+        store = Store(settings)
         started = time.perf_counter()
         await _fill(store, size)
         written_s = time.perf_counter() - started
@@ -140,7 +140,7 @@ async def catalogue(folder: Path, size: int) -> dict[str, Any]:
         return found
 
 
-async def _fill(store: AdapterStore, size: int) -> None:
+async def _fill(store: Store, size: int) -> None:
     turns = asyncio.Semaphore(16)
 
     async def put(i: int) -> None:
@@ -154,13 +154,13 @@ async def _fill(store: AdapterStore, size: int) -> None:
         digest = f"{i:064x}"
         weights = new_version(digest=digest, size_bytes=1, rank=8, target_modules=("q_proj",))
         async with turns:
-            reservation = await store.reserve(digest)
-            await store.put(card, weights, reservation, mode="create")
+            reservation = await store.blob_refs.reserve(digest)
+            await store.registry.put(card, weights, reservation, mode="create")
 
     await asyncio.gather(*(put(i) for i in range(size)))
 
 
-def _gateway(settings: Settings, store: AdapterStore, known: Catalogue) -> Any:
+def _gateway(settings: Settings, store: Store, known: Catalogue) -> Any:
     from fastapi import FastAPI
 
     from deployments.ingress.admin import AdapterAdmin

@@ -178,7 +178,7 @@ class OurEngine(VllmSubject):
         self._digests: dict[Path, str] = {}
         self._blobs = LocalBlobs(self._folder / "store")
         files = AdapterFiles(self._blobs, NodeCache(self._folder / "node", 2**32), self._engine)
-        self._cache = AdapterCache(self._engine, files, self._settings.lora.host_entries)
+        self._cache = AdapterCache(self._engine, files, self._settings.lora)
         return facts.linear_shapes
 
     def register(self, source: Path) -> None:

@@ -1,34 +1,93 @@
 """Background tasks, looked after and ended for sure; and waits for the store that end."""
 
 import asyncio
-from collections.abc import Awaitable
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from cluster.errors import StoreUnavailable
 
+logger = logging.getLogger(__name__)
+
 _ASK_AGAIN_S = 0.5
+_RETRY_S = 0.5
 # Whoever looks at the cluster wants to know that the store hangs, not to wait for it.
 PATIENCE_S = 2.0
 
 Result = TypeVar("Result")
 
 
-def check(*tasks: asyncio.Task[Any] | None) -> None:
-    """Raise what ended a background task; None is one that was not started."""
-    for task in tasks:
-        if task is not None and task.done():
-            task.result()
+class Background:
+    """Tasks that run beside what started them, until it stops them."""
+
+    def __init__(self) -> None:
+        self._lasting: list[asyncio.Task[None]] = []
+        self._passing: set[asyncio.Task[Any]] = set()
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run what never ends by itself; should it, `check` says so."""
+        self._lasting.append(asyncio.create_task(work, name=name))
+
+    def repeat(
+        self,
+        name: str,
+        step: Callable[[], Awaitable[None]],
+        *,
+        otherwise: str,
+        pause_s: float = 0.0,
+        retry_s: float = _RETRY_S,
+    ) -> None:
+        """Do it again and again, also when the store has not answered.
+
+        Args:
+            otherwise: what is so meanwhile; logged with the store's error.
+            pause_s: after a step; `retry_s` after one that the store has failed.
+        """
+        self.start(name, _repeated(step, otherwise, pause_s, retry_s))
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Run what ends by itself; its errors are for whoever awaits it, and logged."""
+        task = asyncio.create_task(work, name=name)
+        self._passing.add(task)
+        task.add_done_callback(self._passed)
+        return task
+
+    def check(self) -> None:
+        """Raise what ended a task that should not have, so that a health check sees it."""
+        for task in self._lasting:
+            if task.done():
+                task.result()
+
+    async def stop(self) -> None:
+        """End all of them, those that were started first before the others."""
+        await cancel(*self._lasting, *self._passing)
+
+    def _passed(self, task: asyncio.Task[Any]) -> None:
+        self._passing.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.debug("%s: %r", task.get_name(), error)
 
 
-async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
+async def _repeated(
+    step: Callable[[], Awaitable[None]], otherwise: str, pause_s: float, retry_s: float
+) -> None:
+    while True:
+        try:
+            await step()
+        except StoreUnavailable as e:
+            logger.warning("%s: %s", otherwise, e)
+            await asyncio.sleep(retry_s)
+        else:
+            await asyncio.sleep(pause_s)
+
+
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks in turn and wait until each has ended; errors that they ended with are dropped.
 
     It asks more than once: the Redis client can swallow a cancellation that meets one of its own
     time-outs.
     """
     for task in tasks:
-        if task is None:
-            continue
         while not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=_ASK_AGAIN_S)

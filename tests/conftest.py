@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from adapter_store.embedded import embedded_server
 from adapter_store.files.filesystems import open_filesystem
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from cluster.adapters import BaseModelFacts
 from cluster.addresses import free_ports
 from cluster.settings import RouterSettings, StoreSettings
@@ -55,15 +55,15 @@ def store_settings(redis_url: str) -> StoreSettings:
 
 
 @pytest.fixture
-def connect(store_settings: StoreSettings) -> Callable[[], AdapterStore]:
+def connect(store_settings: StoreSettings) -> Callable[[], Store]:
     """Opens stores on one fresh namespace."""
-    return lambda: AdapterStore(store_settings)
+    return lambda: Store(store_settings)
 
 
 @pytest.fixture
-async def store(connect: Callable[[], AdapterStore]) -> AsyncIterator[AdapterStore]:
+async def store(connect: Callable[[], Store]) -> AsyncIterator[Store]:
     store = connect()
-    await store.put_base_model(ECHO_FACTS)
+    await store.registry.put_base_model(ECHO_FACTS)
     yield store
     await store.close()
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.registration import Registrar
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from cluster.adapters import AdapterRef
 from cluster.requests import Registration
 from cluster.settings import parse_settings
 from deployments.process.call import Call
+from deployments.process.process import Process
 from deployments.replica.model_server import ModelServer
 from tests.conftest import LEASE_S
 
@@ -20,14 +21,14 @@ from tests.conftest import LEASE_S
 class ServerFleet:
     """Some servers, and what changes adapters."""
 
-    def __init__(self, redis_url: str, namespace: str, folder, lora, placement) -> None:
-        model = {"id": "echo", "path": "none", "engine": "echo", "lora": lora}
+    def __init__(self, redis_url: str, folder: Path, model: dict[str, Any], placement) -> None:
+        model = {"id": "echo", "path": "none", "engine": "echo"} | model
         self.settings = parse_settings(
             {
                 "models": [model],
                 "store": {
                     "url": redis_url,
-                    "namespace": namespace,
+                    "namespace": f"fleet-{time.time_ns()}",
                     "lease_s": LEASE_S,
                     "data_dir": str(folder / "data"),
                 },
@@ -35,12 +36,14 @@ class ServerFleet:
                 "placement": placement,
             }
         )
-        self.store = AdapterStore(self.settings.store)
+        self.store = Store(self.settings.store)
         self.registrar = Registrar(self.store, self.settings.store)
         self.servers: dict[str, ModelServer] = {}
+        self.processes: dict[str, Process] = {}
 
     async def join(self, name: str) -> ModelServer:
-        server = ModelServer(self.settings, "echo", name, "node")
+        process = self.processes[name] = Process(self.settings.store, name)
+        server = ModelServer(self.settings, "echo", process, "node")
         await server.start()
         self.servers[name] = server
         return server
@@ -51,11 +54,13 @@ class ServerFleet:
 
     async def held(self, key: str) -> set[str]:
         """Who has a version in a slot or in host memory, by the reports in the store."""
-        members = await self.store.members()
+        members = await self.store.members.all()
         return {m.id for m in members if m.residency.tier(key) is not None}
 
     async def converged(self, position: str):
-        return await self.store.converged(position, timeout_s=10, at_least=len(self.servers))
+        return await self.store.members.converged(
+            position, timeout_s=10, at_least=len(self.servers)
+        )
 
 
 @asynccontextmanager
@@ -67,10 +72,12 @@ async def running(
     slots: int = 2,
     host_entries: int = 4,
     placement: dict[str, Any] | None = None,
+    engine_args: dict[str, Any] | None = None,
 ) -> AsyncIterator[ServerFleet]:
     """Servers r0, r1, ... that have joined."""
     lora = {"slots": slots, "host_entries": host_entries, "max_rank": 8}
-    it = ServerFleet(redis_url, f"fleet-{time.time_ns()}", folder, lora, placement or {})
+    model = {"lora": lora, "engine_args": engine_args or {}}
+    it = ServerFleet(redis_url, folder, model, placement or {})
     try:
         await asyncio.gather(*(it.join(f"r{i}") for i in range(size)))
         yield it

@@ -197,7 +197,7 @@ async def test_a_private_adapter_is_there_for_its_owner_only(make_world, store, 
         assert (await add(it, folder)).status_code == 201
         held = Residency(slots=("cron@1",), slot_capacity=1)
         failed = {"cron@1": "a tale of cron"}
-        await store.renew(Member(id="r", kind="replica", residency=held, problems=failed))
+        await store.members.renew(Member(id="r", kind="replica", residency=held, problems=failed))
         for who, status, chosen in ((a, 200, "cron"), (b, 404, None), (ops, 200, "cron")):
             it.client.headers.update(who)
             assert (await ask(it, "cron")).status_code == status
@@ -327,12 +327,12 @@ async def test_a_version_that_no_replica_can_load_is_rolled_back(rh, make_adapte
 
 async def test_a_gate_waits_for_loads_and_sees_one_that_fails_later(rh, store, make_adapter):
     await two_versions(rh, make_adapter, before=range(20), after=range(20))
-    position, _ = await store.position()
+    position, _ = await store.registry.position()
     replica = Member(id="r", kind="replica", model="echo", position=position, loading=("cron@2",))
 
     async def report(member: Member) -> None:
-        position, _ = await store.position()
-        await store.renew(member.model_copy(update={"position": position}))
+        position, _ = await store.registry.position()
+        await store.members.renew(member.model_copy(update={"position": position}))
 
     await report(replica)
     rolling = asyncio.create_task(call(rh, "POST", "cron/rollout", {"gate": False}))
@@ -357,7 +357,7 @@ async def test_a_gate_waits_for_loads_and_sees_one_that_fails_later(rh, store, m
 async def test_another_driver_goes_on_when_one_dies(rh, store, make_adapter):
     """Its lease runs out, and all there is to know is in the record."""
     await two_versions(rh, make_adapter, before=range(20), after=range(20))
-    assert await store.drive("cron", "somebody-who-died", for_s=1.0)
+    assert await store.registry.drive("cron", "somebody-who-died", for_s=1.0)
     began = time.monotonic()
     shown = await call(rh, "POST", "cron/rollout", {}, wait=True)
     assert shown["aliases"]["stable"] == 2

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from adapter_store.catalogue import Catalogue
-from adapter_store.store import AdapterStore, BlobUnreserved
+from adapter_store.registry import BlobUnreserved
+from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Adapter, Gate
 from cluster.errors import Conflict, ModelNotFound
@@ -57,7 +58,7 @@ def roll_back(adapter: Adapter, rng: random.Random) -> Adapter:
 EDITS = (set_alias, drop_version, begin, advance, roll_back)
 
 
-async def write(store: AdapterStore, rng: random.Random, events: list[str]) -> None:
+async def write(store: Store, rng: random.Random, events: list[str]) -> None:
     """Random changes; the positions of those that were acknowledged go into `events`."""
     for _ in range(STEPS):
         name, dice = rng.choice(NAMES), rng.random()
@@ -68,20 +69,20 @@ async def write(store: AdapterStore, rng: random.Random, events: list[str]) -> N
                 stored = await put(store, card(name), content, mode="upsert", promote=promote)
                 events.append(stored.position)
             elif dice < 0.45:
-                events.append(await store.delete(name))
+                events.append(await store.registry.delete(name))
             else:
                 edit = rng.choice(EDITS)
-                changed = await store.change(name, lambda a, edit=edit: edit(a, rng))
+                changed = await store.registry.change(name, lambda a, edit=edit: edit(a, rng))
                 events.append(changed.position)
         except (Conflict, ModelNotFound, BlobUnreserved):
             pass
 
 
-async def look(store: AdapterStore, stop: asyncio.Event) -> int:
+async def look(store: Store, stop: asyncio.Event) -> int:
     """Read all the time; what is read is whole."""
     looks = 0
     while not stop.is_set():
-        async for adapter in store.all():
+        async for adapter in store.registry.all():
             check(adapter)
         looks += 1
     return looks
@@ -91,7 +92,7 @@ async def look(store: AdapterStore, stop: asyncio.Event) -> int:
 async def test_eight_writers_keep_the_invariants(connect, seed):
     stores = [connect() for _ in range(WRITERS + 2)]
     *writers, reader, follower = stores
-    catalogue = Catalogue(follower)
+    catalogue = Catalogue(follower.registry)
     await catalogue.start()
     stop = asyncio.Event()
     looking = asyncio.create_task(look(reader, stop))
@@ -102,7 +103,7 @@ async def test_eight_writers_keep_the_invariants(connect, seed):
     stop.set()
     assert await looking > 10
 
-    adapters = {a.name: a async for a in reader.all()}
+    adapters = {a.name: a async for a in reader.registry.all()}
     for adapter in adapters.values():
         check(adapter)
     # No event was lost, none was told twice, and the follower is where the store is.
@@ -115,7 +116,7 @@ async def test_eight_writers_keep_the_invariants(connect, seed):
     # Every version holds its blob, and no blob is held by a version that is gone.
     held = {f"{a.name}@{n}": v.digest for a in adapters.values() for n, v in a.versions.items()}
     for digest in {f"d{i}" for i in range(12)}:
-        users = await reader._server.redis.smembers(reader._keys.blob(digest))
+        users = await reader.server.redis.smembers(reader._keys.blob(digest))
         assert users == {key for key, d in held.items() if d == digest}
     await catalogue.stop()
     for store in stores:

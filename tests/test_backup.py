@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from adapter_store.backup import back_up, restore
 from adapter_store.collector import collect
 from adapter_store.registration import Registrar
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Gate
 from cluster.errors import Conflict, InvalidRequest, Unavailable
@@ -40,8 +40,8 @@ async def elsewhere(redis_url, tmp_path):
     settings = StoreSettings(
         url=redis_url, namespace=f"elsewhere-{time.time_ns()}", data_dir=tmp_path / "elsewhere"
     )
-    store = AdapterStore(settings)
-    await store.put_base_model(ECHO_FACTS)
+    store = Store(settings)
+    await store.registry.put_base_model(ECHO_FACTS)
     yield Registrar(store, settings), store
     await store.close()
 
@@ -54,8 +54,8 @@ async def a_history(store, registrar, make_adapter) -> None:
     """Two adapters: one with three versions, an alias and a rollout; one that shares weights."""
     for seed in (0, 1, 2):
         await add(registrar, make_adapter("cron", seed=seed), mode="upsert", promote=seed == 0)
-    await store.change("cron", lambda a: rollouts.set_alias(a, "blue", a.versions[2]))
-    await store.change(
+    await store.registry.change("cron", lambda a: rollouts.set_alias(a, "blue", a.versions[2]))
+    await store.registry.change(
         "cron",
         lambda a: rollouts.begin(
             a, a.versions[3], percents=(5, 100), step_s=60.0, gate=Gate(), now=time.time()
@@ -63,7 +63,7 @@ async def a_history(store, registrar, make_adapter) -> None:
     )
     await add(registrar, make_adapter("cron"), name="twin")
     await add(registrar, make_adapter("gone"))
-    await store.delete("gone")
+    await store.registry.delete("gone")
 
 
 async def test_a_restored_registry_is_the_same(store, registrar, elsewhere, make_adapter, tmp_path):
@@ -75,10 +75,10 @@ async def test_a_restored_registry_is_the_same(store, registrar, elsewhere, make
     done = await restore(target_store, target.blobs, file, silent)
     assert (done.restored, done.kept) == (("cron", "twin"), ())
     for name in ("cron", "twin"):
-        there, here = await target_store.get(name), await store.get(name)
+        there, here = await target_store.registry.get(name), await store.registry.get(name)
         moved = {"revision", "rollout", "last_rollout"}
         assert there.model_dump(exclude=moved) == here.model_dump(exclude=moved)
-    ended = (await target_store.get("cron")).last_rollout
+    ended = (await target_store.registry.get("cron")).last_rollout
     assert ended.reason == "restored from a backup while it was under way"
     assert set(target.blobs.digests()) == set(registrar.blobs.digests())
     # Numbers go on where they were: a version's name is never given twice.
@@ -91,10 +91,10 @@ async def test_a_restored_registry_is_the_same(store, registrar, elsewhere, make
 async def test_restoring_again_changes_nothing(store, registrar, make_adapter, tmp_path):
     await add(registrar, make_adapter("cron"))
     await back_up(store, registrar.blobs, tmp_path / "b.tar", silent)
-    before = await store.get("cron")
+    before = await store.registry.get("cron")
     done = await restore(store, registrar.blobs, tmp_path / "b.tar", silent)
     assert (done.restored, done.kept) == ((), ("cron",))
-    assert await store.get("cron") == before
+    assert await store.registry.get("cron") == before
 
 
 async def test_a_damaged_backup_is_refused_before_anything_is_written(
@@ -114,7 +114,7 @@ async def test_a_damaged_backup_is_refused_before_anything_is_written(
     for file in (cut, empty, noise, tmp_path / "nothing.tar"):
         with pytest.raises(InvalidRequest):
             await restore(target_store, target.blobs, file, silent)
-    assert [a async for a in target_store.all()] == []
+    assert [a async for a in target_store.registry.all()] == []
 
 
 async def test_a_backup_that_cannot_be_whole_is_not_written(
@@ -140,7 +140,7 @@ async def test_a_backup_goes_into_a_file_in_a_folder(store, registrar, make_adap
 async def unreserve(store, registrar) -> None:
     """As if the time of all reservations had passed."""
     for digest, _ in registrar.blobs.digests():
-        await store._server.redis.delete(store._keys.reserved(digest))
+        await store.server.redis.delete(store.server.keys.reserved(digest))
 
 
 async def sweep(store, registrar, *, dry_run: bool):
@@ -153,19 +153,19 @@ async def test_what_no_version_uses_is_collected_after_a_dry_run(store, registra
     await add(registrar, make_adapter("cron"), name="twin")
     await unreserve(store, registrar)
     assert (await sweep(store, registrar, dry_run=False)).blobs == ()
-    await store.delete("cron")
+    await store.registry.delete("cron")
     found = await sweep(store, registrar, dry_run=True)
     assert len(found.blobs) == 1
     assert found.blob_bytes > 0
     assert len(list(registrar.blobs.digests())) == 2, "a dry run removes nothing"
     assert await sweep(store, registrar, dry_run=False) == found
     (left,) = registrar.blobs.digests()
-    assert left[0] == (await store.get("twin")).latest.digest
+    assert left[0] == (await store.registry.get("twin")).latest.digest
 
 
 async def test_a_blob_on_its_way_in_is_left_alone(store, registrar, make_adapter):
     digest, _ = registrar.blobs.commit(make_adapter())
-    await store.reserve(digest)
+    await store.blob_refs.reserve(digest)
     await add(registrar, make_adapter("other", seed=1))
     assert (await sweep(store, registrar, dry_run=False)).blobs == ()
     await unreserve(store, registrar)
@@ -185,12 +185,12 @@ async def test_content_that_is_being_removed_cannot_be_registered_meanwhile(
     store, registrar, make_adapter
 ):
     digest, _ = registrar.blobs.commit(make_adapter("cron"))
-    assert await store.condemn(digest, for_s=60)
+    assert await store.blob_refs.condemn(digest, for_s=60)
     adding = asyncio.create_task(add(registrar, make_adapter("cron")))
     await asyncio.sleep(0.3)
     assert not adding.done()
     registrar.blobs.remove(digest)
-    await store.absolve(digest)
+    await store.blob_refs.absolve(digest)
     stored = await adding
     with registrar.blobs.opened(stored.version.digest):
         pass
@@ -205,7 +205,7 @@ async def test_registrations_and_the_collector_at_once_lose_no_files(
         for i in range(10):
             await add(registrar, folders[(n + i) % 4], name=f"a{n}", mode="upsert")
             if i % 3 == 2:
-                await store.delete(f"a{n}")
+                await store.registry.delete(f"a{n}")
 
     async def tidy() -> None:
         while True:
@@ -219,7 +219,7 @@ async def test_registrations_and_the_collector_at_once_lose_no_files(
     await asyncio.gather(*(come_and_go(n) for n in range(4)))
     assert not tidying.done()
     await cancel(tidying)
-    async for adapter in store.all():
+    async for adapter in store.registry.all():
         for version in adapter.versions.values():
             with registrar.blobs.opened(version.digest):
                 pass
@@ -227,9 +227,9 @@ async def test_registrations_and_the_collector_at_once_lose_no_files(
 
 async def test_a_name_that_came_meanwhile_is_kept(store, registrar, make_adapter):
     await add(registrar, make_adapter("cron"))
-    adapter = await store.get("cron")
+    adapter = await store.registry.get("cron")
     with pytest.raises(Conflict, match="exists"):
-        await store.restore(adapter, {v.digest: "r" for v in adapter.versions.values()})
+        await store.registry.restore(adapter, {v.digest: "r" for v in adapter.versions.values()})
 
 
 def test_dated_backups_are_kept_as_many_as_wanted(redis_url, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from adapter_store.catalogue import Catalogue
 from adapter_store.connection import open_client
 from adapter_store.embedded import embedded_server
-from adapter_store.store import SCHEMA, AdapterStore
+from adapter_store.registry import SCHEMA
+from adapter_store.store import Store
 from cluster import rollouts
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.members import Member
@@ -19,31 +20,33 @@ from tests.test_store import card, put, version
 pytestmark = [pytest.mark.redis]
 
 
-async def exercise(store: AdapterStore) -> None:
+async def exercise(store: Store) -> None:
     """Everything that talks to the server in a way of its own."""
-    await store.migrate()
-    catalogue = Catalogue(store)
+    await store.registry.migrate()
+    catalogue = Catalogue(store.registry)
     await catalogue.start()
     await put(store, card("cron"), version("d1"), mode="create")
     await put(store, card("cron"), version("d2"), mode="update", promote=False)
-    changed = await store.change("cron", lambda a: rollouts.set_alias(a, "blue", a.versions[1]))
-    await store.renew(Member(id="r", kind="replica", position=changed.position))
-    assert [m.id for m in await store.converged(changed.position, timeout_s=5)] == ["r"]
+    changed = await store.registry.change(
+        "cron", lambda a: rollouts.set_alias(a, "blue", a.versions[1])
+    )
+    await store.members.renew(Member(id="r", kind="replica", position=changed.position))
+    assert [m.id for m in await store.members.converged(changed.position, timeout_s=5)] == ["r"]
     await catalogue.wait_for(changed.position)
     assert catalogue.find("cron@blue")[1].number == 1
     await put(store, card("sql"), version("d1"), mode="create")
-    assert [a.name async for a in store.all()] == ["cron", "sql"]
-    await catalogue.wait_for(await store.delete("sql"))
+    assert [a.name async for a in store.registry.all()] == ["cron", "sql"]
+    await catalogue.wait_for(await store.registry.delete("sql"))
     assert set(catalogue.adapters) == {"cron"}
-    assert not await store.condemn("d1", for_s=1)
-    assert await store.drive("cron", "me", for_s=5)
-    assert not await store.drive("cron", "you", for_s=5)
+    assert not await store.blob_refs.condemn("d1", for_s=1)
+    assert await store.registry.drive("cron", "me", for_s=5)
+    assert not await store.registry.drive("cron", "you", for_s=5)
     await catalogue.stop()
 
 
 async def test_a_cluster_serves_as_one_server_does(tmp_path):
     with redis_cluster(tmp_path) as url:
-        store = AdapterStore(StoreSettings(url=url))
+        store = Store(StoreSettings(url=url))
         await exercise(store)
         await store.close()
 
@@ -51,9 +54,9 @@ async def test_a_cluster_serves_as_one_server_does(tmp_path):
 @pytest.mark.timeout(90)
 async def test_a_failover_loses_no_acknowledged_change_and_followers_go_on(tmp_path):
     with sentinel_set(tmp_path) as (url, (master, *_)):
-        store = AdapterStore(StoreSettings(url=url, wait_replicas=1, namespace="one"))
+        store = Store(StoreSettings(url=url, wait_replicas=1, namespace="one"))
         await exercise(store)
-        catalogue = Catalogue(store)
+        catalogue = Catalogue(store.registry)
         await catalogue.start()
         acknowledged, refused = [], 0
         deadline = asyncio.get_running_loop().time() + 60
@@ -72,7 +75,7 @@ async def test_a_failover_loses_no_acknowledged_change_and_followers_go_on(tmp_p
                 master.kill()
                 killed = True
         assert refused, "writes must have been refused while there was no master"
-        assert {*acknowledged, "cron"} <= {a.name async for a in store.all()}
+        assert {*acknowledged, "cron"} <= {a.name async for a in store.registry.all()}
         await until(lambda: set(acknowledged) <= set(catalogue.adapters), timeout_s=15)
         assert not catalogue.is_stale
         await catalogue.stop()
@@ -82,9 +85,9 @@ async def test_a_failover_loses_no_acknowledged_change_and_followers_go_on(tmp_p
 async def test_a_write_that_too_few_replicas_have_is_not_acknowledged(tmp_path):
     with embedded_server(tmp_path) as server:
         settings = StoreSettings(url=server.url, wait_replicas=1)
-        store = AdapterStore(settings)
+        store = Store(settings)
         with pytest.raises(StoreUnavailable, match="on 0 of 1 replicas"):
-            await store.reserve("d1")
+            await store.blob_refs.reserve("d1")
         await store.close()
 
 
@@ -92,7 +95,7 @@ async def test_no_acknowledged_change_is_lost_when_the_server_is_killed(tmp_path
     """kill -9 in the midst of eight writers, three times."""
     with embedded_server(tmp_path) as server:
         settings = StoreSettings(url=server.url)
-        stores = [AdapterStore(settings) for _ in range(8)]
+        stores = [Store(settings) for _ in range(8)]
         acknowledged: set[str] = set()
         ended = False
 
@@ -117,7 +120,7 @@ async def test_no_acknowledged_change_is_lost_when_the_server_is_killed(tmp_path
             await asyncio.to_thread(server.revive)
         ended = True
         await asyncio.gather(*writers)
-        assert acknowledged <= {a.name async for a in stores[0].all()}
+        assert acknowledged <= {a.name async for a in stores[0].registry.all()}
         for store in stores:
             await store.close()
 
@@ -138,27 +141,27 @@ def test_a_wrong_url_is_refused(url, said):
 
 def test_waiting_for_replicas_is_not_for_clusters():
     with pytest.raises(ConfigError, match="min-replicas-to-write"):
-        AdapterStore(StoreSettings(url="redis+cluster://h:1", wait_replicas=1))
+        Store(StoreSettings(url="redis+cluster://h:1", wait_replicas=1))
 
 
 async def test_what_an_older_release_wrote_is_brought_forward(store):
     """Before `stable`, `latest` answered to the plain name."""
     await put(store, card("cron"), version("d1"), mode="create")
-    await store._server.redis.hdel(store._keys.adapter("cron"), "alias:stable")
-    await store._server.redis.delete(store._keys.schema)
-    await store.migrate()
-    assert (await store.get("cron")).aliases == {"latest": 1, "stable": 1}
-    assert await store._server.redis.get(store._keys.schema) == str(SCHEMA)
+    await store.server.redis.hdel(store.server.keys.adapter("cron"), "alias:stable")
+    await store.server.redis.delete(store.server.keys.schema)
+    await store.registry.migrate()
+    assert (await store.registry.get("cron")).aliases == {"latest": 1, "stable": 1}
+    assert await store.server.redis.get(store.server.keys.schema) == str(SCHEMA)
 
 
 async def test_events_of_an_older_release_are_left_behind(store):
     """They had no number; whoever starts reads a snapshot."""
     await put(store, card("cron"), version("d1"), mode="create")
-    await store._server.redis.delete(store._keys.events)
-    await store._server.redis.xadd(store._keys.events, {"kind": "put", "name": "cron"})
-    await store._server.redis.set(store._keys.schema, 2)
-    catalogue = Catalogue(store)
-    await store.migrate()
+    await store.server.redis.delete(store.server.keys.events)
+    await store.server.redis.xadd(store.server.keys.events, {"kind": "put", "name": "cron"})
+    await store.server.redis.set(store.server.keys.schema, 2)
+    catalogue = Catalogue(store.registry)
+    await store.registry.migrate()
     await catalogue.start()
     await put(store, card("sql"), version("d2"), mode="create")
     await until(lambda: set(catalogue.adapters) == {"cron", "sql"})
@@ -166,6 +169,6 @@ async def test_events_of_an_older_release_are_left_behind(store):
 
 
 async def test_what_a_newer_release_wrote_is_left_alone(store):
-    await store._server.redis.set(store._keys.schema, 99)
+    await store.server.redis.set(store.server.keys.schema, 99)
     with pytest.raises(ConfigError, match=r"schema 99.*upgrade"):
-        await store.migrate()
+        await store.registry.migrate()

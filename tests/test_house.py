@@ -19,9 +19,6 @@ FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")
 SCHEMAS = {"BaseModel", "BaseSettings", "Section", "Value", "Record"}
 # What the rebuilding has not come to yet; nothing is ever added.
 NOT_YET = {
-    "adapter_store",
-    "adapter_store/store.py",
-    "deployments",
     "deployments/replica/adapter_cache.py",
     "deployments/command/cli_adapters.py",
     "deployments/ingress/gateway.py",

@@ -11,10 +11,9 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapter_store.catalogue import Catalogue
+from adapter_store.catalogue import Changes
 from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.node_cache import NodeCache
-from adapter_store.plans import Plans
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.adapters import Tier
 from cluster.decisions import Outcome
@@ -33,6 +32,7 @@ from deployments.ingress.rollout_driver import RolloutDriver
 from deployments.ingress.terms import Terms
 from deployments.process import metrics
 from deployments.process.call import ResponseStart
+from deployments.process.process import Process
 from deployments.process.telemetry import Telemetry
 from deployments.replica.adapter_cache import AdapterCache
 from deployments.replica.adapter_files import AdapterFiles
@@ -71,7 +71,7 @@ class LocalPool:
     def __init__(self, settings, blobs, node_cache) -> None:
         self.engine = EchoEngine(settings)
         files = AdapterFiles(blobs, node_cache, self.engine)
-        self.cache = AdapterCache(self.engine, files, settings.lora.host_entries)
+        self.cache = AdapterCache(self.engine, files, settings.lora)
         self.is_full = False
         self.deaths_left = 0
         self.dies_after: int | None = None
@@ -134,21 +134,21 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     it.pool = LocalPool(settings.models[0], blobs, NodeCache(tmp_path / "node", 2**30))
     it.chooser = LocalChooser(prompt_router)
 
-    async def learn(changes) -> None:
-        it.chooser.router.update(catalogue.adapters)
-        await driver.heed(changes)
+    process = Process(store_settings, "test")
+    catalogue = process.catalogue
 
-    catalogue = Catalogue(store, learn)
+    async def learn(_: Changes) -> None:
+        it.chooser.router.update(catalogue.adapters)
+
+    catalogue.on_change(learn)
 
     async def deployments():
         return (DeploymentState(name="Model-echo", status="HEALTHY", running=1),)
 
     pools = {"echo": it.pool}
-    log = RoutingLog(store_settings, keep_s=settings.router.keep_decisions_s)
-    it.log = log
-    recorder = RoutingRecorder(log)
+    log = it.log = RoutingLog(process.store.server, keep_s=settings.router.keep_decisions_s)
+    recorder = process.add(RoutingRecorder(log))
     wanted: list[str] = []
-    plans = Plans(store_settings)
     gateway = Gateway(
         settings,
         store,
@@ -156,12 +156,12 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
         it.chooser,
         pools,
         deployments,
-        plans.newest,
+        process.store.plans.newest,
         recorder.record,
         lambda adapter, tenant: wanted.append(adapter),
     )
-    telemetry = it.telemetry = Telemetry(store_settings, "test")
-    driver = RolloutDriver(store, catalogue, "test", gateway.ask)
+    telemetry = it.telemetry = process.telemetry
+    process.add(RolloutDriver(store, catalogue, "test", gateway.ask))
 
     @asynccontextmanager
     async def no_lifespan(app):
@@ -171,24 +171,18 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
         gateway,
         AdapterAdmin(settings, store, catalogue),
         Feedback(log),
-        Dashboard(gateway, telemetry, log),
+        Dashboard(gateway, telemetry, process.store.telemetry, log),
         Authoriser(settings.auth),
         max_body_bytes=settings.http.max_body_bytes,
         lifespan=no_lifespan,
     )
-    await catalogue.start()
-    await driver.start()
-    recorder.start()
-    telemetry.start()
+    await process.start()
     transport = httpx.ASGITransport(app=it.app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
-        yield it
-    await telemetry.stop()
-    await recorder.stop()
-    await driver.stop()
-    await catalogue.stop()
-    await log.close()
-    await plans.close()
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
+            yield it
+    finally:
+        await process.stop()
 
 
 @pytest.fixture
@@ -546,7 +540,7 @@ async def test_an_adapter_is_registered_listed_shown_updated_and_deleted(rh, mak
 
 
 async def test_the_base_model_of_a_name_cannot_change(rh, store, make_adapter):
-    await store.put_base_model(ECHO_FACTS.model_copy(update={"id": "other"}))
+    await store.registry.put_base_model(ECHO_FACTS.model_copy(update={"id": "other"}))
     await add(rh, make_adapter("cron"))
     source = {"source": str(make_adapter("cron", seed=1)), "base_model": "other"}
     refused = await rh.client.put("/v1/adapters/cron", json=source)
@@ -703,8 +697,8 @@ async def test_the_page_gets_all_of_the_cluster_in_one_answer(rh, store, make_ad
     await add(rh, make_adapter("cron", examples=["each hour"], description="Writes cron lines"))
     await ask(rh, "cron")
     await ask(rh, "auto", "each hour")
-    await rh.telemetry._report()
-    await store.renew(Member(id="r", kind="replica", model="echo"))
+    await rh.telemetry.report()
+    await store.members.renew(Member(id="r", kind="replica", model="echo"))
 
     async def seen() -> dict:
         return (await rh.client.get("/v1/dashboard")).json()
@@ -728,7 +722,9 @@ async def _eventually(read, holds) -> bool:
 
 
 async def test_the_page_says_what_is_wrong(rh, store):
-    await store.renew(Member(id="r", kind="replica", model="echo", problems={"a@1": "damaged"}))
+    await store.members.renew(
+        Member(id="r", kind="replica", model="echo", problems={"a@1": "damaged"})
+    )
     health = (await rh.client.get("/v1/dashboard")).json()["health"]
     assert health["state"] == "degraded"
     assert "cannot be loaded: a@1" in health["reasons"]
@@ -738,7 +734,7 @@ async def test_the_page_says_what_is_wrong(rh, store):
 async def test_the_curves_of_one_adapter_and_of_nobody(rh, make_adapter):
     await add(rh, make_adapter("cron"))
     await ask(rh, "cron")
-    await rh.telemetry._report()
+    await rh.telemetry.report()
     curves = (await rh.client.get("/v1/history", params={"adapter": "cron"})).json()["data"]
     assert sum(point["requests"] for point in curves) >= 1
     assert (await rh.client.get("/v1/history?step=60")).json()["data"][-1]["requests"] >= 1
@@ -763,10 +759,10 @@ async def test_a_key_sees_its_own_on_the_page(make_world, make_adapter, store):
         holder = Member(id="r", kind="replica", model="echo", residency=residency)
         told = {"waiting": {"secret@1": 1}, "demand": {"secret": 1.0}, "tenants": {"us": 1.0}}
         problems = {"leaving": ("secret@1",), "problems": {"secret@1": "damaged"}}
-        await store.renew(holder.model_copy(update=told | problems))
+        await store.members.renew(holder.model_copy(update=told | problems))
         news = Happening(at=1, kind="load", subject="secret", text="secret@1 was loaded")
-        await it.telemetry.store.note([news])
-        await it.telemetry._report()
+        await store.telemetry.note([news])
+        await it.telemetry.report()
         client = {"authorization": f"Bearer {CLIENT_KEY}"}
         answer = await it.client.get("/v1/dashboard", headers=client)
         assert "secret" not in answer.text
@@ -803,14 +799,14 @@ async def test_what_is_refused_at_the_door_is_counted_too(make_world):
 
 
 async def test_the_page_shows_what_was_last_known_while_the_store_is_away(rh, store, monkeypatch):
-    await store.renew(Member(id="r", kind="replica", model="echo"))
+    await store.members.renew(Member(id="r", kind="replica", model="echo"))
     before = (await rh.client.get("/v1/dashboard")).json()
     assert before["cluster"]["store"] == "ok"
 
     async def away():
         raise StoreUnavailable("away")
 
-    monkeypatch.setattr(store, "members", away)
+    monkeypatch.setattr(store.members, "all", away)
     await asyncio.sleep(1)
     after = (await rh.client.get("/v1/dashboard")).json()
     assert after["cluster"]["store"] == "stale"

@@ -2,12 +2,12 @@
 
 import asyncio
 from functools import partial
+from unittest.mock import AsyncMock
 
 import pytest
 
 from adapter_store.files.node_cache import NodeCache
 from cluster.placement import holders
-from cluster.tasks import cancel
 from tests.conftest import ECHO_FACTS, LEASE_S, until
 from tests.fleet import ServerFleet, ask, running
 
@@ -25,7 +25,7 @@ async def test_a_fleet_of_64_confirms_an_adapter_and_its_removal(fleet, make_ada
         members = await it.converged(stored.position)
         assert len(members) == 64
         assert {m.residency.tier("cron@1") for m in members} == {"slot"}
-        position = await it.store.delete("cron")
+        position = await it.store.registry.delete("cron")
         await it.converged(position)
         await until(lambda: _none_holds(it, "cron@1"))
 
@@ -37,7 +37,10 @@ async def _none_holds(it: ServerFleet, key: str) -> bool:
 async def test_confirmations_come_one_by_one_and_say_where_it_is(fleet, make_adapter):
     async with fleet(3) as it:
         stored = await it.add(make_adapter("cron"))
-        seen = [m async for m in it.store.confirmations(stored.position, timeout_s=5, at_least=3)]
+        seen = [
+            m
+            async for m in it.store.members.confirmations(stored.position, timeout_s=5, at_least=3)
+        ]
         assert sorted(m.id for m in seen) == ["r0", "r1", "r2"]
         assert all(m.residency.tier("cron@1") for m in seen)
 
@@ -67,27 +70,19 @@ async def test_another_replica_takes_over_from_one_that_died(fleet, make_adapter
         await until(is_held, timeout_s=5)
 
 
-async def test_a_dead_replicas_residency_expires_by_itself(fleet, make_adapter):
+async def test_a_dead_replicas_residency_expires_by_itself(fleet, make_adapter, monkeypatch):
     async with fleet(2) as it:
         stored = await it.add(make_adapter("cron"))
         await it.converged(stored.position)
-        dead = it.servers.pop("r0")
         # Without a farewell, as kill -9 ends it.
-        participant = dead._participant
-        await cancel(
-            participant._membership._task,
-            participant.catalogue._task,
-            dead._planning,
-            dead._preparing,
-        )
-        await dead._telemetry.stop()
+        monkeypatch.setattr(it.processes["r0"].store.members, "leave", AsyncMock())
+        await it.servers.pop("r0").stop()
+        assert await it.held("cron@1") == {"r0", "r1"}
 
         async def is_forgotten() -> bool:
             return await it.held("cron@1") == {"r1"}
 
         await until(is_forgotten, timeout_s=LEASE_S + 2)
-        await participant.store.close()
-        await dead._plans.close()
 
 
 async def test_a_pinned_adapter_stays_when_others_come_and_go(fleet, make_adapter):
@@ -113,7 +108,7 @@ async def test_pins_alone_do_not_lock_others_out(fleet, make_adapter):
 async def test_a_version_for_another_base_model_is_not_loaded(fleet, make_adapter):
     """The base model was replaced under its name: old adapters would answer with noise."""
     async with fleet(1) as it:
-        await it.store.put_base_model(ECHO_FACTS.model_copy(update={"fingerprint": "old"}))
+        await it.store.registry.put_base_model(ECHO_FACTS.model_copy(update={"fingerprint": "old"}))
         stored = await it.add(make_adapter("cron"))
         (member,) = await it.converged(stored.position)
         assert "fingerprint old, echo now has echo-8x1" in member.problems["cron@1"]
@@ -134,11 +129,11 @@ async def test_only_versions_that_serve_are_loaded_ahead(fleet, make_adapter):
 
 async def test_a_thousand_adapters_at_the_start_fill_the_room_and_no_more(fleet, make_adapter):
     async with fleet(0, slots=1, host_entries=3) as it:
-        await it.store.put_base_model(ECHO_FACTS)
+        await it.store.registry.put_base_model(ECHO_FACTS)
         folder = make_adapter("a")
         await asyncio.gather(*(it.add(folder, name=f"a{i:03}") for i in range(200)))
         server = await it.join("late")
-        residency = server._report().residency
+        residency = server.report().residency
         assert len(residency.slots) + len(residency.host) == 3
 
 
@@ -146,8 +141,8 @@ async def test_a_replica_that_missed_events_reads_a_snapshot(fleet, make_adapter
     async with fleet(1) as it:
         await it.add(make_adapter("cron"))
         # The stream loses its past, as when it is trimmed while a replica cannot look.
-        await it.store._server.redis.delete(it.store._keys.events)
-        await it.store._server.redis.incrby(it.store._keys.sequence, 7)
+        await it.store.server.redis.delete(it.store.server.keys.events)
+        await it.store.server.redis.incrby(it.store.server.keys.sequence, 7)
         stored = await it.add(make_adapter("sql", seed=1))
         await it.converged(stored.position)
         assert await it.held("sql@1") == {"r0"}
@@ -162,12 +157,12 @@ async def test_what_a_request_in_the_queue_waits_for_comes_in_before_its_turn(fl
         for missing in ("gone@1", "first@7", "first@1"):
             assert (await ask(server, first, replica="r0", missing=missing))[0] == 200
         await ask(server, first, replica="another", missing="third@1")
-        assert server._report().loading == ()
+        assert server.report().loading == ()
         await ask(server, first, replica="r0", missing="third@1")
         await until(lambda: it.held("third@1"))
         assert await it.held("first@1") == {"r0"}, "it was in use"
         await ask(server, first, replica="r0", waiting=("third@1",), missing="second@1")
-        assert server._report().loading == ()
+        assert server.report().loading == ()
         assert await it.held("third@1") == {"r0"}, "somebody waits for that as well"
 
 
@@ -176,7 +171,7 @@ async def test_nothing_comes_in_before_its_turn_without_prefetch(fleet, make_ada
         first, _, third = [await it.add(make_adapter(n)) for n in ("first", "second", "third")]
         await it.converged(third.position)
         await ask(it.servers["r0"], first, replica="r0", missing="third@1")
-        assert it.servers["r0"]._report().loading == ()
+        assert it.servers["r0"].report().loading == ()
         assert await it.held("third@1") == set()
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deployments.process import metrics
-from deployments.process.telemetry import Telemetry
+from deployments.process.telemetry import Telemetry, nowhere
 from k8s import monitoring as generate
 
 ROOT = Path(__file__).parent.parent
@@ -76,11 +76,10 @@ def test_every_panel_has_a_place_of_its_own_and_says_what_it_shows():
 
 
 @pytest.fixture
-async def exposition(store_settings):
+async def exposition(store):
     metrics.tokens.labels("m", "a").inc()
-    telemetry = Telemetry(store_settings, "me")
-    yield await telemetry.exposition()
-    await telemetry.stop()
+    telemetry = Telemetry(store.telemetry, "me", nowhere)
+    return await telemetry.exposition()
 
 
 @needs_promtool

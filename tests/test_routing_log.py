@@ -15,10 +15,8 @@ NOW = time.time() + 3600
 
 
 @pytest.fixture
-async def log(store_settings):
-    log = RoutingLog(store_settings, keep_s=60)
-    yield log
-    await log.close()
+async def log(store):
+    return RoutingLog(store.server, keep_s=60)
 
 
 def request(number: int, owner: str = "") -> RoutedRequest:
@@ -40,8 +38,8 @@ async def test_old_ones_are_not_listed_though_the_stream_has_them(log):
     assert [r.request_id for r in await log.newest(10)] == ["r0"]
 
 
-async def test_they_expire(store_settings):
-    log = RoutingLog(store_settings, keep_s=0.05)
+async def test_they_expire(store):
+    log = RoutingLog(store.server, keep_s=0.05)
     await log.put([request(1)])
 
     async def is_gone():
@@ -52,7 +50,6 @@ async def test_they_expire(store_settings):
             return True
 
     await until(is_gone)
-    await log.close()
 
 
 async def test_a_decision_is_there_for_whoever_asked_and_for_operators(log):
@@ -94,7 +91,7 @@ async def test_what_could_not_be_written_is_written_when_the_store_is_back(monke
     monkeypatch.setattr("adapter_store.routing_log._RETRY_S", 0.01)
     log = Unreachable(failures=3)
     recorder = RoutingRecorder(log)
-    recorder.start()
+    await recorder.start()
     for i in range(600):
         recorder.record(request(i))
     await until(lambda: len(log.kept) == 600)

@@ -1,7 +1,6 @@
 """Counts on their way through the store, and back as curves."""
 
 import asyncio
-import itertools
 import math
 import time
 from collections import Counter as Counts
@@ -12,21 +11,20 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapter_store.telemetry import STEPS, TelemetryStore
+from adapter_store.telemetry import STEPS
+from cluster.errors import StoreUnavailable
 from cluster.plans import Happening
 from deployments.ingress.dashboard.history import History, quantile
 from deployments.process import metrics
 from deployments.process.ray_metrics import summed
-from deployments.process.telemetry import Growth, Telemetry, joined, parts_of
+from deployments.process.telemetry import PERIOD_S, Growth, Telemetry, joined, nowhere, parts_of
 
 HOUR, DAY = STEPS
 
 
 @pytest.fixture
-async def kept(store_settings):
-    it = TelemetryStore(store_settings)
-    yield it
-    await it.close()
+async def kept(store):
+    return store.telemetry
 
 
 # -- what has grown -----------------------------------------------------------------------------
@@ -95,22 +93,21 @@ def test_expositions_of_several_processes_become_one():
 
 
 @pytest.mark.redis
-async def test_one_process_tells_the_metrics_of_all_that_live(store_settings):
-    one, two = Telemetry(store_settings, "one"), Telemetry(store_settings, "two")
-    await two._report()
-    await two.store.put_metrics("dead", "# HELP z Z.\n", for_s=0.05)
+async def test_one_process_tells_the_metrics_of_all_that_live(kept):
+    one, two = (Telemetry(kept, who, nowhere) for who in ("one", "two"))
+    await two.report()
+    await kept.put_metrics("dead", "# HELP z Z.\n", for_s=0.05)
     await asyncio.sleep(0.1)
     text = await one.cluster_exposition()
     assert 'process="one"' in text
     assert 'process="two"' in text
     assert "# HELP z" not in text
     assert text.count("# HELP roundhouse_requests_total") == 1
-    await one.stop()
-    await two.stop()
 
 
 def test_metrics_name_a_bounded_number_of_adapters_and_lose_no_count():
-    labels = metrics.AdapterLabels(most=3)
+    now = 0.0
+    labels = metrics.AdapterLabels(most=3, clock=lambda: now)
 
     def counts() -> dict[str, float]:
         samples = metrics.tokens.collect()[0].samples
@@ -119,18 +116,20 @@ def test_metrics_name_a_bounded_number_of_adapters_and_lose_no_count():
     for i in range(10):
         metrics.tokens.labels("bounded", labels.use(f"bounded-{i}")).inc()
     assert counts() == {"bounded-0": 1, "bounded-1": 1, "bounded-2": 1, metrics.OTHER: 7}
-    labels.use("bounded-1")
     labels.retire(idle_s=60)
     assert labels.use("new") == metrics.OTHER, "all three were asked for of late"
-    labels._used["bounded-2"] -= 61
+    now = 61.0
+    labels.use("bounded-0")
+    labels.use("bounded-1")
     labels.retire(idle_s=60)
     assert "bounded-2" not in counts()
     assert labels.use("new") == "new"
 
 
-async def test_metrics_are_read_while_the_registry_changes(store_settings):
+@pytest.mark.redis
+async def test_metrics_are_read_while_the_registry_changes(kept):
     """Readings are made in a thread, and requests go on."""
-    telemetry = Telemetry(store_settings, "me")
+    telemetry = Telemetry(kept, "me", nowhere)
     reading = asyncio.create_task(telemetry.exposition())
     for i in range(2000):
         metrics.tokens.labels("racing", str(i)).inc()
@@ -138,7 +137,6 @@ async def test_metrics_are_read_while_the_registry_changes(store_settings):
             await asyncio.sleep(0)
     await reading
     metrics.tokens.remove_by_labels({"model": "racing"})
-    await telemetry.stop()
 
 
 def test_rays_exporter_gets_sums_over_adapters():
@@ -173,23 +171,32 @@ async def test_what_was_added_is_not_added_again(kept):
 
 
 @pytest.mark.redis
-async def test_counts_wait_for_the_store_and_keep_their_time(store_settings):
-    telemetry = Telemetry(store_settings, "waits")
-    telemetry.start()
-    at = time.time() - 60
-    telemetry._waiting.append((0, at, {"tokens|": 3.0}))
-    telemetry._batches = itertools.count(1)
-    await telemetry._report()
-    found = await telemetry.store.counts(HOUR, [HOUR.bucket(at)])
-    assert found[HOUR.bucket(at)] == {"tokens|": 3.0}
+async def test_counts_wait_for_the_store_and_keep_their_time(kept, monkeypatch):
+    now = time.time() - 60
+    counted_in = HOUR.bucket(now - PERIOD_S / 2)
+    telemetry = Telemetry(kept, "waits", nowhere, clock=lambda: now)
+    await telemetry.start()
+    metrics.tokens.labels("waits", "").inc(3)
+
+    async def away(*_):
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as m:
+        m.setattr(kept, "add_counts", away)
+        with pytest.raises(StoreUnavailable):
+            await telemetry.report()
+    now += 30
+    await telemetry.report()
+    found = await kept.counts(HOUR, [counted_in, HOUR.bucket(now - PERIOD_S / 2)])
+    assert [counts.get("tokens|") for counts in found.values()] == [3.0, None]
     await telemetry.stop()
 
 
 @pytest.mark.redis
-async def test_the_history_is_bounded_in_time(kept):
+async def test_the_history_is_bounded_in_time(kept, store):
     await kept.add_counts("one", 0, time.time(), {HOUR: {"tokens|": 1}, DAY: {"tokens|": 1}})
-    key = kept._keys.history(HOUR.width_s, HOUR.bucket(time.time()))
-    assert 0 < await kept._server.redis.ttl(key) <= HOUR.keep_s + 2 * HOUR.width_s
+    key = store.server.keys.history(HOUR.width_s, HOUR.bucket(time.time()))
+    assert 0 < await store.server.redis.ttl(key) <= HOUR.keep_s + 2 * HOUR.width_s
 
 
 @pytest.mark.redis

@@ -8,7 +8,8 @@ from typing import Any
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.registration import Registrar
-from adapter_store.store import AdapterStore, Changed
+from adapter_store.registry import Changed
+from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Adapter, AliasName, Card, Gate, Tier, Version
 from cluster.errors import (
@@ -39,9 +40,10 @@ class AdapterAdmin:
     Each returns when this process answers by the change: its caller reads its own writes.
     """
 
-    def __init__(self, settings: Settings, store: AdapterStore, catalogue: Catalogue) -> None:
+    def __init__(self, settings: Settings, store: Store, catalogue: Catalogue) -> None:
         self._settings = settings
-        self._store = store
+        self._registry = store.registry
+        self._members = store.members
         self._catalogue = catalogue
         self._registrar = Registrar(store, settings.store)
         self.uploads = self._registrar.uploads
@@ -114,7 +116,7 @@ class AdapterAdmin:
         return (await self._change(name, edit, revision)).adapter
 
     async def delete(self, name: str, *, revision: int | None = None) -> None:
-        await self._settle(await self._store.delete(name, revision=revision))
+        await self._settle(await self._registry.delete(name, revision=revision))
 
     async def delete_version(self, name: str, selector: str) -> Adapter:
         def edit(adapter: Adapter) -> Adapter:
@@ -158,7 +160,7 @@ class AdapterAdmin:
             return changed.adapter
         version = changed.adapter.versions[changed.adapter.rollout.version]
         adapter = await self._rolled_out(name, tell)
-        position, _ = await self._store.position()
+        position, _ = await self._registry.position()
         await self._confirmed(adapter, version, position, tell)
         return adapter
 
@@ -196,7 +198,7 @@ class AdapterAdmin:
     async def _change(
         self, name: str, edit: Callable[[Adapter], Adapter], revision: int | None = None
     ) -> Changed:
-        changed = await self._store.change(name, edit, revision=revision)
+        changed = await self._registry.change(name, edit, revision=revision)
         await self._settle(changed.position)
         return changed
 
@@ -218,7 +220,7 @@ class AdapterAdmin:
         """
         key = f"{adapter.name}@{version.number}"
         refusals = []
-        async for member in self._store.confirmations(position, timeout_s=WAIT_S, loaded=key):
+        async for member in self._members.confirmations(position, timeout_s=WAIT_S, loaded=key):
             if member.kind != "replica" or member.model != adapter.card.base_model:
                 continue
             refusal = member.problems.get(key)

@@ -15,8 +15,6 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from adapter_store.catalogue import Changes
-from adapter_store.plans import Plans
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.decisions import Decision, Prompt
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
@@ -36,11 +34,11 @@ from deployments.ingress.traffic import tokens_in
 from deployments.process import metrics
 from deployments.process.call import Call, ResponseStart
 from deployments.process.logs import configure
-from deployments.process.membership import Participant
+from deployments.process.membership import Membership
+from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import on_nodes
 from deployments.process.serve_status import deployment_states
-from deployments.process.telemetry import Telemetry
 from deployments.process.wire import unpacked
 from router.adapters.constraints import Constraints
 
@@ -128,20 +126,21 @@ class Ingress:
     ) -> None:
         """`planner` is never called; Serve runs what the ingress is bound to, and nothing else."""
         self._settings = settings
-        self._id = serve.get_replica_context().replica_id.unique_id
-        configure(settings.logging, self._id)
-        self._participant = Participant(settings.store, self._report, self._heed)
-        store, catalogue = self._participant.store, self._participant.catalogue
-        self._plans = Plans(settings.store)
-        self._fleet = Fleet(store, settings.placement)
+        process_id = serve.get_replica_context().replica_id.unique_id
+        configure(settings.logging, process_id)
+        self._process = process = Process(settings.store, process_id, RayExport())
+        process.telemetry.on_reading(self._measure)
+        store, catalogue = process.store, process.catalogue
+        process.add(Membership(store.members, catalogue, self._report))
+        self._fleet = process.add(Fleet(store.members, settings.placement))
         self._admissions: list[Admission] = []
         pools = {
             model_id: ServePool(model_id, handle, self._admission_of(model_id))
             for model_id, handle in models.items()
         }
         chooser = ServeChooser(router, settings.router)
-        self._log = RoutingLog(settings.store, keep_s=settings.router.keep_decisions_s)
-        self._recorder = RoutingRecorder(self._log)
+        self._log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
+        recorder = process.add(RoutingRecorder(self._log))
         self._gateway = Gateway(
             settings,
             store,
@@ -149,28 +148,20 @@ class Ingress:
             chooser,
             pools,
             self._deployments,
-            self._plans.newest,
-            self._recorder.record,
+            store.plans.newest,
+            recorder.record,
             self._fleet.want,
         )
         self._admin = AdapterAdmin(settings, store, catalogue)
-        self._telemetry = Telemetry(settings.store, self._id, self._measure, RayExport())
-        self._driver = RolloutDriver(store, catalogue, self._id, self._gateway.ask)
+        process.add(RolloutDriver(store, catalogue, process_id, self._gateway.ask))
 
     async def check_health(self) -> None:
-        self._participant.check()
-        self._driver.check()
-        self._fleet.check()
-        self._recorder.check()
-        self._telemetry.check()
-
-    async def _heed(self, changes: Changes) -> None:
-        await self._driver.heed(changes)
+        self._process.check()
 
     def _measure(self) -> None:
         """Set the gauges of the registry, which every ingress knows."""
         metrics.rollout_share.clear()
-        for adapter in self._participant.catalogue.adapters.values():
+        for adapter in self._process.catalogue.adapters.values():
             if adapter.rollout is not None:
                 share = adapter.rollout.percent / 100
                 metrics.rollout_share.labels(adapter.name).set(share)
@@ -178,9 +169,9 @@ class Ingress:
     def _report(self) -> Member:
         demand = self._fleet.demand()
         return Member(
-            id=self._id,
+            id=self._process.id,
             kind="ingress",
-            position=self._participant.catalogue.position,
+            position=self._process.catalogue.position,
             demand=demand,
             times=self._fleet.times(demand),
             tenants=self._fleet.tenants(),
@@ -215,27 +206,19 @@ class Ingress:
             self._gateway,
             self._admin,
             Feedback(self._log),
-            Dashboard(self._gateway, self._telemetry, self._log),
+            Dashboard(
+                self._gateway, self._process.telemetry, self._process.store.telemetry, self._log
+            ),
             Authoriser(self._settings.auth),
             max_body_bytes=self._settings.http.max_body_bytes,
             lifespan=self._lifespan,
         )
 
     @asynccontextmanager
-    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        await self._participant.start()
-        await self._fleet.start()
-        await self._driver.start()
-        self._recorder.start()
-        self._telemetry.start()
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        await self._process.start()
         yield
-        await self._telemetry.stop()
-        await self._recorder.stop()
-        await self._driver.stop()
-        await self._fleet.stop()
-        await self._participant.stop()
-        await self._log.close()
-        await self._plans.close()
+        await self._process.stop()
 
 
 def ingress_app(settings: Settings, router: Any, planner: Any, models: dict[str, Any]) -> Any:

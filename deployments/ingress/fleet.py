@@ -1,24 +1,17 @@
 """What one ingress knows of the replicas: their newest reports, and its own requests on them."""
 
-import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from adapter_store.store import AdapterStore
+from adapter_store.members import Members
 from cluster.demand import Demand
-from cluster.errors import StoreUnavailable
 from cluster.means import MovingMean
 from cluster.members import Member, fewest_first
 from cluster.settings import PlacementSettings
-from cluster.tasks import cancel, check
+from cluster.tasks import Background
 from router.replicas.dispatch import ReplicaView
-
-logger = logging.getLogger(__name__)
-
-_RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,8 +32,8 @@ class _Known:
 class Fleet:
     """Follows the reports of all replicas; a change is here as soon as Redis tells it."""
 
-    def __init__(self, store: AdapterStore, settings: PlacementSettings) -> None:
-        self._store = store
+    def __init__(self, members: Members, settings: PlacementSettings) -> None:
+        self._members = members
         self._known: dict[str, _Known] = {}
         self._ingresses = 1
         # Requests that this process has under way, by replica and adapter version.
@@ -49,18 +42,21 @@ class Fleet:
         self._tenants = Demand(settings.half_life_s, most=1000)
         self._times: dict[str, MovingMean] = {}
         self._listeners: list[Callable[[], None]] = []
-        self._task: asyncio.Task | None = None
+        self._background = Background()
 
     async def start(self) -> None:
         """Read the reports (raises :class:`StoreUnavailable`), then follow in the background."""
-        self.take(await self._store.members())
-        self._task = asyncio.create_task(self._follow(), name="fleet")
+        self.take(await self._members.all())
+        # What was known is as good as anything: a wrong guess costs a load, not an answer.
+        self._background.repeat(
+            "fleet", self._follow, otherwise="the reports of the replicas stay as they were"
+        )
 
     def check(self) -> None:
-        check(self._task)
+        self._background.check()
 
     async def stop(self) -> None:
-        await cancel(self._task)
+        await self._background.stop()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call it after every change of the reports."""
@@ -152,11 +148,5 @@ class Fleet:
             listener()
 
     async def _follow(self) -> None:
-        while True:
-            try:
-                async for members in self._store.follow_members():
-                    self.take(members)
-            except StoreUnavailable as e:
-                # What was known is as good as anything: a wrong guess costs a load, not an answer.
-                logger.warning("the reports of the replicas stay as they were: %s", e)
-                await asyncio.sleep(_RETRY_S)
+        async for members in self._members.follow():
+            self.take(members)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.search import Search
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Adapter, AdapterRef, Version, Viewer
 from cluster.decisions import Decision, Prompt, Route, RoutedRequest
@@ -105,7 +105,7 @@ class Gateway:
     def __init__(
         self,
         settings: Settings,
-        store: AdapterStore,
+        store: Store,
         catalogue: Catalogue,
         chooser: Chooser,
         pools: Mapping[str, ReplicaPool],
@@ -318,7 +318,7 @@ class Gateway:
         return Sight(tuple(members), plan, await self._deployments())
 
     async def _members_and_plan(self) -> tuple[list[Member], PlacementPlan]:
-        return await self._store.members(), await self._plan()
+        return await self._store.members.all(), await self._plan()
 
     async def snapshot(self, viewer: Viewer) -> ClusterSnapshot:
         """What runs, without other tenants' private adapters."""
@@ -343,7 +343,7 @@ class Gateway:
     async def not_ready(self) -> list[str]:
         """What is still missing before every request can be served; empty when ready."""
         try:
-            return self.missing(await self._store.members())
+            return self.missing(await self._store.members.all())
         except StoreUnavailable:
             return []  # degraded, and said so by /v1/cluster; what is loaded is served
 

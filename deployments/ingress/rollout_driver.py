@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any
 
 from adapter_store.catalogue import Catalogue, Changes
-from adapter_store.store import AdapterStore
+from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Adapter, Evaluation, EvaluationPrompt, Rollout, Version
 from cluster.errors import (
@@ -23,7 +23,7 @@ from cluster.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from cluster.tasks import cancel, check
+from cluster.tasks import Background, cancel
 
 logger = logging.getLogger(__name__)
 
@@ -55,29 +55,31 @@ class RolloutDriver:
             RoundhouseError when it cannot be asked now.
     """
 
-    def __init__(self, store: AdapterStore, catalogue: Catalogue, driver_id: str, ask: Ask) -> None:
-        self._store = store
+    def __init__(self, store: Store, catalogue: Catalogue, driver_id: str, ask: Ask) -> None:
+        self._registry = store.registry
+        self._members = store.members
         self._catalogue = catalogue
         self._id = driver_id
         self._ask = ask
         self._rolling: set[str] = set()
-        self._busy: dict[str, asyncio.Task] = {}
-        self._task: asyncio.Task | None = None
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._background = Background()
         self._heard = asyncio.Event()
         # When to look again at a rollout that could not go on; by the monotonic clock.
         self._paused_until: dict[str, float] = {}
+        catalogue.on_change(self._heed)
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="rollouts")
+        self._background.start("rollouts", self._run())
 
     async def stop(self) -> None:
-        await cancel(self._task, *self._busy.values())
+        await self._background.stop()
 
     def check(self) -> None:
         """Raise what ended the driver, so that a health check sees it."""
-        check(self._task)
+        self._background.check()
 
-    async def heed(self, changes: Changes) -> None:
+    async def _heed(self, changes: Changes) -> None:
         """Hear of changed adapters."""
         for name, adapter in changes.items():
             if adapter is not None and adapter.rollout is not None:
@@ -102,13 +104,13 @@ class RolloutDriver:
         is_paused = time.monotonic() < self._paused_until.get(adapter.name, 0.0)
         if is_paused or not rollouts.is_due(adapter.rollout, time.time()):
             return
-        step = asyncio.create_task(self._step_quietly(adapter), name=f"rollout {adapter.name}")
+        step = self._background.spawn(f"rollout {adapter.name}", self._step_quietly(adapter))
         self._busy[adapter.name] = step
         step.add_done_callback(lambda _: self._busy.pop(adapter.name, None))
 
     async def _step_quietly(self, adapter: Adapter) -> None:
         try:
-            if await self._store.drive(adapter.name, self._id, for_s=_LEASE_S):
+            if await self._registry.drive(adapter.name, self._id, for_s=_LEASE_S):
                 async with self._driving(adapter.name):
                     await self._step(adapter, adapter.rollout)
         except (_Superseded, ModelNotFound):
@@ -126,7 +128,7 @@ class RolloutDriver:
             while True:
                 await asyncio.sleep(_LEASE_S / 3)
                 with contextlib.suppress(StoreUnavailable):
-                    await self._store.drive(name, self._id, for_s=_LEASE_S)
+                    await self._registry.drive(name, self._id, for_s=_LEASE_S)
 
         renewing = asyncio.create_task(renew(), name=f"drive {name}")
         try:
@@ -151,7 +153,7 @@ class RolloutDriver:
                 return rollouts.stop(now, refusal, evaluation, time.time())
             return rollouts.advance(now, evaluation, time.time())
 
-        changed = await self._store.change(adapter.name, move)
+        changed = await self._registry.change(adapter.name, move)
         after = changed.adapter.rollout
         outcome = f"at {after.percent} %" if after else changed.adapter.last_rollout.outcome
         logger.info("rollout of %s@%d: %s", adapter.name, rollout.version, refusal or outcome)
@@ -160,14 +162,14 @@ class RolloutDriver:
         """Every replica has had its chance to load the version; raises AdapterLoadFailed when none
         could. One that does not answer holds nothing up: it loads when it is asked."""
         key = f"{adapter.name}@{rollout.version}"
-        position, _ = await self._store.position()
+        position, _ = await self._registry.position()
         try:
-            members = await self._store.converged(position, timeout_s=_CONVERGE_S, loaded=key)
+            members = await self._members.converged(position, timeout_s=_CONVERGE_S, loaded=key)
         except StoreUnavailable:
             raise
         except Unavailable as e:
             logger.warning("%s", e)
-            members = await self._store.members()
+            members = await self._members.all()
         failures = [f"replica {m.id}: {m.problems[key]}" for m in members if key in m.problems]
         if failures and not any(m.residency.tier(key) for m in members):
             raise AdapterLoadFailed("; ".join(failures))

@@ -7,6 +7,7 @@ from ray import serve
 from cluster.settings import Settings
 from deployments.planner.planner import Planner
 from deployments.process.logs import configure
+from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import on_nodes
 
@@ -17,14 +18,15 @@ class PlannerDeployment:
     async def __init__(self, settings: Settings) -> None:
         who = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, who)
-        self._planner = Planner(settings, who, RayExport())
-        await self._planner.start()
+        self._process = Process(settings.store, who, RayExport())
+        self._process.add(Planner(settings, self._process))
+        await self._process.start()
 
     async def check_health(self) -> None:
-        self._planner.check()
+        self._process.check()
 
     async def __del__(self) -> None:
-        await self._planner.stop()
+        await self._process.stop()
 
 
 def planner_app(settings: Settings) -> Any:

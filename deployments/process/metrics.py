@@ -6,6 +6,7 @@ are in :data:`REGISTRY`.
 """
 
 import time
+from collections.abc import Callable
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -208,21 +209,22 @@ class AdapterLabels:
     in a while: nothing that was counted goes before it was read.
     """
 
-    def __init__(self, most: int = 200) -> None:
+    def __init__(self, most: int = 200, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
+        self._clock = clock
         self._used: dict[str, float] = {}
 
     def use(self, name: str) -> str:
         """The label's value for an adapter."""
         if name not in self._used and len(self._used) >= self._most:
             return OTHER
-        self._used[name] = time.monotonic()
+        self._used[name] = self._clock()
         return name
 
     def retire(self, idle_s: float) -> None:
         """Remove the series of adapters that were not asked for since; they begin anew, as after a
         restart, should they come back."""
-        before = time.monotonic() - idle_s
+        before = self._clock() - idle_s
         for name in [name for name, used in self._used.items() if used < before]:
             del self._used[name]
             for metric in _BY_ADAPTER:

@@ -21,8 +21,7 @@ from prometheus_client.metrics_core import Metric
 
 from adapter_store.telemetry import STEPS, Counts, Step, TelemetryStore
 from cluster.errors import StoreUnavailable
-from cluster.settings import StoreSettings
-from cluster.tasks import PATIENCE_S, cancel, check, soon
+from cluster.tasks import PATIENCE_S, cancel, soon
 from deployments.process import metrics
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,11 @@ _KEPT = 4
 _ENGINE = "vllm:"
 
 Export = Callable[[Iterable[Metric]], None]
+
+
+def nowhere(_: Iterable[Metric]) -> None:
+    """The export of a process that has none."""
+
 
 # Sample -> its short name in the history, and the labels that are told apart there, in this order.
 _HISTORY = {
@@ -62,36 +66,41 @@ class Telemetry:
 
     Args:
         who: the process, as the store lists it.
-        measure: called before each reading; sets the gauges that nothing else sets.
         export: is handed each reading of the metrics, too.
     """
 
     def __init__(
         self,
-        settings: StoreSettings,
+        store: TelemetryStore,
         who: str,
-        measure: Callable[[], None] = lambda: None,
-        export: Export = lambda families: None,
+        export: Export,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.store = TelemetryStore(settings)
+        self._store = store
         self._who = who
-        self._measure = measure
         self._export = export
+        self._clock = clock
+        self._on_reading: list[Callable[[], None]] = []
         self._growth = Growth()
         # What has grown, when, and could not be stored yet.
         self._waiting: deque[tuple[int, float, Counts]] = deque(maxlen=_MOST_WAITING)
         self._batches = itertools.count()
         self._ended = asyncio.Event()
-        self._task: asyncio.Task | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    def on_reading(self, measure: Callable[[], None]) -> None:
+        """Have it called before each reading, to set the gauges that nothing else sets."""
+        self._on_reading.append(measure)
+
+    async def start(self) -> None:
         # What was counted before belongs to nobody's bucket.
         self._growth.since_last(metrics.REGISTRY.collect())
         self._task = asyncio.create_task(self._report_for_ever(), name="telemetry")
 
     def check(self) -> None:
         """Raise what ended the reports, so that a health check sees it."""
-        check(self._task)
+        if self._task is not None and self._task.done():
+            self._task.result()
 
     async def stop(self) -> None:
         self._ended.set()
@@ -99,7 +108,6 @@ class Telemetry:
             # A report under way is let finish, if the store lets it.
             await asyncio.wait([self._task], timeout=PATIENCE_S)
             await cancel(self._task)
-        await self.store.close()
 
     async def exposition(self) -> str:
         """This process's metrics, the engine's too, in Prometheus's text format."""
@@ -114,7 +122,7 @@ class Telemetry:
         """
         try:
             # A scrape must not fail because the store hangs: that is what it would tell.
-            texts = await soon(self.store.all_metrics())
+            texts = await soon(self._store.all_metrics())
         except StoreUnavailable as e:
             logger.warning("only this process's metrics are told: %s", e)
             texts = {}
@@ -122,36 +130,41 @@ class Telemetry:
             texts[self._who] = await self.exposition()
         return await asyncio.to_thread(joined, texts.values())
 
+    def _measure(self) -> None:
+        for measure in self._on_reading:
+            measure()
+
     async def _report_for_ever(self) -> None:
         while True:
             # Right after a bucket has ended, so that each gets what fell into it, and none two.
-            delay_s = PERIOD_S - time.time() % PERIOD_S + _AFTER_S
+            delay_s = PERIOD_S - self._clock() % PERIOD_S + _AFTER_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), delay_s)
                 return
             try:
-                await self._report()
+                await self.report()
                 metrics.store_up.set(1)
             except StoreUnavailable as e:
                 metrics.store_errors.inc()
                 metrics.store_up.set(0)
                 logger.warning("metrics not kept: %s", e)
 
-    async def _report(self) -> None:
+    async def report(self) -> None:
+        """Hand over what has been counted since the last time, and the metrics as they are."""
         self._measure()
         # In a thread: thousands of series take longer than a token may wait.
         grown = await asyncio.to_thread(self._read)
         metrics.named.retire(_IDLE_S)
         if grown:
-            ended_at = time.time() - PERIOD_S / 2
+            ended_at = self._clock() - PERIOD_S / 2
             self._waiting.append((next(self._batches), ended_at, grown))
         while self._waiting:
             batch, at, counts = self._waiting[0]
             by_step = {step: _for_step(step, counts) for step in STEPS}
-            await self.store.add_counts(self._who, batch, at, by_step)
+            await self._store.add_counts(self._who, batch, at, by_step)
             self._waiting.popleft()
         exposition = await self.exposition()
-        await self.store.put_metrics(self._who, exposition, for_s=_KEPT * PERIOD_S)
+        await self._store.put_metrics(self._who, exposition, for_s=_KEPT * PERIOD_S)
 
     def _read(self) -> Counts:
         families = list(metrics.REGISTRY.collect())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapter_store.routing_log import RoutingLog
-from adapter_store.telemetry import STEPS
+from adapter_store.telemetry import STEPS, TelemetryStore
 from cluster.adapters import Viewer
 from cluster.decisions import RoutedRequest
 from cluster.errors import InvalidRequest, ModelNotFound, StoreUnavailable
@@ -41,10 +41,13 @@ class Dashboard:
     the store does not answer, what was last read is shown.
     """
 
-    def __init__(self, gateway: Gateway, telemetry: Telemetry, log: RoutingLog) -> None:
+    def __init__(
+        self, gateway: Gateway, telemetry: Telemetry, store: TelemetryStore, log: RoutingLog
+    ) -> None:
         self._gateway = gateway
         self._telemetry = telemetry
-        self._history = History(telemetry.store)
+        self._store = store
+        self._history = History(store)
         self._log = log
         self._last = _Look(0.0, Sight((), None, ()), [], {}, [], [])
         self._tried_at = -math.inf
@@ -117,7 +120,7 @@ class Dashboard:
             sight,
             await self._history.points(STEPS[0], after=0),
             await self._history.traffic(),
-            await self._telemetry.store.journal(_EVENTS),
+            await self._store.journal(_EVENTS),
             await self._log.newest(_DECISIONS),
         )
 

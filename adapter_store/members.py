@@ -1,0 +1,114 @@
+"""Who is there: each process holds a lease on its report, and tells when it has changed."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from adapter_store.server import BLOCK_S, Server, answering, is_before
+from cluster.errors import StoreUnavailable, Unavailable
+from cluster.members import Member
+
+_RETRY_S = 0.5
+
+
+class Members:
+    """The processes of this Ray cluster.
+
+    Every method raises :class:`StoreUnavailable` when the server does not answer.
+    """
+
+    def __init__(self, server: Server, lease_s: float) -> None:
+        self._server = server
+        self._keys = server.keys
+        self.lease_s = lease_s
+
+    async def renew(self, member: Member) -> None:
+        """Publish the member's report and hold its lease for another term."""
+        await self._server.run(
+            "renew_member",
+            [self._keys.members, self._keys.member(member.id), self._keys.reports],
+            [member.id, member.model_dump_json(), round(self.lease_s * 1000)],
+        )
+
+    async def leave(self, member_id: str) -> None:
+        with answering():
+            await self._server.redis.delete(self._keys.member(member_id))
+            await self._server.redis.zrem(self._keys.members, member_id)
+
+    async def all(self) -> list[Member]:
+        """The members whose lease has not ended, ordered by id."""
+        with answering():
+            ids = sorted(await self._server.redis.zrange(self._keys.members, 0, -1))
+            raw = await self._server.redis.mget([self._keys.member(i) for i in ids]) if ids else []
+        return [Member.model_validate_json(r) for r in raw if r]
+
+    async def follow(self) -> AsyncIterator[list[Member]]:
+        """The members now, and again whenever a report has changed or a lease may have ended.
+
+        Raises:
+            StoreUnavailable: the server does not answer.
+        """
+        while True:
+            seen = await self._server.newest(self._keys.reports)
+            yield await self.all()
+            # A lease that ends tells nobody.
+            await self._server.read(
+                self._keys.reports, seen, block_s=min(self.lease_s / 3, BLOCK_S)
+            )
+
+    async def confirmations(
+        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
+    ) -> AsyncIterator[Member]:
+        """Each live member, as soon as it has applied the change at `position`; ends when all have.
+
+        Args:
+            loaded: a version (`name@number`) that must not be on its way into a replica any more.
+            at_least: how many members there must be; a busy one may have lost its lease for a
+                moment.
+
+        Raises:
+            Unavailable: some have not within `timeout_s`; the message names them.
+        """
+        deadline = time.monotonic() + timeout_s
+        confirmed: set[str] = set()
+        seen = await self._server.newest(self._keys.reports)
+        while True:
+            try:
+                members = await self.all()
+            except StoreUnavailable:
+                # What is waited for is stored; a server that is away for a moment comes back.
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+                continue
+            behind = []
+            for member in members:
+                if is_before(member.position, position) or loaded in member.loading:
+                    behind.append(member)
+                elif member.id not in confirmed:
+                    confirmed.add(member.id)
+                    yield member
+            if not behind and len(members) >= at_least:
+                return
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                names = ", ".join(f"{m.kind} {m.id}" for m in behind) or "members that are missing"
+                raise Unavailable(f"stored, but not taken in within {timeout_s:.0f} s by {names}")
+            # A lease that ends tells nobody.
+            block_s = max(0.001, min(left_s, self.lease_s / 3, BLOCK_S))
+            with contextlib.suppress(StoreUnavailable):
+                entries = await self._server.read(self._keys.reports, seen, block_s=block_s)
+                seen = entries[-1][0] if entries else seen
+
+    async def converged(
+        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
+    ) -> list[Member]:
+        """Wait until every live member has applied the change at `position`; returns them.
+
+        Raises as :meth:`confirmations`.
+        """
+        confirmed = self.confirmations(
+            position, timeout_s=timeout_s, at_least=at_least, loaded=loaded
+        )
+        return [member async for member in confirmed]
