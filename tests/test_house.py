@@ -21,7 +21,6 @@ SCHEMAS = {"BaseModel", "BaseSettings", "Section", "Value", "Record"}
 NOT_YET = {
     "deployments/replica/adapter_cache.py",
     "deployments/command/cli_adapters.py",
-    "deployments/ingress/gateway.py",
     "deployments/replica/model_server.py",
     "deployments/planner/planner.py",
     "router/adapters/classifier.py",

@@ -25,9 +25,11 @@ from deployments.engines.echo import EchoEngine
 from deployments.ingress.admin import AdapterAdmin
 from deployments.ingress.auth import Authoriser, new_key
 from deployments.ingress.dashboard.summary import Dashboard
+from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
-from deployments.ingress.http import build_http
+from deployments.ingress.http import Operations, build_http
+from deployments.ingress.overview import Overview
 from deployments.ingress.rollout_driver import RolloutDriver
 from deployments.ingress.terms import Terms
 from deployments.process import metrics
@@ -148,17 +150,10 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     pools = {"echo": it.pool}
     log = it.log = RoutingLog(process.store.server, keep_s=settings.router.keep_decisions_s)
     recorder = process.add(RoutingRecorder(log))
-    wanted: list[str] = []
+    directory = Directory(catalogue, pools)
+    overview = Overview(settings, store.members, store.plans, directory, deployments)
     gateway = Gateway(
-        settings,
-        store,
-        catalogue,
-        it.chooser,
-        pools,
-        deployments,
-        process.store.plans.newest,
-        recorder.record,
-        lambda adapter, tenant: wanted.append(adapter),
+        settings, directory, it.chooser, pools, recorder.record, lambda adapter, _: None
     )
     telemetry = it.telemetry = process.telemetry
     process.add(RolloutDriver(store, catalogue, "test", gateway.ask))
@@ -167,11 +162,16 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     async def no_lifespan(app):
         yield
 
-    it.app = build_http(
+    offered = Operations(
         gateway,
+        directory,
+        overview,
         AdapterAdmin(settings, store, catalogue),
         Feedback(log),
-        Dashboard(gateway, telemetry, process.store.telemetry, log),
+        Dashboard(directory, overview, telemetry, process.store.telemetry, log),
+    )
+    it.app = build_http(
+        offered,
         Authoriser(settings.auth),
         max_body_bytes=settings.http.max_body_bytes,
         lifespan=no_lifespan,

@@ -24,10 +24,12 @@ from deployments.ingress.admin import AdapterAdmin
 from deployments.ingress.admission import Admission, Place
 from deployments.ingress.auth import Authoriser
 from deployments.ingress.dashboard.summary import Dashboard
+from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.fleet import Fleet
 from deployments.ingress.gateway import Gateway
-from deployments.ingress.http import build_http
+from deployments.ingress.http import Operations, build_http
+from deployments.ingress.overview import Overview
 from deployments.ingress.rollout_driver import RolloutDriver
 from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import tokens_in
@@ -139,21 +141,20 @@ class Ingress:
             for model_id, handle in models.items()
         }
         chooser = ServeChooser(router, settings.router)
-        self._log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
-        recorder = process.add(RoutingRecorder(self._log))
-        self._gateway = Gateway(
-            settings,
-            store,
-            catalogue,
-            chooser,
-            pools,
-            self._deployments,
-            store.plans.newest,
-            recorder.record,
-            self._fleet.want,
+        log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
+        recorder = process.add(RoutingRecorder(log))
+        directory = Directory(catalogue, pools)
+        overview = Overview(settings, store.members, store.plans, directory, self._deployments)
+        gateway = Gateway(settings, directory, chooser, pools, recorder.record, self._fleet.want)
+        process.add(RolloutDriver(store, catalogue, process_id, gateway.ask))
+        self._offered = Operations(
+            gateway,
+            directory,
+            overview,
+            AdapterAdmin(settings, store, catalogue),
+            Feedback(log),
+            Dashboard(directory, overview, process.telemetry, store.telemetry, log),
         )
-        self._admin = AdapterAdmin(settings, store, catalogue)
-        process.add(RolloutDriver(store, catalogue, process_id, self._gateway.ask))
 
     async def check_health(self) -> None:
         self._process.check()
@@ -203,12 +204,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http(
-            self._gateway,
-            self._admin,
-            Feedback(self._log),
-            Dashboard(
-                self._gateway, self._process.telemetry, self._process.store.telemetry, self._log
-            ),
+            self._offered,
             Authoriser(self._settings.auth),
             max_body_bytes=self._settings.http.max_body_bytes,
             lifespan=self._lifespan,

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -17,18 +18,15 @@ from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
 from deployments.ingress.admin import AdapterAdmin
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
 from deployments.ingress.bodies import read_json, request_id_of
+from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.dashboard.summary import Dashboard
+from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
-from deployments.ingress.gateway import (
-    CHAT_PATH,
-    COMPLETIONS_PATH,
-    Answer,
-    Gateway,
-    describe,
-    parse_constraints,
-)
+from deployments.ingress.gateway import Answer, Gateway
 from deployments.ingress.http_admin import add_changes, add_uploads
+from deployments.ingress.overview import Overview
+from deployments.ingress.views import describe
 from deployments.process import metrics
 from router.adapters.prompts import prompt_of
 
@@ -39,15 +37,20 @@ _MAX_ROUTE_INPUTS = 1024
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
+@dataclass(frozen=True)
+class Operations:
+    """What the endpoint offers."""
+
+    gateway: Gateway
+    directory: Directory
+    overview: Overview
+    admin: AdapterAdmin
+    feedback: Feedback
+    dashboard: Dashboard
+
+
 def build_http(
-    gateway: Gateway,
-    admin: AdapterAdmin,
-    feedback: Feedback,
-    dashboard: Dashboard,
-    authoriser: Authoriser,
-    *,
-    max_body_bytes: int,
-    lifespan: Lifespan,
+    offered: Operations, authoriser: Authoriser, *, max_body_bytes: int, lifespan: Lifespan
 ) -> FastAPI:
     """The ASGI application of the endpoint."""
     # No interactive docs: they would load scripts from outside the cluster.
@@ -66,13 +69,13 @@ def build_http(
 
     client = APIRouter(dependencies=asks_for(CLIENT))
     changes = APIRouter(dependencies=asks_for(ADMIN))
-    _add_inference(client, gateway, max_body_bytes)
-    _add_reading(client, gateway)
-    _add_feedback(client, changes, feedback, max_body_bytes)
-    add_changes(changes, admin, max_body_bytes)
-    add_uploads(changes, admin.uploads)
-    _add_probes(app, gateway)
-    add_dashboard(client, changes, dashboard)
+    _add_inference(client, offered.gateway, max_body_bytes)
+    _add_reading(client, offered.directory)
+    _add_feedback(client, changes, offered.feedback, max_body_bytes)
+    add_changes(changes, offered.admin, max_body_bytes)
+    add_uploads(changes, offered.admin.uploads)
+    _add_overview(app, client, offered.overview)
+    add_dashboard(client, changes, offered.dashboard)
     add_page(app)
     app.include_router(client)
     app.include_router(changes)
@@ -93,8 +96,8 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
             )
         )
 
-    router.post(CHAT_PATH)(complete)
-    router.post(COMPLETIONS_PATH)(complete)
+    for path in FORMS:
+        router.post(path)(complete)
 
     @router.post("/v1/route")
     async def route(request: Request) -> dict[str, Any]:
@@ -106,14 +109,14 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 
 
-def _add_reading(router: APIRouter, gateway: Gateway) -> None:
+def _add_reading(router: APIRouter, directory: Directory) -> None:
     @router.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": gateway.models(request.state.viewer)}
+        return {"object": "list", "data": directory.models(request.state.viewer)}
 
     @router.get("/v1/models/{model}")
     async def model(model: str, request: Request) -> dict[str, Any]:
-        return gateway.model(model, request.state.viewer)
+        return directory.model(model, request.state.viewer)
 
     @router.get("/v1/adapters")
     async def index(
@@ -125,7 +128,7 @@ def _add_reading(router: APIRouter, gateway: Gateway) -> None:
         tag: str = "",
         owner: str = "",
     ) -> JSONResponse:
-        page, following = gateway.list_adapters(
+        page, following = directory.page(
             Search(text=search, base_model=base_model, tag=tag, owner=owner),
             request.state.viewer,
             after=cursor,
@@ -136,16 +139,12 @@ def _add_reading(router: APIRouter, gateway: Gateway) -> None:
 
     @router.get("/v1/adapters/{name}")
     async def show(name: str, request: Request) -> dict[str, Any]:
-        return describe(gateway.show_adapter(name, request.state.viewer))
+        return describe(directory.adapter(name, request.state.viewer))
 
     @router.get("/v1/adapters/{name}/versions")
     async def versions(name: str, request: Request) -> dict[str, Any]:
-        adapter = describe(gateway.show_adapter(name, request.state.viewer))
+        adapter = describe(directory.adapter(name, request.state.viewer))
         return {"object": "list", "data": adapter["versions"], "aliases": adapter["aliases"]}
-
-    @router.get("/v1/cluster")
-    async def cluster(request: Request) -> dict[str, Any]:
-        return (await gateway.snapshot(request.state.viewer)).model_dump(mode="json")
 
 
 def _add_feedback(
@@ -166,14 +165,18 @@ def _add_feedback(
         return {"object": "list", "data": [request.model_dump(mode="json") for request in found]}
 
 
-def _add_probes(app: FastAPI, gateway: Gateway) -> None:
+def _add_overview(app: FastAPI, client: APIRouter, overview: Overview) -> None:
+    @client.get("/v1/cluster")
+    async def cluster(request: Request) -> dict[str, Any]:
+        return (await overview.snapshot(request.state.viewer)).model_dump(mode="json")
+
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        waiting = await gateway.not_ready()
+        waiting = await overview.not_ready()
         if waiting:
             raise Unavailable(f"waiting for {', '.join(waiting)}")
         return {"status": "ready"}
@@ -181,7 +184,7 @@ def _add_probes(app: FastAPI, gateway: Gateway) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     async def ours(request: Request, error: RoundhouseError) -> JSONResponse:
-        is_inference = request.url.path in (CHAT_PATH, COMPLETIONS_PATH)
+        is_inference = request.url.path in FORMS
         if is_inference and not getattr(request.state, "is_counted", False):
             metrics.requests.labels("", metrics.UNKNOWN, "", str(error.status)).inc()
         return JSONResponse(error.body(), error.status, error.headers())

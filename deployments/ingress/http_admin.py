@@ -16,7 +16,7 @@ from cluster.requests import AliasRequest, Registration, RollbackRequest, Rollou
 from cluster.values import Value
 from deployments.ingress.admin import AdapterAdmin, Tell
 from deployments.ingress.bodies import check_characters, check_content_type, read_json
-from deployments.ingress.gateway import describe
+from deployments.ingress.views import describe
 
 # Does something, tells of its progress, returns the answer's status and body.
 Operation = Callable[[Tell], Awaitable[tuple[int, dict[str, Any]]]]

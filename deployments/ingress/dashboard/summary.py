@@ -15,7 +15,8 @@ from cluster.members import ClusterSnapshot
 from cluster.plans import Happening
 from cluster.tasks import soon
 from deployments.ingress.dashboard.history import History, Point
-from deployments.ingress.gateway import Gateway, Sight
+from deployments.ingress.directory import Directory
+from deployments.ingress.overview import Overview, Sight
 from deployments.process.telemetry import Telemetry
 
 _DECISIONS, _EVENTS, _RUNNERS_UP = 50, 150, 3
@@ -35,16 +36,22 @@ class _Look:
 
 
 class Dashboard:
-    """Reads what the gateway, the history, the journal and the log of decisions know.
+    """Reads what the overview, the history, the journal and the log of decisions know.
 
     However many look, each second is read once; what one may not see is taken out for each. While
     the store does not answer, what was last read is shown.
     """
 
     def __init__(
-        self, gateway: Gateway, telemetry: Telemetry, store: TelemetryStore, log: RoutingLog
+        self,
+        directory: Directory,
+        overview: Overview,
+        telemetry: Telemetry,
+        store: TelemetryStore,
+        log: RoutingLog,
     ) -> None:
-        self._gateway = gateway
+        self._directory = directory
+        self._overview = overview
         self._telemetry = telemetry
         self._store = store
         self._history = History(store)
@@ -66,8 +73,8 @@ class Dashboard:
                 await self._look()
                 self._tried_at = time.monotonic()
         last = self._last
-        cluster = self._gateway.seen_by(viewer, last.sight, is_stale=self._is_stale)
-        missing = self._gateway.missing(last.sight.members) if cluster.store == "ok" else []
+        cluster = self._overview.seen_by(viewer, last.sight, is_stale=self._is_stale)
+        missing = self._overview.missing(last.sight.members) if cluster.store == "ok" else []
         # The newest bucket grows still: it comes again until it has settled.
         after = history_at - 4 * STEPS[0].width_s
         return {
@@ -76,7 +83,7 @@ class Dashboard:
             "may_change": viewer.sees_all,
             "health": health(cluster, missing),
             "cluster": cluster.model_dump(mode="json"),
-            "adapters": None if adapters_at == cluster.position else self._gateway.rows(viewer),
+            "adapters": None if adapters_at == cluster.position else self._directory.rows(viewer),
             "history": [point for point in last.points if point["at"] > after],
             "traffic": {n: t for n, t in last.traffic.items() if not n or self._shows(n, viewer)},
             "events": [
@@ -98,7 +105,7 @@ class Dashboard:
                 f"single adapters are told apart for the last hour: step {STEPS[0].width_s}",
                 param="step",
             )
-        if adapter and not self._gateway.shows(adapter, viewer):
+        if adapter and not self._directory.shows(adapter, viewer):
             raise ModelNotFound(adapter, param="adapter")
         return await soon(self._history.points(step, after=0, adapter=adapter))
 
@@ -108,7 +115,7 @@ class Dashboard:
 
     async def _look(self) -> None:
         try:
-            sight = await self._gateway.look()
+            sight = await self._overview.look()
             self._last = await soon(self._look_further(sight))
             self._is_stale = False
         except StoreUnavailable:
@@ -125,7 +132,7 @@ class Dashboard:
         )
 
     def _shows(self, name: str, viewer: Viewer) -> bool:
-        return viewer.sees_all or self._gateway.shows(name, viewer)
+        return viewer.sees_all or self._directory.shows(name, viewer)
 
 
 def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""What there is, for whoever asks: names and what they mean, listings, nothing of others."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from adapter_store.catalogue import Catalogue
+from adapter_store.search import Search
+from cluster import rollouts
+from cluster.adapters import Adapter, AdapterRef, Viewer
+from cluster.decisions import Decision, Prompt, Route
+from cluster.errors import ModelNotFound, Unavailable
+from deployments.ingress.views import model_card, row, summarise
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What answers a request, and who said so."""
+
+    base_model: str
+    adapter: AdapterRef | None
+    route: Route
+    decision: Decision | None = None
+    prompt: Prompt | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the adapter, or of the base model."""
+        return self.adapter.name if self.adapter else self.base_model
+
+
+class Directory:
+    """The names of this cluster.
+
+    Args:
+        base_models: those that replicas serve.
+    """
+
+    def __init__(self, catalogue: Catalogue, base_models: Collection[str]) -> None:
+        self._catalogue = catalogue
+        self.base_models = tuple(base_models)
+
+    @property
+    def position(self) -> str:
+        """How far the store was followed."""
+        return self._catalogue.position
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the store does not answer."""
+        return self._catalogue.is_stale
+
+    def resolve(self, model: str, viewer: Viewer, key: str) -> Chosen:
+        """What a client means by a model name; raises :class:`ModelNotFound`.
+
+        Args:
+            key: of the request: while a version is rolled out, the same key gets the same one.
+        """
+        if model in self.base_models:
+            return Chosen(model, None, Route.EXPLICIT)
+        found = self._catalogue.find(model)
+        if found is None or not viewer.may_see(found[0].card):
+            raise ModelNotFound(model, self.names_like(model, viewer))
+        adapter, version = found
+        if adapter.card.base_model not in self.base_models:
+            raise Unavailable(f"no replicas serve {adapter.card.base_model}, the base of {model}")
+        if model == adapter.name:
+            version = rollouts.pick(adapter, key)
+        return Chosen(adapter.card.base_model, AdapterRef.of(adapter, version), Route.EXPLICIT)
+
+    def names_like(self, model: str, viewer: Viewer) -> list[str]:
+        """Names that the client may have meant; versions, when the adapter is there."""
+        name = model.partition("@")[0]
+        if adapter := self.seen(name, viewer):
+            return [f"{name}@{number}" for number in adapter.versions]
+        return [AUTO, *self.base_models, *self.visible(viewer)]
+
+    def seen(self, name: str, viewer: Viewer) -> Adapter | None:
+        """An adapter, for those who may know of it."""
+        adapter = self._catalogue.adapters.get(name)
+        return adapter if adapter is not None and viewer.may_see(adapter.card) else None
+
+    def shows(self, name: str, viewer: Viewer) -> bool:
+        """Whether a caller may know of an adapter."""
+        return self.seen(name, viewer) is not None
+
+    def visible(self, viewer: Viewer) -> list[str]:
+        """The names of all adapters that a caller may know of."""
+        return [a.name for a in self._catalogue.adapters.values() if viewer.may_see(a.card)]
+
+    def hidden(self, viewer: Viewer) -> set[str]:
+        """The names of those that a caller may not know of."""
+        return self._catalogue.adapters.keys() - set(self.visible(viewer))
+
+    # -- listings ---------------------------------------------------------------------------
+
+    def models(self, viewer: Viewer) -> list[dict[str, Any]]:
+        """OpenAI model cards: ``auto``, base models, adapters."""
+        adapters = (a for a in self._catalogue.ordered() if viewer.may_see(a.card))
+        return [
+            model_card(AUTO),
+            *(model_card(m) for m in self.base_models),
+            *(model_card(a.name, a) for a in adapters),
+        ]
+
+    def model(self, model: str, viewer: Viewer) -> dict[str, Any]:
+        """One of them; raises :class:`ModelNotFound`."""
+        if model == AUTO:
+            return model_card(AUTO)
+        chosen = self.resolve(model, viewer, key="")
+        if chosen.adapter is None:
+            return model_card(model)
+        return model_card(model, self._catalogue.adapters[chosen.adapter.name])
+
+    def page(
+        self, search: Search, viewer: Viewer, *, after: str, limit: int
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of adapters that match, ordered by name, and the cursor of the next."""
+        found = (a for a in self._catalogue.ordered(after) if viewer.may_see(a.card))
+        page = list(islice((a for a in found if search.matches(a)), limit + 1))
+        following = page[limit - 1].name if len(page) > limit else None
+        return [summarise(a) for a in page[:limit]], following
+
+    def rows(self, viewer: Viewer) -> list[dict[str, Any]]:
+        """Every adapter, as briefly as a table has it."""
+        return [row(a) for a in self._catalogue.ordered() if viewer.may_see(a.card)]
+
+    def adapter(self, name: str, viewer: Viewer) -> Adapter:
+        """One adapter; raises :class:`ModelNotFound`."""
+        adapter = self.seen(name, viewer)
+        if adapter is None:
+            raise ModelNotFound(name, self.visible(viewer), param="name")
+        return adapter

@@ -1,0 +1,52 @@
+"""Adapters as the API shows them: whole, in a listing, in a table, as one of OpenAI's models."""
+
+from typing import Any
+
+from cluster.adapters import Adapter
+
+
+def describe(adapter: Adapter) -> dict[str, Any]:
+    """The adapter as the API shows it."""
+    shown = adapter.model_dump(mode="json")
+    return {**shown.pop("card"), **shown, "versions": list(shown["versions"].values())}
+
+
+def summarise(adapter: Adapter) -> dict[str, Any]:
+    """The adapter in a listing: without its prompts, of which there may be thousands."""
+    brief = adapter.card.model_copy(update={"examples": (), "evaluation": ()})
+    shown = describe(adapter.model_copy(update={"card": brief}))
+    counts = {"examples": len(adapter.card.examples), "evaluation": len(adapter.card.evaluation)}
+    return {k: v for k, v in shown.items() if k not in counts} | {"prompts": counts}
+
+
+def row(adapter: Adapter) -> dict[str, Any]:
+    """The adapter in a table of thousands."""
+    card, rollout = adapter.card, adapter.rollout
+    return {
+        "name": adapter.name,
+        "base_model": card.base_model,
+        "description": card.description[:200],
+        "tags": card.tags,
+        "owner": card.owner,
+        "pinned": card.pinned,
+        "replicas": card.replicas,
+        "rank": adapter.stable.rank,
+        "size_bytes": adapter.stable.size_bytes,
+        "stable": adapter.stable.number,
+        "versions": tuple(adapter.versions),
+        "rollout": {"version": rollout.version, "percent": rollout.percent} if rollout else None,
+    }
+
+
+def model_card(model: str, adapter: Adapter | None = None) -> dict[str, Any]:
+    """A model as OpenAI lists it."""
+    created = int(adapter.stable.created_at) if adapter else 0
+    card: dict[str, Any] = {
+        "id": model,
+        "object": "model",
+        "created": created,
+        "owned_by": "roundhouse",
+    }
+    if adapter is not None:
+        card |= {"root": adapter.stable.digest, "parent": adapter.card.base_model}
+    return card
