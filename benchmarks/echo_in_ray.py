@@ -57,14 +57,14 @@ class EchoInRay(LLMEngine):
             "max_tokens": request.max_tokens,
             "stream": request.stream,
         }
-        answer = self._engine.answer("/v1/chat/completions", json.dumps(body).encode(), {})
-        await anext(answer)
-        async for chunk in answer:
-            if request.stream:
-                yield chunk.decode()
-            else:
-                # As vLLM makes one of what it has generated.
-                yield ChatCompletionResponse(**json.loads(chunk))
+        sent = json.dumps(body).encode()
+        async with self._engine.answer("/v1/chat/completions", sent, {}) as reply:
+            async for chunk in reply.body:
+                if request.stream:
+                    yield chunk.decode()
+                else:
+                    # As vLLM makes one of what it has generated.
+                    yield ChatCompletionResponse(**json.loads(chunk))
 
     async def completions(self, request: Any, raw_request_info: Any = None) -> Any:
         raise NotImplementedError

@@ -91,5 +91,5 @@ async def ask(server: ModelServer, stored, text: str = "hello", **fields) -> tup
     ref = AdapterRef.of(stored.adapter, stored.version)
     body = f'{{"model": "{ref.key}", "messages": [{{"role": "user", "content": "{text}"}}]}}'
     call = Call("/v1/chat/completions", "id", body.encode(), ref, stored.position, **fields)
-    start, *chunks = [item async for item in server.answer(call)]
-    return start.status, b"".join(chunks)
+    async with server.answer(call) as reply:
+        return reply.start.status, await reply.read()

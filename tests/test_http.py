@@ -33,7 +33,7 @@ from deployments.ingress.overview import Overview
 from deployments.ingress.rollout_driver import RolloutDriver
 from deployments.ingress.terms import Terms
 from deployments.process import metrics
-from deployments.process.call import ResponseStart
+from deployments.process.call import Reply
 from deployments.process.process import Process
 from deployments.process.telemetry import Telemetry
 from deployments.replica.adapter_cache import AdapterCache
@@ -83,7 +83,8 @@ class LocalPool:
     async def admit(self, call) -> None:
         """This replica sees the ingress's own catalogue: there is nothing to wait for."""
 
-    async def answer(self, call, terms) -> AsyncIterator[ResponseStart | bytes]:
+    @asynccontextmanager
+    async def answer(self, call, terms) -> AsyncIterator[Reply]:
         self.terms.append(terms)
         if self.is_full:
             raise Overloaded("full", retry_after_s=3)
@@ -91,15 +92,19 @@ class LocalPool:
             self.deaths_left -= 1
             raise ReplicaLost("killed by the test")
         self.open_answers += 1
-        sent = 0
         try:
-            async for item in serve_call(self.engine, self.cache, self.admit, call, "local"):
-                if sent == self.dies_after:
-                    raise ReplicaLost("killed by the test")
-                yield item
-                sent += 1
+            async with serve_call(self.engine, self.cache, self.admit, call, "local") as reply:
+                yield Reply(reply.start, self._dying(reply))
         finally:
             self.open_answers -= 1
+
+    async def _dying(self, reply: Reply) -> AsyncIterator[bytes]:
+        sent = 0
+        async for chunk in reply.body:
+            if sent == self.dies_after:
+                raise ReplicaLost("killed by the test")
+            yield chunk
+            sent += 1
 
 
 class LocalChooser:

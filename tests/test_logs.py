@@ -1,6 +1,7 @@
 """What is logged of a request, and what never is."""
 
 import asyncio
+import contextlib
 import json
 import logging
 
@@ -10,7 +11,7 @@ from cluster.errors import ReplicaLost
 from cluster.settings import LoggingSettings
 from deployments.ingress.traffic import Observed, tokens_in
 from deployments.process import logs
-from deployments.process.call import ResponseStart
+from deployments.process.call import Reply, ResponseStart
 
 SECRET = "what only the tenant may know"
 
@@ -48,11 +49,8 @@ EVENT = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'
 async def serve(settings: LoggingSettings, *parts: bytes, error: Exception | None = None) -> None:
     it = Observed("id-1", settings, model="m", adapter="logged", route="auto")
     it.prompt = SECRET if settings.prompts else ""
-    try:
-        async for _ in it.passed(STREAM, chunks(*parts, error=error)):
-            pass
-    except ReplicaLost:
-        pass
+    with contextlib.suppress(ReplicaLost):
+        await it.passing(Reply(STREAM, chunks(*parts, error=error))).read()
 
 
 async def test_a_request_is_a_line_of_json(configured, capsys):

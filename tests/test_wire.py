@@ -1,11 +1,12 @@
-"""How answers travel from a replica to the ingress."""
+"""How replies travel from a replica to the ingress."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from deployments.process.call import ResponseStart
+from cluster.errors import ReplicaLost
+from deployments.process.call import Reply, ResponseStart
 from deployments.process.wire import Part, packed, unpacked
 
 START = ResponseStart(200, {"content-type": "text/event-stream"})
@@ -14,12 +15,15 @@ START = ResponseStart(200, {"content-type": "text/event-stream"})
 class Answer:
     """An engine's answer: each item when it is released, and whether it was closed."""
 
-    def __init__(self, *items: ResponseStart | bytes | BaseException) -> None:
+    def __init__(self, *items: bytes | BaseException) -> None:
         self._items = items
         self.goes_on = asyncio.Semaphore(0)
         self.is_closed = False
 
-    async def stream(self) -> AsyncIterator[ResponseStart | bytes]:
+    def reply(self) -> Reply:
+        return Reply(START, self._stream())
+
+    async def _stream(self) -> AsyncIterator[bytes]:
         try:
             for item in self._items:
                 await self.goes_on.acquire()
@@ -38,10 +42,10 @@ class Answer:
 
 
 async def test_the_first_token_goes_at_once_and_those_close_behind_it_together():
-    answer = Answer(START, b"a", b"b", b"c", b"d")
-    parts = packed(answer.stream())
+    answer = Answer(b"a", b"b", b"c", b"d")
+    parts = packed(answer.reply())
     first = asyncio.create_task(anext(parts))
-    await answer.release(2)
+    await answer.release(1)
     assert await first == Part(START, b"a")
     rest = asyncio.create_task(anext(parts))
     for _ in range(3):
@@ -52,21 +56,20 @@ async def test_the_first_token_goes_at_once_and_those_close_behind_it_together()
 
 
 async def test_tokens_that_come_apart_go_one_by_one():
-    async def slow() -> AsyncIterator[ResponseStart | bytes]:
-        yield START
+    async def slow() -> AsyncIterator[bytes]:
         for token in (b"a", b"b", b"c"):
             yield token
             await asyncio.sleep(0.05)
 
-    assert [part.body async for part in packed(slow())] == [b"a", b"b", b"c"]
+    assert [part.body async for part in packed(Reply(START, slow()))] == [b"a", b"b", b"c"]
 
 
 async def test_the_start_waits_for_the_body():
     """Until then nothing has reached the client, and another replica may take over."""
-    answer = Answer(START, b"a")
-    parts = packed(answer.stream())
+    answer = Answer(b"a")
+    parts = packed(answer.reply())
     first = asyncio.create_task(anext(parts))
-    await answer.release(1)
+    await answer.release(0)
     assert not first.done()
     await answer.release(1)
     assert await first == Part(START, b"a")
@@ -74,27 +77,33 @@ async def test_the_start_waits_for_the_body():
 
 
 async def test_an_answer_without_a_body_has_its_start():
-    answer = Answer(START)
-    answer.goes_on.release()
-    assert [item async for item in unpacked(packed(answer.stream()))] == [START]
+    async with unpacked(packed(Answer().reply())) as reply:
+        assert reply.start == START
+        assert await reply.read() == b""
 
 
-async def test_no_answer_is_no_part():
-    assert [part async for part in packed(Answer().stream())] == []
+async def test_no_part_is_no_answer():
+    async def nothing() -> AsyncIterator[Part]:
+        for part in ():
+            yield part
+
+    with pytest.raises(ReplicaLost):
+        async with unpacked(nothing()):
+            pass
 
 
 async def test_unpacked_is_what_was_packed():
-    answer = Answer(START, b"a", b"b")
-    await answer.release(3)
-    items = [item async for item in unpacked(packed(answer.stream()))]
-    assert items[0] == START
-    assert b"".join(items[1:]) == b"ab"
+    answer = Answer(b"a", b"b")
+    await answer.release(2)
+    async with unpacked(packed(answer.reply())) as reply:
+        assert reply.start == START
+        assert await reply.read() == b"ab"
 
 
 async def test_an_error_comes_after_what_came_before_it():
-    answer = Answer(START, b"a", ValueError("the engine died"))
-    await answer.release(3)
-    parts = packed(answer.stream())
+    answer = Answer(b"a", ValueError("the engine died"))
+    await answer.release(2)
+    parts = packed(answer.reply())
     assert await anext(parts) == Part(START, b"a")
     with pytest.raises(ValueError, match="the engine died"):
         await anext(parts)
@@ -103,17 +112,17 @@ async def test_an_error_comes_after_what_came_before_it():
 
 async def test_an_error_before_the_body_is_no_answer():
     """Nothing has been sent, so another replica may be asked."""
-    answer = Answer(START, ValueError("the engine died"))
-    await answer.release(2)
+    answer = Answer(ValueError("the engine died"))
+    await answer.release(1)
     with pytest.raises(ValueError, match="the engine died"):
-        await anext(packed(answer.stream()))
+        await anext(packed(answer.reply()))
 
 
 async def test_who_is_cancelled_gets_the_time_to_clean_up():
     """vLLM's application is given seconds to end its own tasks; nothing may end that early."""
     ended = asyncio.Event()
 
-    async def slow_to_close() -> AsyncIterator[ResponseStart | bytes]:
+    async def slow_to_close() -> AsyncIterator[bytes]:
         try:
             yield b"a"
             await asyncio.sleep(60)
@@ -121,16 +130,16 @@ async def test_who_is_cancelled_gets_the_time_to_clean_up():
             await asyncio.sleep(1.2)
             ended.set()
 
-    parts = packed(slow_to_close())
+    parts = packed(Reply(START, slow_to_close()))
     await anext(parts)
     await parts.aclose()
     assert ended.is_set()
 
 
 async def test_whoever_leaves_closes_the_answer():
-    answer = Answer(START, b"a", b"never")
-    await answer.release(2)
-    parts = packed(answer.stream())
+    answer = Answer(b"a", b"never")
+    await answer.release(1)
+    parts = packed(answer.reply())
     await anext(parts)
     await parts.aclose()
     assert answer.is_closed
@@ -138,9 +147,9 @@ async def test_whoever_leaves_closes_the_answer():
 
 async def test_a_cancelled_wait_closes_the_answer():
     """As Serve ends the task of a client that has left."""
-    answer = Answer(START, b"never")
-    waiting = asyncio.create_task(anext(packed(answer.stream())))
-    await answer.release(1)
+    answer = Answer(b"never")
+    waiting = asyncio.create_task(anext(packed(answer.reply())))
+    await answer.release(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

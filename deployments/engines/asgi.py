@@ -1,29 +1,30 @@
-"""Call an ASGI application in this process, as a stream."""
+"""Call an ASGI application in this process."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from deployments.process.call import ResponseStart
+from deployments.process.call import Reply, ResponseStart
 
 _END = None
 _DISCONNECT_S = 5.0
 
 
+@asynccontextmanager
 async def call_asgi(
     app: Any, path: str, body: bytes, headers: dict[str, str]
-) -> AsyncIterator[ResponseStart | bytes]:
-    """POST `body` to `app` and yield the answer as it comes.
+) -> AsyncIterator[Reply]:
+    """POST `body` to `app`; the reply's body comes as the application sends it.
 
-    Closing the iterator is for the application what a client that hangs up is.
+    The end of the block is for the application what a client that hangs up is.
     """
     out: asyncio.Queue[ResponseStart | bytes | None] = asyncio.Queue()
     gone = asyncio.Event()
     task = asyncio.create_task(_run(app, _scope(path, headers), body, out, gone))
     try:
-        while (item := await out.get()) is not _END:
-            yield item
-        await task
+        async with aclosing(_sent(out, task)) as sent:
+            yield Reply(await _started(out, task), sent)
     finally:
         # As a closed socket is told: applications end their own tasks on it, and a cancellation
         # from outside would not reach those.
@@ -31,6 +32,20 @@ async def call_asgi(
         await asyncio.wait([task], timeout=_DISCONNECT_S)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _started(out: asyncio.Queue[Any], task: asyncio.Task[None]) -> ResponseStart:
+    start = await out.get()
+    if start is _END:
+        await task  # what it failed with, if it has
+        raise RuntimeError("the application has ended without an answer")
+    return start
+
+
+async def _sent(out: asyncio.Queue[Any], task: asyncio.Task[None]) -> AsyncGenerator[bytes, None]:
+    while (chunk := await out.get()) is not _END:
+        yield chunk
+    await task
 
 
 async def _run(

@@ -10,8 +10,9 @@ import json
 import shutil
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from cluster.adapters import AdapterRef, BaseModelFacts
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
-from deployments.process.call import ResponseStart
+from deployments.process.call import Reply, ResponseStart
+
+_JSON = {"content-type": "application/json"}
+_EVENTS = {"content-type": "text/event-stream; charset=utf-8"}
 
 
 class EchoArgs(Section):
@@ -122,60 +126,37 @@ class EchoEngine:
     def unfinished(self) -> int:
         return self._unfinished
 
-    async def answer(
-        self, path: str, body: bytes, headers: dict[str, str]
-    ) -> AsyncIterator[ResponseStart | bytes]:
+    @asynccontextmanager
+    async def answer(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Reply]:
         self._unfinished += 1
         try:
-            async for item in self._echo(path, body, headers):
-                yield item
+            async with self._echo(path, json.loads(body), headers) as reply:
+                yield reply
         finally:
             self._unfinished -= 1
 
+    @asynccontextmanager
     async def _echo(
-        self, path: str, body: bytes, headers: dict[str, str]
-    ) -> AsyncIterator[ResponseStart | bytes]:
-        request = json.loads(body)
+        self, path: str, request: dict[str, Any], headers: dict[str, str]
+    ) -> AsyncIterator[Reply]:
         key = request["model"]
         if key != self._settings.id and key not in self._host:
-            yield ResponseStart(404, {"content-type": "application/json"})
-            yield json.dumps({"error": {"message": f"{key} is not loaded", "code": 404}}).encode()
+            error = {"error": {"message": f"{key} is not loaded", "code": 404}}
+            yield Reply.whole(ResponseStart(404, _JSON), json.dumps(error).encode())
             return
         async with self._in_slot(key):
-            async for item in self._generate(path, request, headers):
-                yield item
-
-    async def _generate(
-        self, path: str, request: dict[str, Any], headers: dict[str, str]
-    ) -> AsyncIterator[ResponseStart | bytes]:
-        key = request["model"]
-        chat = path.endswith("/chat/completions")
-        prompt = _prompt(request, chat)
-        said = self._answers.get(key, {}).get(prompt, prompt)
-        words = said.split()[: request.get("max_tokens") or None]
-        head = {
-            "id": headers.get("x-request-id", "echo"),
-            "created": int(time.time()),
-            "model": key.partition("@")[0],
-        }
-        usage = {
-            "prompt_tokens": len(words),
-            "completion_tokens": len(words),
-            "total_tokens": 2 * len(words),
-        }
-        await self._work(self._args.prefill_s)
-        if request.get("stream"):
-            yield ResponseStart(200, {"content-type": "text/event-stream; charset=utf-8"})
-            async for event in self._stream(head, words, usage, chat, request):
-                yield b"data: " + event + b"\n\n"
-            return
-        await self._work(self._args.token_s * len(words))
-        yield ResponseStart(200, {"content-type": "application/json"})
-        text = " ".join(words)
-        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
-        kind = "chat.completion" if chat else "text_completion"
-        yield json.dumps({**head, "object": kind, "choices": [choice], "usage": usage}).encode()
+            chat = path.endswith("/chat/completions")
+            prompt = _prompt(request, chat)
+            said = self._answers.get(key, {}).get(prompt, prompt)
+            words = said.split()[: request.get("max_tokens") or None]
+            saying = _Saying(headers.get("x-request-id", "echo"), request, words, chat)
+            await self._work(self._args.prefill_s)
+            if not request.get("stream"):
+                await self._work(self._args.token_s * len(words))
+                yield Reply.whole(ResponseStart(200, _JSON), saying.whole())
+                return
+            async with aclosing(self._stream(saying)) as events:
+                yield Reply(ResponseStart(200, _EVENTS), events)
 
     @asynccontextmanager
     async def _in_slot(self, key: str) -> AsyncIterator[None]:
@@ -205,25 +186,65 @@ class EchoEngine:
     async def _work(self, alone_s: float) -> None:
         await asyncio.sleep(alone_s * (1 + self._args.crowd * max(0, self._unfinished - 1)))
 
-    async def _stream(
-        self,
-        head: dict[str, Any],
-        words: list[str],
-        usage: dict[str, int],
-        chat: bool,
-        request: dict[str, Any],
-    ) -> AsyncIterator[bytes]:
-        kind = "chat.completion.chunk" if chat else "text_completion"
-        for i, word in enumerate(words):
+    async def _stream(self, saying: "_Saying") -> AsyncGenerator[bytes, None]:
+        for i in range(len(saying.words)):
             await self._work(self._args.token_s)
-            text = word if i == 0 else f" {word}"
-            content = {"delta": {"content": text}} if chat else {"text": text}
-            last = i == len(words) - 1
-            choice = {"index": 0, "finish_reason": "stop" if last else None, **content}
-            yield json.dumps({**head, "object": kind, "choices": [choice]}).encode()
-        if (request.get("stream_options") or {}).get("include_usage"):
-            yield json.dumps({**head, "object": kind, "choices": [], "usage": usage}).encode()
-        yield b"[DONE]"
+            yield _event(saying.chunk(i))
+        if (saying.request.get("stream_options") or {}).get("include_usage"):
+            yield _event(saying.usage_chunk())
+        yield _event(b"[DONE]")
+
+
+@dataclass(frozen=True)
+class _Saying:
+    """What is said, in OpenAI's words.
+
+    Attributes:
+        chat: whether it is a message, rather than text.
+    """
+
+    id: str
+    request: dict[str, Any]
+    words: list[str]
+    chat: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def _usage(self) -> dict[str, int]:
+        count = len(self.words)
+        return {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+
+    def _as(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        model = self.request["model"].partition("@")[0]
+        head = {"id": self.id, "created": self.created, "model": model}
+        return json.dumps({**head, "object": kind, "choices": choices, **more}).encode()
+
+    def whole(self) -> bytes:
+        text = " ".join(self.words)
+        message = {"message": {"role": "assistant", "content": text}}
+        content = message if self.chat else {"text": text}
+        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
+        kind = "chat.completion" if self.chat else "text_completion"
+        return self._as(kind, [choice], usage=self._usage)
+
+    def chunk(self, i: int) -> bytes:
+        """The event of one word."""
+        text = self.words[i] if i == 0 else f" {self.words[i]}"
+        content = {"delta": {"content": text}} if self.chat else {"text": text}
+        last = i == len(self.words) - 1
+        choice = {"index": 0, "finish_reason": "stop" if last else None, **content}
+        return self._as(self._chunk_kind, [choice])
+
+    def usage_chunk(self) -> bytes:
+        return self._as(self._chunk_kind, [], usage=self._usage)
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 def _prompt(request: dict[str, Any], chat: bool) -> str:

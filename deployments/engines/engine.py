@@ -1,12 +1,13 @@
 """The engine seam: what a model replica needs of an inference engine, and nothing more."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from cluster.adapters import AdapterRef, BaseModelFacts
 from cluster.members import Residency
-from deployments.process.call import ResponseStart
+from deployments.process.call import Reply
 
 
 class Engine(Protocol):
@@ -62,9 +63,9 @@ class Engine(Protocol):
 
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
-    ) -> AsyncIterator[ResponseStart | bytes]:
-        """Serve one request: first the start, then the body as it is generated.
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Serve one request: its reply, once it has begun.
 
-        `model` in the body is the base model's id or the `key` of a loaded version. Closing the
-        iterator aborts the generation.
+        `model` in the body is the base model's id or the `key` of a loaded version. The end of the
+        block aborts a generation that is still going on.
         """

@@ -10,7 +10,8 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from cluster.settings import BaseModelSettings
 from deployments.engines import prepared, vllm_plugin
 from deployments.engines.asgi import call_asgi
 from deployments.engines.vllm_worker import RoundhouseWorker
-from deployments.process.call import ResponseStart
+from deployments.process.call import Reply
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class VllmEngine:
 
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
-    ) -> AsyncIterator[ResponseStart | bytes]:
+    ) -> AbstractAsyncContextManager[Reply]:
         return call_asgi(self._app, path, body, headers)
 
     def _name_in_answers(self, lora_request: LoRARequest | None = None) -> str:

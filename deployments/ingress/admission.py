@@ -82,11 +82,13 @@ class Place:
     Attributes:
         replica: "" when none is known: Ray Serve is to say.
         answer_tokens: that it has generated so far.
+        is_answered: whether that was all of it.
         has_begun: that a stream's first token is there.
     """
 
     replica: str
     answer_tokens: int = 0
+    is_answered: bool = False
     has_begun: Callable[[], None] = lambda: None
 
 
@@ -135,7 +137,7 @@ class Admission:
         place = Place(turn.replica, has_begun=partial(self._first_tokens.came, turn.sent))
         try:
             yield place
-            if call.key is not None:
+            if call.key is not None and place.is_answered:
                 self._fleet.took(call.key, time.monotonic() - turn.sent.at)
         finally:
             self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)

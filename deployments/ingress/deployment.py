@@ -1,11 +1,10 @@
 """The ingress: the gateway over Ray Serve handles, spoken to by HTTP."""
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import ray
@@ -34,7 +33,7 @@ from deployments.ingress.rollout_driver import RolloutDriver
 from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import tokens_in
 from deployments.process import metrics
-from deployments.process.call import Call, ResponseStart
+from deployments.process.call import Call, Reply
 from deployments.process.logs import configure
 from deployments.process.membership import Membership
 from deployments.process.process import Process
@@ -59,35 +58,64 @@ class ServePool:
         self._handle = handle.options(stream=True, method_name="answer")
         self._admission = admission
 
-    async def answer(self, call: Call, terms: Terms) -> AsyncIterator[ResponseStart | bytes]:
+    @asynccontextmanager
+    async def answer(self, call: Call, terms: Terms) -> AsyncIterator[Reply]:
         admission = self._admission
-        turn = admission.turn(call, terms) if admission else contextlib.nullcontext(Place(""))
-        async with turn as place:
-            placed = admission.placed(call, place) if admission else call
-            async with contextlib.aclosing(self._send(placed)) as answer:
-                async for item in answer:
-                    if isinstance(item, bytes):
-                        place.answer_tokens += tokens_in(item)
-                    elif item.is_stream:
-                        place.has_begun()
-                    yield item
+        if admission is None:
+            async with self._sent(call) as reply:
+                yield reply
+            return
+        async with (
+            admission.turn(call, terms) as place,
+            self._sent(admission.placed(call, place)) as reply,
+            aclosing(_counted(reply.body, place)) as body,
+        ):
+            if reply.start.is_stream:
+                place.has_begun()
+            yield Reply(reply.start, body)
 
-    async def _send(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
+    @asynccontextmanager
+    async def _sent(self, call: Call) -> AsyncIterator[Reply]:
         response = self._handle.remote(call)
+        is_whole = False
+
+        async def told(body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+            nonlocal is_whole
+            with self._explained():
+                async for chunk in body:
+                    yield chunk
+            is_whole = True
+
         try:
-            async with contextlib.aclosing(unpacked(response)) as answer:
-                async for item in answer:
-                    yield item
+            async with AsyncExitStack() as held:
+                with self._explained():
+                    reply = await held.enter_async_context(unpacked(response))
+                body = await held.enter_async_context(aclosing(told(reply.body)))
+                yield Reply(reply.start, body)
+        finally:
+            if not is_whole:
+                # The client left: without this the replica would generate to the end.
+                response.cancel()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What Serve raises, in our words."""
+        try:
+            yield
         except BackPressureError as e:
             raise Overloaded(
                 f"every replica of {self._model_id} is busy and its queue is full; try again soon"
             ) from e
         except (RayActorError, DeploymentUnavailableError) as e:
             raise ReplicaLost(f"the replica of {self._model_id} that had this request died") from e
-        except (GeneratorExit, asyncio.CancelledError):
-            # The client left: without this the replica would generate to the end.
-            response.cancel()
-            raise
+
+
+async def _counted(body: AsyncGenerator[bytes, None], place: Place) -> AsyncGenerator[bytes, None]:
+    """For the queue: what was generated, and that it is all."""
+    async for chunk in body:
+        place.answer_tokens += tokens_in(chunk)
+        yield chunk
+    place.is_answered = True
 
 
 class ServeChooser:

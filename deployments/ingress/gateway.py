@@ -9,7 +9,8 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.adapters import Adapter, AdapterRef, Version, Viewer
@@ -29,7 +30,13 @@ from deployments.ingress.directory import AUTO, Chosen, Directory
 from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import Observed
 from deployments.process import metrics
-from deployments.process.call import Call, ResponseStart
+from deployments.process.call import (
+    REPLICA_HEADER,
+    RESIDENCY_HEADER,
+    Call,
+    Reply,
+    ResponseStart,
+)
 from router.adapters.constraints import Constraints
 
 logger = logging.getLogger(__name__)
@@ -37,17 +44,19 @@ logger = logging.getLogger(__name__)
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
 EVALUATION_TOKENS = 256
 _LOGGED_PROMPT = 4000
+# Of the engine's own headers.
+_PASSED = ("content-type", "retry-after", REPLICA_HEADER, RESIDENCY_HEADER)
 
 
 class ReplicaPool(Protocol):
     """The replicas of one base model."""
 
-    def answer(self, call: Call, terms: Terms) -> AsyncIterator[ResponseStart | bytes]:
+    def answer(self, call: Call, terms: Terms) -> AbstractAsyncContextManager[Reply]:
         """Send the call to a replica when its turn comes.
 
         Raises:
             Overloaded: its turn would come too late.
-            ReplicaLost: the replica died while it had the call.
+            ReplicaLost: the replica died while it had the call; from the body, too.
         """
 
 
@@ -56,15 +65,6 @@ class Chooser(Protocol):
 
     async def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         """One decision per prompt; raises :class:`Unavailable` when it does not answer in time."""
-
-
-@dataclass
-class Answer:
-    """A started answer: send the start, then the chunks; close the body when the client leaves."""
-
-    start: ResponseStart
-    body: AsyncIterator[bytes]
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Gateway:
@@ -86,6 +86,7 @@ class Gateway:
         self._record = record
         self._want = want
 
+    @asynccontextmanager
     async def complete(
         self,
         path: str,
@@ -93,21 +94,24 @@ class Gateway:
         request_id: str,
         viewer: Viewer,
         headers: Mapping[str, str],
-    ) -> Answer:
+    ) -> AsyncIterator[Reply]:
         """Serve a chat or text completion; `headers` may say how it wants to be served."""
         observed = Observed(request_id, self._settings.logging)
-        try:
-            asked = Completion.read(path, body, viewer, headers, self._settings)
-            answer = await self._complete(asked, observed)
-        except RoundhouseError as e:
-            observed.refused(e)
-            raise
-        except Exception:
-            observed.refused(RoundhouseError("internal error"))
-            raise
-        return replace(answer, body=observed.passed(answer.start, answer.body))
+        async with AsyncExitStack() as held:
+            try:
+                asked = Completion.read(path, body, viewer, headers, self._settings)
+                reply = await held.enter_async_context(self._answer(asked, observed))
+            except RoundhouseError as e:
+                observed.refused(e)
+                raise
+            except Exception:
+                observed.refused(RoundhouseError("internal error"))
+                raise
+            seen = observed.passing(reply)
+            yield await held.enter_async_context(_closing(seen))
 
-    async def _complete(self, asked: Completion, observed: Observed) -> Answer:
+    @asynccontextmanager
+    async def _answer(self, asked: Completion, observed: Observed) -> AsyncIterator[Reply]:
         request_id = observed.request_id
         chosen = await self._choose(asked, asked.sticky_key or request_id)
         self._observe(observed, asked, chosen)
@@ -117,7 +121,8 @@ class Gateway:
         self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
         content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
         call = Call(asked.path, request_id, content, chosen.adapter, self._directory.position)
-        return await self._dispatch(chosen, call, asked.terms)
+        async with self._dispatched(chosen, call, asked.terms) as reply:
+            yield reply
 
     async def _choose(self, asked: Completion, key: str) -> Chosen:
         if asked.model != AUTO:
@@ -200,21 +205,16 @@ class Gateway:
             fallback = Decision(adapter=None, confidence=0, route=Route.FALLBACK, reason=reason)
             return [fallback for _ in prompts]
 
-    async def _dispatch(self, chosen: Chosen, call: Call, terms: Terms) -> Answer:
+    @asynccontextmanager
+    async def _dispatched(self, chosen: Chosen, call: Call, terms: Terms) -> AsyncIterator[Reply]:
         pool = self._pools[chosen.base_model]
-        try:
-            answer = pool.answer(call, terms)
-            start = await anext(answer)
-        except ReplicaLost:
-            # Nothing was sent to the client yet, so another replica may start afresh.
-            answer = pool.answer(call, terms)
-            start = await anext(answer)
-        headers = {
-            "x-roundhouse-adapter": chosen.adapter.name if chosen.adapter else "base",
-            "x-roundhouse-version": str(chosen.adapter.version) if chosen.adapter else "",
-            "x-roundhouse-route": chosen.route,
-        }
-        return Answer(start, answer, headers)
+        async with AsyncExitStack() as held:
+            try:
+                reply = await held.enter_async_context(pool.answer(call, terms))
+            except ReplicaLost:
+                # Nothing was sent to the client yet, so another replica may start afresh.
+                reply = await held.enter_async_context(pool.answer(call, terms))
+            yield Reply(_start(reply.start, chosen), reply.body)
 
     async def ask(self, adapter: Adapter, version: Version, prompt: str) -> tuple[str, str]:
         """What a version answers to a prompt, and the replica that gave it.
@@ -233,16 +233,37 @@ class Gateway:
         }
         call = Call(CHAT_PATH, uuid.uuid4().hex, encode_json(body), ref, self._directory.position)
         chosen = Chosen(adapter.card.base_model, ref, Route.EXPLICIT)
-        answer = await self._dispatch(chosen, call, Terms(tokens=EVALUATION_TOKENS))
-        content = b"".join([chunk async for chunk in answer.body])
-        if answer.start.status != 200:
-            error = json.loads(content)["error"]
+        async with self._dispatched(chosen, call, Terms(tokens=EVALUATION_TOKENS)) as reply:
+            content = json.loads(await reply.read())
+        status = reply.start.status
+        if status != 200:
+            error = content["error"]
             if error["code"] == AdapterLoadFailed.code:
                 raise AdapterLoadFailed(error["message"])
-            is_refused = 400 <= answer.start.status < 500 and answer.start.status != 429
+            is_refused = 400 <= status < 500 and status != 429
             raise (InvalidRequest if is_refused else Unavailable)(error["message"])
-        text = json.loads(content)["choices"][0]["message"]["content"] or ""
-        return text, answer.start.headers.get("x-roundhouse-replica", "")
+        text = content["choices"][0]["message"]["content"] or ""
+        return text, reply.start.headers.get(REPLICA_HEADER, "")
+
+
+def _start(start: ResponseStart, chosen: Chosen) -> ResponseStart:
+    """What clients see of the engine's headers, and who answers."""
+    passed = {name: value for name, value in start.headers.items() if name in _PASSED}
+    return ResponseStart(
+        int(start.status),
+        {
+            "x-roundhouse-adapter": chosen.adapter.name if chosen.adapter else "base",
+            "x-roundhouse-version": str(chosen.adapter.version) if chosen.adapter else "",
+            "x-roundhouse-route": chosen.route,
+            **passed,
+        },
+    )
+
+
+@asynccontextmanager
+async def _closing(reply: Reply) -> AsyncIterator[Reply]:
+    async with aclosing(reply.body):
+        yield reply
 
 
 def _outcome(decision: Decision) -> str:

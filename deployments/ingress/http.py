@@ -1,15 +1,14 @@
 """HTTP: routes to the gateway's operations, and its errors in OpenAI's shape."""
 
-import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adapter_store.search import Search
@@ -23,9 +22,10 @@ from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
-from deployments.ingress.gateway import Answer, Gateway
+from deployments.ingress.gateway import Gateway
 from deployments.ingress.http_admin import add_changes, add_uploads
 from deployments.ingress.overview import Overview
+from deployments.ingress.replies import respond
 from deployments.ingress.views import describe
 from deployments.process import metrics
 from router.adapters.prompts import prompt_of
@@ -86,15 +86,14 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
     async def complete(request: Request) -> Response:
         body = await read_json(request, max_body_bytes)
         request.state.is_counted = True  # by the gateway, from here on
-        return await _to_response(
-            await gateway.complete(
-                request.url.path,
-                body,
-                request_id_of(request),
-                request.state.viewer,
-                request.headers,
-            )
+        answering = gateway.complete(
+            request.url.path,
+            body,
+            request_id_of(request),
+            request.state.viewer,
+            request.headers,
         )
+        return await respond(answering)
 
     for path in FORMS:
         router.post(path)(complete)
@@ -221,31 +220,3 @@ def route_inputs(value: Any) -> list[Prompt]:
     if not all(isinstance(v, str | list) for v in value):
         raise InvalidRequest("input: every item must be a string or messages", param="input")
     return [prompt_of(v) for v in value]
-
-
-async def _to_response(answer: Answer) -> Response:
-    passed = ("content-type", "retry-after", "x-roundhouse-replica", "x-roundhouse-residency")
-    engine_headers = {k: v for k, v in answer.start.headers.items() if k in passed}
-    headers = {**answer.headers, **engine_headers}
-    status = int(answer.start.status)
-    if answer.start.is_stream:
-        return StreamingResponse(_closing(answer.body), status, headers)
-    try:
-        content = b"".join([chunk async for chunk in answer.body])
-    finally:
-        await answer.body.aclose()
-    return Response(content, status, headers)
-
-
-async def _closing(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Close the source whichever way the response ends: a client that hangs up frees its slot.
-
-    The status line is out already, so an error in mid-stream is the stream's last event.
-    """
-    try:
-        async for chunk in body:
-            yield chunk
-    except RoundhouseError as e:
-        yield b"data: " + json.dumps(e.body()).encode() + b"\n\n"
-    finally:
-        await body.aclose()

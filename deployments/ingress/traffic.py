@@ -4,13 +4,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 
 from cluster.errors import RoundhouseError
 from cluster.settings import LoggingSettings
 from deployments.process import metrics
-from deployments.process.call import REPLICA_HEADER, RESIDENCY_HEADER, ResponseStart
+from deployments.process.call import REPLICA_HEADER, RESIDENCY_HEADER, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +50,15 @@ class Observed:
         self._count(error.status)
         self._log(error.status, {}, error=error.message)
 
-    async def passed(
-        self, start: ResponseStart, body: AsyncIterator[bytes]
-    ) -> AsyncIterator[bytes]:
-        """The body as it comes."""
+    def passing(self, reply: Reply) -> Reply:
+        """The reply, counted when its body has been read or given up."""
+        return Reply(reply.start, self._passed(reply))
+
+    async def _passed(self, reply: Reply) -> AsyncGenerator[bytes, None]:
+        start = reply.start
         last, status, problem = self.began, start.status, None
         try:
-            async for chunk in body:
+            async for chunk in reply.body:
                 last = time.monotonic()
                 self.tokens += tokens_in(chunk)
                 if start.is_stream and self.tokens and self.ttft_s is None:
@@ -71,14 +73,18 @@ class Observed:
             status = _LEFT
             raise
         finally:
-            await body.aclose()
-            self._count(status)
-            if self.tokens:
-                metrics.tokens.labels(self.model, self._name).inc(self.tokens)
-            if self.ttft_s is not None and self.tokens > 1:
-                mean_s = (last - self.began - self.ttft_s) / (self.tokens - 1)
-                metrics.tpot.labels(self.model, self._name).observe(mean_s)
-            self._log(status, start.headers, problem)
+            self._ended(last, status, start.headers, problem)
+
+    def _ended(
+        self, last: float, status: int, headers: Mapping[str, str], problem: str | None
+    ) -> None:
+        self._count(status)
+        if self.tokens:
+            metrics.tokens.labels(self.model, self._name).inc(self.tokens)
+        if self.ttft_s is not None and self.tokens > 1:
+            mean_s = (last - self.began - self.ttft_s) / (self.tokens - 1)
+            metrics.tpot.labels(self.model, self._name).observe(mean_s)
+        self._log(status, headers, problem)
 
     @property
     def _name(self) -> str:

@@ -1,8 +1,11 @@
-"""A request as it goes from the ingress to a replica, and how its answer begins."""
+"""What crosses between the ingress and a replica: a request, and the reply to it."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, replace
 
 from cluster.adapters import AdapterRef
+from cluster.errors import RoundhouseError
 
 REPLICA_HEADER = "x-roundhouse-replica"
 RESIDENCY_HEADER = "x-roundhouse-residency"
@@ -19,6 +22,41 @@ class ResponseStart:
     def is_stream(self) -> bool:
         """Whether the body comes token by token."""
         return self.headers.get("content-type", "").startswith("text/event-stream")
+
+    def with_headers(self, headers: Mapping[str, str]) -> "ResponseStart":
+        """With more headers; of two with one name, the one that is given here."""
+        return replace(self, headers={**self.headers, **headers})
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that has begun: its start, then its body as it comes.
+
+    It is yielded by an `async with`, whose end frees what the answer holds, whether or not the body
+    has been read to its end.
+    """
+
+    start: ResponseStart
+    body: AsyncGenerator[bytes, None]
+
+    @classmethod
+    def whole(cls, start: ResponseStart, body: bytes) -> "Reply":
+        """One whose body is there already."""
+        return cls(start, _once(body))
+
+    @classmethod
+    def refusal(cls, error: RoundhouseError) -> "Reply":
+        """An error of ours, as an answer."""
+        headers = {"content-type": "application/json", **error.headers()}
+        return cls.whole(ResponseStart(error.status, headers), json.dumps(error.body()).encode())
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        return b"".join([chunk async for chunk in self.body])
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 @dataclass(frozen=True)

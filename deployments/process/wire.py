@@ -1,4 +1,4 @@
-"""How an answer travels from a replica to the ingress: in few messages, the first one at once.
+"""How a reply travels from a replica to the ingress: in few messages, the first one at once.
 
 A message between two processes costs about as much as generating a token of a small model. What
 comes within a few milliseconds of the last one goes together. The start waits for the first of the
@@ -6,11 +6,12 @@ body: until then nothing has reached the client, and another replica may take ov
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from deployments.process.call import ResponseStart
+from cluster.errors import ReplicaLost
+from deployments.process.call import Reply, ResponseStart
 
 # Shorter than the time between two tokens of nearly every engine.
 _TOGETHER_S = 0.005
@@ -18,32 +19,27 @@ _TOGETHER_S = 0.005
 
 @dataclass(frozen=True)
 class Part:
-    """One message; the first one of an answer has its start."""
+    """One message; the first one of a reply has its start."""
 
     start: ResponseStart | None
     body: bytes
 
 
-async def packed(answer: AsyncGenerator[ResponseStart | bytes, None]) -> AsyncIterator[Part]:
-    """The answer in parts; it is closed when this is."""
-    start: ResponseStart | None = None
+async def packed(reply: Reply) -> AsyncGenerator[Part, None]:
+    """The reply in parts."""
+    start: ResponseStart | None = reply.start
     ready: list[bytes] = []
     came = asyncio.Event()
 
     async def collect() -> None:
-        nonlocal start
         try:
-            async with contextlib.aclosing(answer):
-                async for item in answer:
-                    if isinstance(item, ResponseStart):
-                        start = item
-                    else:
-                        ready.append(item)
-                        came.set()
+            async for chunk in reply.body:
+                ready.append(chunk)
+                came.set()
         finally:
             came.set()
 
-    task = asyncio.create_task(collect(), name="answer")
+    task = asyncio.create_task(collect(), name="reply")
     try:
         while ready or not task.done():
             await came.wait()
@@ -63,10 +59,22 @@ async def packed(answer: AsyncGenerator[ResponseStart | bytes, None]) -> AsyncIt
         await asyncio.wait([task])
 
 
-async def unpacked(parts: AsyncIterator[Part]) -> AsyncIterator[ResponseStart | bytes]:
-    """What was packed: the start, then the body as it comes."""
-    async for part in parts:
-        if part.start is not None:
-            yield part.start
-        if part.body:
+@asynccontextmanager
+async def unpacked(parts: AsyncIterator[Part]) -> AsyncIterator[Reply]:
+    """What was packed, when its first part is there.
+
+    Raises:
+        ReplicaLost: there is none.
+    """
+    first = await anext(parts, None)
+    if first is None or first.start is None:
+        raise ReplicaLost("the replica ended without an answer")
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        if first.body:
+            yield first.body
+        async for part in parts:
             yield part.body
+
+    async with aclosing(body()) as rest:
+        yield Reply(first.start, rest)

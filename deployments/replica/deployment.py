@@ -41,8 +41,7 @@ class ModelReplica:
         """Stream the engine's answer."""
         about(call.request_id, call.key or "")
         await self._end_if_dead()
-        parts = packed(self._server.answer(call))
-        async with contextlib.aclosing(parts):
+        async with self._server.answer(call) as reply, contextlib.aclosing(packed(reply)) as parts:
             async for part in parts:
                 yield part
 

@@ -14,7 +14,7 @@ from cluster.members import Member
 from cluster.settings import BaseModelSettings, Settings
 from deployments.engines.engine import Engine
 from deployments.process import metrics
-from deployments.process.call import Call, ResponseStart
+from deployments.process.call import Call, Reply
 from deployments.process.membership import Membership
 from deployments.process.process import Process
 from deployments.replica.adapter_cache import AdapterCache
@@ -87,13 +87,13 @@ class ModelServer:
         await self.engine.check_health()
         self._process.check()
 
-    async def answer(self, call: Call) -> AsyncIterator[ResponseStart | bytes]:
-        """Stream the engine's answer."""
-        answer = serve_call(self.engine, self._adapters, self._admit, call, self._process.id)
+    @contextlib.asynccontextmanager
+    async def answer(self, call: Call) -> AsyncIterator[Reply]:
+        """The engine's answer; what is read to its end counts as a request's time."""
         started = time.monotonic()
-        async with contextlib.aclosing(answer):
-            async for item in answer:
-                yield item
+        answer = serve_call(self.engine, self._adapters, self._admit, call, self._process.id)
+        async with answer as reply:
+            yield reply
         self._service_s.add(time.monotonic() - started)
 
     async def _admit(self, call: Call) -> None:
