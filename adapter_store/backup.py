@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from pydantic import ValidationError
 
@@ -101,7 +102,8 @@ async def restore(store: Store, blobs: BlobStore, source: Path, progress: Progre
         with tarfile.open(source, "r:") as tar:
             header, adapters = _read_registry(tar)
             await store.registry.raise_issued(header.issued)
-            restored, kept = [], []
+            restored: list[str] = []
+            kept: list[str] = []
             for done, adapter in enumerate(adapters):
                 progress(done, len(adapters))
                 is_new = await _restore_one(store, blobs, tar, adapter)
@@ -131,11 +133,12 @@ async def _restore_one(
     for _ in range(_TRIES):
         if await store.registry.get(adapter.name) is not None:
             return False
-        reservations = {}
+        reservations: dict[str, str] = {}
         for digest in {v.digest for v in adapter.versions.values()}:
-            reservations[digest] = await store.blob_refs.reserve(digest)
-            if reservations[digest] is None:
+            reservation = await store.blob_refs.reserve(digest)
+            if reservation is None:
                 raise Unavailable("the collector is at work; restore when it has ended")
+            reservations[digest] = reservation
             await asyncio.to_thread(_restore_blob, tar, blobs, adapter.name, digest)
         try:
             await store.registry.restore(adapter, reservations)
@@ -160,10 +163,7 @@ def _restore_blob(tar: tarfile.TarFile, blobs: BlobStore, name: str, digest: str
     with tempfile.TemporaryDirectory(prefix="rh-restore-") as temporary:
         folder = Path(temporary)
         for file in FILES:
-            try:
-                packed = tar.extractfile(f"blobs/{digest}/{file}")
-            except KeyError:
-                packed = None
+            packed = _packed(tar, f"blobs/{digest}/{file}")
             if packed is None:
                 raise InvalidRequest(f"the backup lacks {file} of {name}")
             with packed, (folder / file).open("wb") as out:
@@ -174,9 +174,12 @@ def _restore_blob(tar: tarfile.TarFile, blobs: BlobStore, name: str, digest: str
 
 
 def _read_registry(tar: tarfile.TarFile) -> tuple[Header, list[Adapter]]:
+    packed = _packed(tar, REGISTRY)
+    if packed is None:
+        raise InvalidRequest(f"not a backup: its {REGISTRY} is missing")
     try:
-        with tar.extractfile(REGISTRY) as file:
-            lines = file.read().decode().splitlines()
+        with packed:
+            lines = packed.read().decode().splitlines()
         schema = json.loads(lines[0])["schema_number"]
         if schema > SCHEMA:
             raise InvalidRequest(
@@ -185,9 +188,17 @@ def _read_registry(tar: tarfile.TarFile) -> tuple[Header, list[Adapter]]:
         header = Header.model_validate_json(lines[0])
         return header, [Adapter.model_validate_json(line) for line in lines[1:]]
     except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise InvalidRequest(f"not a backup: its {REGISTRY} is missing or damaged ({e})") from e
+        raise InvalidRequest(f"not a backup: its {REGISTRY} is damaged ({e})") from e
     except ValidationError as e:
         raise InvalidRequest(f"a damaged backup: {e.errors()[0]['msg']} in {REGISTRY}") from e
+
+
+def _packed(tar: tarfile.TarFile, name: str) -> IO[bytes] | None:
+    """A plain file of the backup, or None."""
+    try:
+        return tar.extractfile(name)
+    except KeyError:
+        return None
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

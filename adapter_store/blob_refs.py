@@ -5,7 +5,7 @@ import uuid
 from adapter_store.server import Server, answering
 
 # Longer than any copy of an adapter into object storage should take.
-RESERVATION_S = 600.0
+_RESERVATION_S = 600.0
 
 
 class BlobRefs:
@@ -15,7 +15,7 @@ class BlobRefs:
         self._server = server
         self._keys = server.keys
 
-    async def reserve(self, digest: str, *, for_s: float = RESERVATION_S) -> str | None:
+    async def reserve(self, digest: str, *, for_s: float = _RESERVATION_S) -> str | None:
         """Keep the collector away from a blob; None while it is being removed.
 
         Returns:

@@ -78,7 +78,7 @@ class Catalogue:
         plain, _, selector = name.partition("@")
         adapter = self.adapters.get(plain)
         version = adapter.resolve(selector or STABLE) if adapter else None
-        return None if version is None else (adapter, version)
+        return (adapter, version) if adapter and version else None
 
     async def wait_for(self, position: str) -> None:
         """Return when every change up to `position` has been applied here."""
@@ -90,8 +90,11 @@ class Catalogue:
         while True:
             position = self.position
             yield self.adapters.get(name)
-            async with self._moved:
-                await self._moved.wait_for(lambda seen=position: self.position != seen)
+            await self._wait_until_past(position)
+
+    async def _wait_until_past(self, position: str) -> None:
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.position != position)
 
     async def _catch_up(self) -> None:
         # The position is read first: an event in between is applied twice, never missed.

@@ -26,12 +26,16 @@ _POOL: dict[str, Any] = {"max_connections": 256, "timeout": 10}
 _SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 10}
 
 
-def open_client(url: str) -> Client:
-    """A client that connects with its first command.
+def open_client(url: str | None) -> Client:
+    """A client that connects with its first command, and whose replies are text.
 
     Raises:
-        ConfigError: the URL is not one of those above.
+        ConfigError: there is no URL, or it is not one of those above.
     """
+    if url is None:
+        raise ConfigError(
+            "store.url names no server, and no embedded one was started", param="store.url"
+        )
     scheme = urlsplit(url).scheme
     try:
         if scheme in [f"{s}{_SENTINEL}" for s in _SCHEMES]:
@@ -66,7 +70,7 @@ def _sentinel(url: str) -> Redis:
     if options.get("ssl"):
         sentinel_options["ssl"] = True
     sentinel = Sentinel(_hosts(url, 26379), sentinel_kwargs=sentinel_options)
-    return sentinel.master_for(
+    client: Redis = sentinel.master_for(
         service,
         db=int(database or 0),
         decode_responses=True,
@@ -74,6 +78,7 @@ def _sentinel(url: str) -> Redis:
         **options,
         **_SOCKET,
     )
+    return client
 
 
 def _cluster(url: str) -> RedisCluster:

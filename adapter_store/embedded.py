@@ -45,14 +45,14 @@ class EmbeddedServer:
         self._start_timeout_s = start_timeout_s
         (self._port,) = free_ports(1)
         self._password = secrets.token_hex(16)
-        self._server: subprocess.Popen | None = None
+        self._server: subprocess.Popen[bytes] | None = None
         self.url = f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     def start(self) -> None:
         """Raises :class:`Unavailable` when the server does not come up; the folder has its log."""
         config = _CONFIG.format(port=self._port, password=self._password)
         with (self._folder / "server.log").open("ab") as log:
-            self._server = subprocess.Popen(
+            self._server = server = subprocess.Popen(
                 [get_binary_path(), "-"],
                 stdin=subprocess.PIPE,
                 cwd=self._folder,
@@ -63,20 +63,28 @@ class EmbeddedServer:
                 start_new_session=True,
             )
         # By standard input: a password on the command line is everyone's to read.
-        self._server.stdin.write(config.encode())
-        self._server.stdin.close()
-        _wait_until_ready(self._server, self.url, self._folder, self._start_timeout_s)
+        if server.stdin is not None:
+            with server.stdin as settings:
+                settings.write(config.encode())
+        _wait_until_ready(server, self.url, self._folder, self._start_timeout_s)
 
     def revive(self) -> bool:
         """Start the server again if it has died; returns whether it had."""
-        if self._server.poll() is None:
+        if self._server is not None and self._server.poll() is None:
             return False
         self.start()
         return True
 
     def stop(self) -> None:
+        """End the server in good order."""
         if self._server is not None:
             self._server.terminate()
+            self._server.wait()
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        if self._server is not None:
+            self._server.kill()
             self._server.wait()
 
 
@@ -140,7 +148,9 @@ def _die_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _wait_until_ready(server: subprocess.Popen, url: str, folder: Path, timeout_s: float) -> None:
+def _wait_until_ready(
+    server: subprocess.Popen[bytes], url: str, folder: Path, timeout_s: float
+) -> None:
     deadline = time.monotonic() + timeout_s
     with contextlib.closing(redis.Redis.from_url(url)) as client:
         while server.poll() is None and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ class Keys:
 
     @property
     def schema(self) -> str:
-        """Number of the layout of all these keys; see `store.SCHEMA`."""
+        """Number of the layout of all these keys; see `registry.SCHEMA`."""
         return self._key("schema")
 
     @property

@@ -38,17 +38,12 @@ class Members:
 
     async def all(self) -> list[Member]:
         """The members whose lease has not ended, ordered by id."""
-        with answering():
-            ids = sorted(await self._server.redis.zrange(self._keys.members, 0, -1))
-            raw = await self._server.redis.mget([self._keys.member(i) for i in ids]) if ids else []
-        return [Member.model_validate_json(r) for r in raw if r]
+        ids = sorted(await self._server.members(self._keys.members))
+        reports = await self._server.texts([self._keys.member(i) for i in ids])
+        return [Member.model_validate_json(report) for report in reports if report]
 
     async def follow(self) -> AsyncIterator[list[Member]]:
-        """The members now, and again whenever a report has changed or a lease may have ended.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
+        """The members now, and again whenever a report has changed or a lease may have ended."""
         while True:
             seen = await self._server.newest(self._keys.reports)
             yield await self.all()
@@ -63,9 +58,9 @@ class Members:
         """Each live member, as soon as it has applied the change at `position`; ends when all have.
 
         Args:
-            loaded: a version (`name@number`) that must not be on its way into a replica any more.
             at_least: how many members there must be; a busy one may have lost its lease for a
                 moment.
+            loaded: a version (`name@number`) that must not be on its way into a replica any more.
 
         Raises:
             Unavailable: some have not within `timeout_s`; the message names them.

@@ -2,74 +2,56 @@
 
 from collections.abc import AsyncIterator, Mapping
 
-from adapter_store.server import BLOCK_S, Server, answering
+from adapter_store.server import BLOCK_S, Server, answering, flat
 from cluster.plans import PlacementPlan
 
 _A_WEEK_S = 7 * 86_400
 
 
 class Plans:
-    """The plan in the store."""
+    """The plan in the store.
+
+    Every method raises :class:`StoreUnavailable` when the server does not answer.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._keys = server.keys
 
     async def lead(self, who: str, *, for_s: float) -> int:
-        """Become or stay the leader for a while; its number, or 0 when somebody else leads.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
+        """Become or stay the leader for a while; its number, or 0 when somebody else leads."""
         keys = [self._keys.leader, self._keys.fence, self._keys.plan, self._keys.plans]
-        return await self._server.run("lead", keys, [who, round(for_s * 1000)])
+        number: int = await self._server.run("lead", keys, [who, round(for_s * 1000)])
+        return number
 
     async def put(self, leader: int, plan: PlacementPlan) -> bool:
-        """Publish a plan; False when `leader` leads no more.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
+        """Publish a plan; False when `leader` leads no more."""
         keys = [self._keys.plan, self._keys.plans, self._keys.fence]
         return bool(await self._server.run("put_plan", keys, [leader, plan.model_dump_json()]))
 
     async def newest(self) -> PlacementPlan:
-        """An empty one before the first.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        with answering():
-            raw = await self._server.redis.get(self._keys.plan)
+        """An empty one before the first."""
+        raw = await self._server.text(self._keys.plan)
         return PlacementPlan.model_validate_json(raw) if raw else PlacementPlan()
 
     async def usual(self, quarter: int) -> dict[str, float]:
-        """Requests a second by adapter that are usual in a quarter hour of the day.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
-        with answering():
-            raw = await self._server.redis.hgetall(self._keys.usual(quarter))
-        return {name: float(rate) for name, rate in raw.items()}
+        """Requests a second by adapter that are usual in a quarter hour of the day."""
+        rates = await self._server.fields(self._keys.usual(quarter))
+        return {name: float(rate) for name, rate in rates.items()}
 
     async def put_usual(self, quarter: int, rates: Mapping[str, float]) -> None:
-        """Replace them; raises as :meth:`usual`. They end when they were not seen for a week."""
+        """Replace them. They end when they were not seen for a week."""
         key = self._keys.usual(quarter)
         pipe = self._server.redis.pipeline(transaction=True)
         pipe.delete(key)
         if rates:
-            pipe.hset(key, mapping=dict(rates))
+            pipe.hset(key, items=flat(rates))
             pipe.expire(key, _A_WEEK_S)
         with answering():
             await pipe.execute()
 
     async def follow(self) -> AsyncIterator[PlacementPlan]:
-        """The plan now, and every newer one as soon as it is there.
-
-        Raises:
-            StoreUnavailable: the server does not answer.
-        """
+        """The plan now, and every newer one as soon as it is there."""
         while True:
             seen = await self._server.newest(self._keys.plans)
             yield await self.newest()

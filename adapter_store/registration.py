@@ -11,13 +11,7 @@ from typing import Any, TypeVar
 
 from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.blobs import BlobStore, remove_abandoned
-from adapter_store.files.door import (
-    Checked,
-    check_adapter,
-    check_base,
-    check_sha256,
-    read_json_object,
-)
+from adapter_store.files.door import check_adapter, check_base, check_sha256, read_json_object
 from adapter_store.files.filesystems import storage
 from adapter_store.files.signatures import signer_of
 from adapter_store.files.sources import CARD_FILE, Progress, Sources, staging_of
@@ -42,10 +36,10 @@ _RESERVE_AGAIN_S = 0.5
 _TRIES = 20
 _AT_ONCE = 4
 
+# Of a registration: what is of the version, or of the call; the rest is of the card.
+_NOT_OF_CARD = {"source", "sha256", "base_fingerprint", "lineage", "promote", "revision"}
+
 Result = TypeVar("Result")
-
-
-_OF_VERSION = {"source", "sha256", "base_fingerprint", "lineage", "promote", "revision"}
 
 
 class Registrar:
@@ -122,7 +116,7 @@ class Registrar:
         self, registration: Registration, folder: Path, default_base: str | None
     ) -> "_SentCard":
         """What was sent, over the card in the folder, over what the place suggests."""
-        given = registration.model_dump(exclude=_OF_VERSION, exclude_none=True)
+        given = registration.model_dump(exclude=_NOT_OF_CARD, exclude_none=True)
         fields = _card_file(folder) | given
         if "name" not in fields:
             fields["name"] = self._sources.name_of(registration.source)
@@ -156,7 +150,7 @@ class Registrar:
         signed_by = signer_of(
             folder, self._settings.trusted_keys, required=self._settings.require_signature
         )
-        checked: Checked = check_adapter(folder, base)
+        checked = check_adapter(folder, base)
         return new_version(
             digest=checked.digest,
             size_bytes=checked.size_bytes,

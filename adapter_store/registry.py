@@ -1,13 +1,12 @@
 """The registry in Redis: cards, versions, aliases, events; every change is one script."""
 
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from redis.exceptions import ResponseError
 
 from adapter_store.records import adapter_of, fields_of
-from adapter_store.server import Server, answering
+from adapter_store.server import Server, answering, flat
 from cluster.adapters import Adapter, BaseModelFacts, Card, Version
 from cluster.errors import ConfigError, Conflict, ModelNotFound, Stale
 from cluster.values import Value
@@ -65,20 +64,46 @@ class Registry:
         Raises:
             ConfigError: a newer release wrote it.
         """
-        with answering():
-            if await self._server.redis.get(self._keys.schema) == str(SCHEMA):
-                return
-            names = await self._server.redis.zrange(self._keys.names, 0, -1)
+        if await self._server.text(self._keys.schema) == str(SCHEMA):
+            return
+        names = await self._server.members(self._keys.names)
         adapters = [self._keys.adapter(name) for name in names]
         keys = [self._keys.schema, self._keys.names, self._keys.events, *adapters]
-        found = await self._server.run("migrate", keys, [SCHEMA])
+        found: int = await self._server.run("migrate", keys, [SCHEMA])
         if found > SCHEMA:
             raise ConfigError(
                 f"the adapter store was written by a newer release (schema {found}, this one knows "
                 f"{SCHEMA}); upgrade Roundhouse, or use another store.namespace"
             )
 
-    # -- adapters ---------------------------------------------------------------------------
+    # -- adapters as they are -------------------------------------------------------------
+
+    async def get(self, name: str) -> Adapter | None:
+        found = await self.get_many([name])
+        return found[name]
+
+    async def get_many(self, names: list[str]) -> dict[str, Adapter | None]:
+        """Adapters by name; None for those that are not there."""
+        found = await self._server.many_fields(self._keys.adapter(name) for name in names)
+        return {
+            name: adapter_of(fields) if fields else None
+            for name, fields in zip(names, found, strict=True)
+        }
+
+    async def all(self) -> AsyncIterator[Adapter]:
+        """Every adapter, ordered by name."""
+        after = ""
+        while names := await self._server.members_after(self._keys.names, after, limit=_PAGE):
+            for adapter in (await self.get_many(names)).values():
+                if adapter is not None:
+                    yield adapter
+            after = names[-1]
+
+    async def is_empty(self) -> bool:
+        with answering():
+            return not await self._server.redis.zcard(self._keys.names)
+
+    # -- changes --------------------------------------------------------------------------
 
     async def put(
         self,
@@ -96,7 +121,8 @@ class Registry:
         keep their version number.
 
         Args:
-            reservation: of the version's blob, from :meth:`reserve`; it ends with this call.
+            reservation: of the version's blob, from :meth:`BlobRefs.reserve`; it ends with this
+                call.
             mode: ``create`` (the name must be free), ``update`` (it must exist) or ``upsert``.
             promote: whether the plain name is answered by this version from now on; the first
                 version always is.
@@ -104,6 +130,8 @@ class Registry:
                 any.
 
         Raises:
+            Conflict: the name is taken, or a rollout is under way.
+            ModelNotFound: no such adapter.
             Stale: the adapter has another revision.
             BlobUnreserved: reserve the blob again, and see that its files are there.
         """
@@ -116,15 +144,17 @@ class Registry:
             keys.blob(version.digest),
             keys.issued,
             keys.reserved(version.digest),
-            keys.once(uuid.uuid4().hex),
+            self._server.once(),
         ]
         put = version.model_dump_json(exclude={"number"})
         expected = "" if revision is None else revision
         args = [card.name, card.model_dump_json(), put, reservation, mode, expected, int(promote)]
+        reply: tuple[int, str, int, list[str]]
         try:
-            number, position, is_new, fields = await self._server.run("put_version", written, args)
+            reply = await self._server.run("put_version", written, args)
         except ResponseError as e:
             raise _refusal(e, card.name) from e
+        number, position, is_new, fields = reply
         # As it was right after the change: it may have been changed again, or deleted, since.
         adapter = adapter_of(dict(zip(fields[::2], fields[1::2], strict=True)))
         return Stored(
@@ -156,6 +186,25 @@ class Registry:
 
         return await self._write(name, revision, write)
 
+    async def delete(self, name: str, *, revision: int | None = None) -> str:
+        """Remove an adapter with all its versions; returns the event's position.
+
+        Raises ModelNotFound and Stale as :meth:`change`.
+        """
+
+        async def write(adapter: Adapter) -> str:
+            keys, versions = self._keys, adapter.versions.values()
+            written = [keys.adapter(name), keys.names, keys.events, keys.sequence]
+            blobs = [keys.blob(v.digest) for v in versions]
+            position: str = await self._server.run(
+                "delete_adapter",
+                [*written, self._server.once(), *blobs],
+                [name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
+            )
+            return position
+
+        return await self._write(name, revision, write)
+
     async def _write(
         self, name: str, revision: int | None, write: Callable[[Adapter], Awaitable[Result]]
     ) -> Result:
@@ -180,94 +229,62 @@ class Registry:
         changed = {k: v for k, v in new.items() if old.get(k) != v}
         removed = [k for k in old if k not in new]
         gone = [before.versions[n] for n in before.versions if n not in after.versions]
-        keys = self._keys
-        return await self._server.run(
-            "change_adapter",
-            [
-                keys.adapter(before.name),
-                keys.events,
-                keys.sequence,
-                keys.once(uuid.uuid4().hex),
-                *(keys.blob(v.digest) for v in gone),
-            ],
-            [
-                before.name,
-                before.revision,
-                len(changed),
-                *(part for item in changed.items() for part in item),
-                *removed,
-            ],
-        )
+        keys, name = self._keys, before.name
+        written = [keys.adapter(name), keys.events, keys.sequence, self._server.once()]
+        blobs = [keys.blob(v.digest) for v in gone]
+        args = [name, before.revision, len(changed), *flat(changed), *removed]
+        done: tuple[str, int] = await self._server.run("change_adapter", [*written, *blobs], args)
+        return done
 
-    async def get(self, name: str) -> Adapter | None:
-        found = await self.get_many([name])
-        return found[name]
+    # -- the stream of changes ------------------------------------------------------------
 
-    async def get_many(self, names: list[str]) -> dict[str, Adapter | None]:
-        """Adapters by name; None for those that are not there."""
-        pipe = self._server.redis.pipeline(transaction=False)
-        for name in names:
-            pipe.hgetall(self._keys.adapter(name))
+    async def position(self) -> tuple[str, int]:
+        """Id and sequence number of the newest event; ``0-0`` and 0 before the first."""
+        newest = await self._server.read_back(self._keys.events, 1)
+        return (newest[0][0], int(newest[0][1]["sequence"])) if newest else ("0-0", 0)
+
+    async def events_after(self, position: str, *, block_s: float) -> list[Event]:
+        """Events behind `position`, in order; waits for the first up to `block_s`."""
+        entries = await self._server.read(self._keys.events, position, block_s=block_s)
+        return [
+            Event(position=at, sequence=int(fields["sequence"]), name=fields["name"])
+            for at, fields in entries
+        ]
+
+    # -- rollouts -------------------------------------------------------------------------
+
+    async def drive(self, name: str, driver: str, *, for_s: float) -> bool:
+        """Whether `driver` is the one process that moves the adapter's rollout on, for a while."""
+        redis, key, ms = self._server.redis, self._keys.driver(name), round(for_s * 1000)
         with answering():
-            found = await pipe.execute()
-        return {
-            name: adapter_of(fields) if fields else None
-            for name, fields in zip(names, found, strict=True)
-        }
+            if await redis.set(key, driver, nx=True, px=ms):
+                return True
+            return await redis.get(key) == driver and bool(await redis.pexpire(key, ms))
 
-    async def all(self) -> AsyncIterator[Adapter]:
-        """Every adapter, ordered by name."""
-        after, names = "-", ["?"]
-        while names:
-            with answering():
-                names = await self._server.redis.zrangebylex(
-                    self._keys.names, after, "+", start=0, num=_PAGE
-                )
-            for adapter in (await self.get_many(names)).values() if names else ():
-                if adapter is not None:
-                    yield adapter
-            after = f"({names[-1]}" if names else after
+    # -- base models ----------------------------------------------------------------------
 
-    async def is_empty(self) -> bool:
+    async def put_base_model(self, facts: BaseModelFacts) -> None:
         with answering():
-            return not await self._server.redis.zcard(self._keys.names)
+            await self._server.redis.hset(self._keys.base_models, facts.id, facts.model_dump_json())
 
-    async def delete(self, name: str, *, revision: int | None = None) -> str:
-        """Remove an adapter with all its versions; returns the event's position."""
+    async def base_model(self, model_id: str) -> BaseModelFacts | None:
+        facts = await self._server.field(self._keys.base_models, model_id)
+        return BaseModelFacts.model_validate_json(facts) if facts else None
 
-        async def write(adapter: Adapter) -> str:
-            keys, versions = self._keys, adapter.versions.values()
-            return await self._server.run(
-                "delete_adapter",
-                [
-                    keys.adapter(name),
-                    keys.names,
-                    keys.events,
-                    keys.sequence,
-                    keys.once(uuid.uuid4().hex),
-                    *(keys.blob(v.digest) for v in versions),
-                ],
-                [name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
-            )
-
-        return await self._write(name, revision, write)
-
-    # -- backup -----------------------------------------------------------------------------
+    # -- backup ---------------------------------------------------------------------------
 
     async def issued(self) -> dict[str, int]:
         """The highest version number that each adapter ever had, removed ones included."""
-        with answering():
-            found = await self._server.redis.hgetall(self._keys.issued)
-        return {name: int(number) for name, number in found.items()}
+        issued = await self._server.fields(self._keys.issued)
+        return {name: int(number) for name, number in issued.items()}
 
     async def raise_issued(self, issued: Mapping[str, int]) -> None:
         """Never again give a number that was given elsewhere."""
         if issued:
-            args = [part for item in issued.items() for part in item]
-            await self._server.run("raise_issued", [self._keys.issued], args)
+            await self._server.run("raise_issued", [self._keys.issued], flat(issued))
 
     async def restore(self, adapter: Adapter, reservations: Mapping[str, str]) -> str:
-        """Put an adapter back as it was, versions with their numbers.
+        """Put an adapter back as it was, versions with their numbers; returns the event's position.
 
         Args:
             reservations: of the versions' blobs, by digest; they end with this call.
@@ -277,57 +294,18 @@ class Registry:
             BlobUnreserved: as for :meth:`put`.
         """
         keys, versions, name = self._keys, list(adapter.versions.values()), adapter.name
+        written = [keys.adapter(name), keys.names, keys.events, keys.sequence]
         blobs = [k for v in versions for k in (keys.blob(v.digest), keys.reserved(v.digest))]
         users = [a for v in versions for a in (reservations[v.digest], f"{name}@{v.number}")]
-        fields = [part for item in fields_of(adapter).items() for part in item]
-        once = keys.once(uuid.uuid4().hex)
         try:
-            return await self._server.run(
+            position: str = await self._server.run(
                 "restore_adapter",
-                [keys.adapter(name), keys.names, keys.events, keys.sequence, once, *blobs],
-                [name, len(versions), *users, *fields],
+                [*written, self._server.once(), *blobs],
+                [name, len(versions), *users, *flat(fields_of(adapter))],
             )
         except ResponseError as e:
             raise _refusal(e, name) from e
-
-    # -- rollouts ---------------------------------------------------------------------------
-
-    async def drive(self, name: str, driver: str, *, for_s: float) -> bool:
-        """Whether `driver` is the one process that moves the adapter's rollout on, for a while."""
-        key, ms = self._keys.driver(name), round(for_s * 1000)
-        with answering():
-            if await self._server.redis.set(key, driver, nx=True, px=ms):
-                return True
-            return await self._server.redis.get(key) == driver and bool(
-                await self._server.redis.pexpire(key, ms)
-            )
-
-    # -- base models ------------------------------------------------------------------------
-
-    async def put_base_model(self, facts: BaseModelFacts) -> None:
-        with answering():
-            await self._server.redis.hset(self._keys.base_models, facts.id, facts.model_dump_json())
-
-    async def base_model(self, model_id: str) -> BaseModelFacts | None:
-        with answering():
-            raw = await self._server.redis.hget(self._keys.base_models, model_id)
-        return BaseModelFacts.model_validate_json(raw) if raw else None
-
-    # -- events -----------------------------------------------------------------------------
-
-    async def position(self) -> tuple[str, int]:
-        """Id and sequence number of the newest event; ``0-0`` and 0 before the first."""
-        with answering():
-            newest = await self._server.redis.xrevrange(self._keys.events, count=1)
-        return (newest[0][0], int(newest[0][1]["sequence"])) if newest else ("0-0", 0)
-
-    async def events_after(self, position: str, *, block_s: float) -> list[Event]:
-        """Events behind `position`, in order; waits for the first."""
-        entries = await self._server.read(self._keys.events, position, block_s=block_s)
-        return [
-            Event(position=id_, sequence=fields["sequence"], name=fields["name"])
-            for id_, fields in entries
-        ]
+        return position
 
 
 def name_taken(name: str) -> Conflict:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections import deque
 from typing import TypeVar
 
@@ -42,20 +41,19 @@ class RoutingLog:
 
     async def put(self, requests: list[RoutedRequest]) -> None:
         keys = self._keys
+        pipe = self._server.redis.pipeline(transaction=False)
+        for request in requests:
+            record = request.model_dump_json()
+            # The first stays: an id that somebody else sends must not overwrite it.
+            key, keep_ms = keys.decision(request.request_id), round(self._keep_s * 1000)
+            pipe.set(key, record, px=keep_ms, nx=True)
+            pipe.xadd(keys.decisions, {"record": record}, maxlen=_SHOWN_DECISIONS)
         with answering():
-            pipe = self._server.redis.pipeline(transaction=False)
-            for request in requests:
-                record = request.model_dump_json()
-                # The first stays: an id that somebody else sends must not overwrite it.
-                key, keep_ms = keys.decision(request.request_id), round(self._keep_s * 1000)
-                pipe.set(key, record, px=keep_ms, nx=True)
-                pipe.xadd(keys.decisions, {"record": record}, maxlen=_SHOWN_DECISIONS)
             await pipe.execute()
 
     async def get(self, request_id: str, viewer: Viewer) -> RoutedRequest:
         """Raises NotFound when it expired, never was, or is somebody else's."""
-        with answering():
-            record = await self._server.redis.get(self._keys.decision(request_id))
+        record = await self._server.text(self._keys.decision(request_id))
         found = _read(RoutedRequest, record) if record else None
         if found is None or not (viewer.sees_all or found.owner == viewer.owner):
             raise NotFound(
@@ -67,24 +65,21 @@ class RoutingLog:
 
     async def newest(self, limit: int) -> list[RoutedRequest]:
         """Everybody's, newest first."""
-        with answering():
-            entries = await self._server.redis.xrevrange(self._keys.decisions, count=limit)
+        entries = await self._server.read_back(self._keys.decisions, limit)
         found = (_read(RoutedRequest, fields["record"]) for _, fields in entries)
         since = time.time() - self._keep_s
         return [request for request in found if request is not None and request.at >= since]
 
     async def add_outcome(self, request_id: str, outcome: Outcome) -> bool:
         """False when the request has one already."""
-        token = uuid.uuid4().hex
-        keys = [self._keys.rated(request_id), self._keys.outcomes, self._keys.once(token)]
+        keys = [self._keys.rated(request_id), self._keys.outcomes, self._server.once()]
         keep_ms = round(self._keep_s * 1000)
         args = [outcome.model_dump_json(), keep_ms, MAX_OUTCOMES]
         return bool(await self._server.run("add_outcome", keys, args))
 
     async def outcomes(self, after: str) -> list[tuple[str, Outcome | None]]:
         """Those behind a position, with theirs; None for what this release cannot read."""
-        with answering():
-            entries = await self._server.redis.xrange(self._keys.outcomes, min=f"({after}")
+        entries = await self._server.read_all(self._keys.outcomes, after)
         return [(at, _read(Outcome, fields["record"])) for at, fields in entries]
 
 

@@ -1,7 +1,8 @@
-"""The Redis server as the store uses it: scripts, streams, and its errors in our words."""
+"""The Redis server as the store uses it: scripts, replies as text, its errors in our words."""
 
 import contextlib
-from collections.abc import Iterator
+import uuid
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ _TRANSIENT = (OutOfMemoryError, ReadOnlyError, ClusterDownError, MasterDownError
 _TRANSIENT_REPLIES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING", "UNBLOCKED")
 _LUA = Path(__file__).parent / "lua"
 _COMMON = "common"
+
+# Of a stream: the entry's id, which is its position, and its fields.
+Entry = tuple[str, dict[str, str]]
 
 
 class Server:
@@ -67,7 +71,8 @@ class Server:
             is_precious: it is worth waiting for `store.wait_replicas`.
         """
         with answering():
-            if not self._wait_replicas or not is_precious:
+            # The constructor lets nobody wait for a cluster's.
+            if not (self._wait_replicas and is_precious) or isinstance(self.redis, RedisCluster):
                 return await self._scripts[script](keys=keys, args=args)
             async with self.redis.client() as connection:
                 done = await self._scripts[script](keys=keys, args=args, client=connection)
@@ -79,22 +84,82 @@ class Server:
             )
         return done
 
-    async def read(
-        self, stream: str, after: str, *, block_s: float
-    ) -> list[tuple[str, dict[str, str]]]:
-        """Entries of a stream behind `after`, in order; waits up to `block_s` for the first."""
-        with answering():
-            streams = await self.redis.xread(
-                {stream: after}, count=1000, block=round(block_s * 1000)
-            )
+    def once(self) -> str:
+        """A key for the reply to one change, for scripts that must not do it twice."""
+        return self.keys.once(uuid.uuid4().hex)
+
+    # -- what is there, as text -----------------------------------------------------------
+
+    async def text(self, key: str) -> str | None:
+        """A plain value; None where there is none."""
+        found: str | None = await self._ask(self.redis.get(key))
+        return found
+
+    async def texts(self, keys: list[str]) -> list[str | None]:
+        """Several plain values, in one round trip."""
+        found: list[str | None] = await self._ask(self.redis.mget(keys)) if keys else []
+        return found
+
+    async def field(self, key: str, field: str) -> str | None:
+        """One field of a hash; None where there is none."""
+        found: str | None = await self._ask(self.redis.hget(key, field))
+        return found
+
+    async def fields(self, key: str) -> dict[str, str]:
+        """A whole hash; empty where there is none."""
+        found: dict[str, str] = await self._ask(self.redis.hgetall(key))
+        return found
+
+    async def many_fields(self, keys: Iterable[str]) -> list[dict[str, str]]:
+        """Several whole hashes, in one round trip."""
+        pipe = self.redis.pipeline(transaction=False)
+        for key in keys:
+            pipe.hgetall(key)
+        found: list[dict[str, str]] = await self._ask(pipe.execute())
+        return found
+
+    async def members(self, key: str) -> list[str]:
+        """Of a sorted set, in the order of their scores."""
+        found: list[str] = await self._ask(self.redis.zrange(key, 0, -1))
+        return found
+
+    async def members_after(self, key: str, after: str, *, limit: int) -> list[str]:
+        """Of a sorted set whose scores are all the same: those that sort behind `after`."""
+        least = f"({after}" if after else "-"
+        found: list[str] = await self._ask(
+            self.redis.zrangebylex(key, least, "+", start=0, num=limit)
+        )
+        return found
+
+    # -- streams --------------------------------------------------------------------------
+
+    async def read(self, stream: str, after: str, *, block_s: float) -> list[Entry]:
+        """Up to 1000 entries behind `after`, in order; waits up to `block_s` for the first."""
+        reply = self.redis.xread({stream: after}, count=1000, block=round(block_s * 1000))
+        streams = await self._ask(reply)
         found = streams.items() if isinstance(streams, dict) else streams or ()
         return [entry for _, entries in found for entry in entries]
 
+    async def read_all(self, stream: str, after: str) -> list[Entry]:
+        """All entries behind `after`, in order; waits for none."""
+        found: list[Entry] = await self._ask(self.redis.xrange(stream, min=f"({after}"))
+        return found
+
+    async def read_back(self, stream: str, count: int) -> list[Entry]:
+        """The newest entries, the newest first."""
+        found: list[Entry] = await self._ask(self.redis.xrevrange(stream, count=count))
+        return found
+
     async def newest(self, stream: str) -> str:
-        """The id of the newest entry of a stream, ``0-0`` before the first."""
-        with answering():
-            newest = await self.redis.xrevrange(stream, count=1)
+        """The id of the newest entry, ``0-0`` before the first."""
+        newest = await self.read_back(stream, 1)
         return newest[0][0] if newest else "0-0"
+
+    async def _ask(self, reply: Awaitable[Any]) -> Any:
+        """A reply, typed by whoever asks: for its stubs the client may answer in bytes, but those
+        of `open_client` decode them."""
+        with answering():
+            return await reply
 
 
 @contextlib.contextmanager
@@ -111,6 +176,11 @@ def answering() -> Iterator[None]:
         if isinstance(e, _TRANSIENT) or str(e).startswith(_TRANSIENT_REPLIES):
             raise StoreUnavailable(f"the adapter store cannot take this now: {e}") from e
         raise
+
+
+def flat(pairs: Mapping[str, Any]) -> list[Any]:
+    """Field, value, field, value, ...: a hash as commands and scripts take it."""
+    return [part for pair in pairs.items() for part in pair]
 
 
 def is_before(a: str, b: str) -> bool:

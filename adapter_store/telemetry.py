@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from adapter_store.server import Server, answering
+from adapter_store.server import Server, answering, flat
 from cluster.plans import Happening
 
 # Happenings that are kept.
@@ -64,12 +64,8 @@ class TelemetryStore:
 
     async def all_metrics(self) -> dict[str, str]:
         """The newest metrics of each process that lives."""
-        with answering():
-            ids = await self._server.redis.zrange(self._keys.measured, 0, -1)
-            pipe = self._server.redis.pipeline(transaction=False)
-            for member_id in ids:
-                pipe.get(self._keys.metrics(member_id))
-            found = await pipe.execute() if ids else []
+        ids = await self._server.members(self._keys.measured)
+        found = await self._server.texts([self._keys.metrics(i) for i in ids])
         return {
             member_id: zlib.decompress(base64.b85decode(packed)).decode()
             for member_id, packed in zip(ids, found, strict=True)
@@ -91,17 +87,14 @@ class TelemetryStore:
         for step, amounts in counts.items():
             keys.append(self._keys.history(step.width_s, step.bucket(at)))
             args += [step.keep_s + 2 * step.width_s, len(amounts)]
-            args += [part for pair in amounts.items() for part in pair]
+            args += flat(amounts)
         await self._server.run("add_history", keys, args, is_precious=False)
 
     async def counts(self, step: Step, buckets: Iterable[int]) -> dict[int, Counts]:
         """What was counted in each bucket."""
         starts = list(buckets)
-        pipe = self._server.redis.pipeline(transaction=False)
-        for start in starts:
-            pipe.hgetall(self._keys.history(step.width_s, start))
-        with answering():
-            found = await pipe.execute() if starts else []
+        keys = [self._keys.history(step.width_s, start) for start in starts]
+        found = await self._server.many_fields(keys)
         return {
             start: {field: float(amount) for field, amount in fields.items()}
             for start, fields in zip(starts, found, strict=True)
@@ -134,9 +127,7 @@ class TelemetryStore:
         """Newest first: up to so many loads, and so many of all else, which are rarer."""
         found: list[Happening] = []
         for loads in (False, True):
-            with answering():
-                key = self._keys.journal(loads=loads)
-                entries = await self._server.redis.xrevrange(key, count=limit)
+            entries = await self._server.read_back(self._keys.journal(loads=loads), limit)
             found += [
                 Happening.model_validate_json(fields["record"]).model_copy(update={"id": at})
                 for at, fields in entries

@@ -45,13 +45,13 @@ def begin(adapter: Adapter, rng: random.Random) -> Adapter:
     )
 
 
-def advance(adapter: Adapter, rng: random.Random) -> Adapter:
+def advance(adapter: Adapter, _: random.Random) -> Adapter:
     if adapter.rollout is None:
         raise Conflict("nothing to advance")
     return rollouts.advance(adapter, None, time.time())
 
 
-def roll_back(adapter: Adapter, rng: random.Random) -> Adapter:
+def roll_back(adapter: Adapter, _: random.Random) -> Adapter:
     return rollouts.roll_back(adapter, None, time.time())
 
 
@@ -107,7 +107,7 @@ async def test_eight_writers_keep_the_invariants(connect, seed):
     for adapter in adapters.values():
         check(adapter)
     # No event was lost, none was told twice, and the follower is where the store is.
-    told = await reader.events_after("0-0", block_s=1)
+    told = await reader.registry.events_after("0-0", block_s=1)
     assert len(told) == len(events) >= 200
     assert [e.sequence for e in told] == list(range(1, len(told) + 1))
     assert {e.position for e in told} == set(events)
@@ -116,7 +116,7 @@ async def test_eight_writers_keep_the_invariants(connect, seed):
     # Every version holds its blob, and no blob is held by a version that is gone.
     held = {f"{a.name}@{n}": v.digest for a in adapters.values() for n, v in a.versions.items()}
     for digest in {f"d{i}" for i in range(12)}:
-        users = await reader.server.redis.smembers(reader._keys.blob(digest))
+        users = await reader.server.redis.smembers(reader.server.keys.blob(digest))
         assert users == {key for key, d in held.items() if d == digest}
     await catalogue.stop()
     for store in stores:

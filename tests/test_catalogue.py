@@ -73,7 +73,7 @@ async def test_it_serves_on_while_the_store_is_down_and_catches_up_after(tmp_pat
         await store.close()
 
 
-async def test_what_was_deleted_while_it_could_not_look_is_gone_after(store, connect):
+async def test_what_was_deleted_while_it_could_not_look_is_gone_after(store):
     """The stream may have been trimmed meanwhile: it compares with a snapshot, not with events."""
     await put(store, card("gone"), version(), mode="create")
     catalogue = Catalogue(store.registry)

@@ -115,8 +115,7 @@ async def test_no_acknowledged_change_is_lost_when_the_server_is_killed(tmp_path
         for _ in range(3):
             before = len(acknowledged)
             await until(lambda b=before: len(acknowledged) > b + 50, timeout_s=20)
-            server._server.kill()
-            await asyncio.to_thread(server._server.wait)
+            await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.revive)
         ended = True
         await asyncio.gather(*writers)
@@ -128,6 +127,7 @@ async def test_no_acknowledged_change_is_lost_when_the_server_is_killed(tmp_path
 @pytest.mark.parametrize(
     ("url", "said"),
     [
+        (None, "names no server"),
         ("http://nowhere", "store.url"),
         ("redis+sentinel://h:1", "service's name"),
         ("redis+cluster://", "names no host"),

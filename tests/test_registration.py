@@ -50,14 +50,14 @@ async def test_an_adapter_is_stored_under_its_hash(store, registrar, make_adapte
     assert (await store.registry.get("cron")).latest.rank == 4
 
 
-async def test_what_is_sent_wins_over_the_card(store, registrar, make_adapter):
+async def test_what_is_sent_wins_over_the_card(registrar, make_adapter):
     sent = Registration(source=str(make_adapter("cron")), name="timer", examples=("tick",))
     stored = await registrar.register(sent, mode="create")
     assert stored.adapter.name == "timer"
     assert stored.adapter.card.examples == ("tick",)
 
 
-async def test_a_folder_without_a_card_needs_the_base_model(store, registrar, make_adapter):
+async def test_a_folder_without_a_card_needs_the_base_model(registrar, make_adapter):
     folder = make_adapter("cron")
     (folder / "card.json").unlink()
     with pytest.raises(InvalidRequest, match="base_model is required"):
@@ -69,7 +69,7 @@ async def test_a_folder_without_a_card_needs_the_base_model(store, registrar, ma
 @pytest.mark.parametrize(
     "name", ["../up", "a/b", "Cron", "a b", "", "auto", "base", "echo", "-x", "a" * 65, "x@1"]
 )
-async def test_names_that_could_mislead_are_refused(store, registrar, make_adapter, name):
+async def test_names_that_could_mislead_are_refused(registrar, make_adapter, name):
     with pytest.raises(InvalidRequest) as refused:
         sent = Registration(source=str(make_adapter()), name=name)
         await registrar.register(sent, mode="create")
@@ -77,14 +77,14 @@ async def test_names_that_could_mislead_are_refused(store, registrar, make_adapt
 
 
 @pytest.mark.parametrize("card", ["[1]", "{bad", json.dumps({"examples": "text"})])
-async def test_a_broken_card_is_refused(store, registrar, make_adapter, card):
+async def test_a_broken_card_is_refused(registrar, make_adapter, card):
     folder = make_adapter()
     (folder / "card.json").write_text(card)
     with pytest.raises(InvalidRequest):
         await registrar.register(Registration(source=str(folder), base_model="echo"), mode="create")
 
 
-async def test_an_unknown_base_model_is_named(store, registrar, make_adapter):
+async def test_an_unknown_base_model_is_named(registrar, make_adapter):
     folder = make_adapter(base_model="llama")
     with pytest.raises(ModelNotFound, match="'llama'") as refused:
         await registrar.register(Registration(source=str(folder)), mode="create")
@@ -100,7 +100,7 @@ async def test_a_refusal_leaves_nothing_behind(store, registrar, make_adapter, t
     assert list((tmp_path / "root" / "staging").iterdir()) == []
 
 
-async def test_the_same_files_are_stored_once(store, registrar, make_adapter, tmp_path):
+async def test_the_same_files_are_stored_once(registrar, make_adapter):
     source = str(make_adapter("cron"))
     await registrar.register(Registration(source=source), mode="create")
     await registrar.register(Registration(source=source, name="twin"), mode="create")
@@ -109,7 +109,7 @@ async def test_the_same_files_are_stored_once(store, registrar, make_adapter, tm
         await registrar.register(Registration(source=source), mode="create")
 
 
-async def test_a_damaged_blob_is_healed_by_registering_again(store, registrar, make_adapter):
+async def test_a_damaged_blob_is_healed_by_registering_again(registrar, make_adapter):
     source = Registration(source=str(make_adapter("cron")))
     stored = await registrar.register(source, mode="create")
     with registrar.blobs.opened(stored.version.digest) as folder:
@@ -118,7 +118,7 @@ async def test_a_damaged_blob_is_healed_by_registering_again(store, registrar, m
     assert await files_of(registrar, stored.version.digest) == stored.version.digest
 
 
-async def test_a_caller_that_gives_up_leaves_no_half_blob(store, registrar, make_adapter, tmp_path):
+async def test_a_caller_that_gives_up_leaves_no_half_blob(registrar, make_adapter, tmp_path):
     source = Registration(source=str(make_adapter("cron")))
     for pause_s in (0.0, 0.001, 0.005, 0.02):
         task = asyncio.create_task(registrar.register(source, mode="upsert"))
@@ -131,7 +131,7 @@ async def test_a_caller_that_gives_up_leaves_no_half_blob(store, registrar, make
 
 
 @pytest.mark.parametrize("metadata", ["x", [1], 3])
-async def test_metadata_must_be_an_object(store, registrar, make_adapter, metadata):
+async def test_metadata_must_be_an_object(registrar, make_adapter, metadata):
     folder = make_adapter("cron", metadata=metadata)
     with pytest.raises(InvalidRequest) as refused:
         await registrar.register(Registration(source=str(folder)), mode="create")
@@ -141,7 +141,7 @@ async def test_metadata_must_be_an_object(store, registrar, make_adapter, metada
 # -- what a version may have to prove --------------------------------------------------------------
 
 
-async def test_expected_hashes_are_checked(store, registrar, make_adapter):
+async def test_expected_hashes_are_checked(registrar, make_adapter):
     folder = make_adapter("cron")
     right = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
     with pytest.raises(AdapterRefused, match=right) as refused:
@@ -150,7 +150,7 @@ async def test_expected_hashes_are_checked(store, registrar, make_adapter):
     assert (await add(registrar, folder, sha256=right.upper())).version.number == 1
 
 
-async def test_another_base_model_is_refused_with_both_fingerprints(store, registrar, make_adapter):
+async def test_another_base_model_is_refused_with_both_fingerprints(registrar, make_adapter):
     with pytest.raises(
         AdapterRefused, match=r"fingerprint ab12, echo here has echo-8x1"
     ) as refused:
@@ -199,7 +199,9 @@ def keys(tmp_path):
 @pytest.fixture
 def strict(store, tmp_path, keys):
     settings = StoreSettings(
-        data_dir=tmp_path / "strict", trusted_keys=(tmp_path / "ours.pem",), require_signature=True
+        data_dir=tmp_path / "strict",
+        trusted_keys=(keys["ours"].with_suffix(".pem"),),
+        require_signature=True,
     )
     return Registrar(store, settings)
 

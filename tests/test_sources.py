@@ -48,7 +48,7 @@ def sources(store_settings, uploads, tmp_path):
 
 
 def fetch(sources: Sources, source) -> set[str]:
-    folder = sources.fetch(str(source), lambda *progress: None)
+    folder = sources.fetch(str(source), lambda *_: None)
     return {p.name for p in folder.iterdir()}
 
 
@@ -191,7 +191,7 @@ def test_a_link_inside_the_folder_is_fine(sources, make_adapter):
 @pytest.mark.parametrize(
     "member", ["../adapter_config.json", "/etc/card.json", "a/../../card.json"]
 )
-def test_an_archive_that_leaves_its_place_is_refused(sources, make_adapter, tmp_path, member):
+def test_an_archive_that_leaves_its_place_is_refused(sources, tmp_path, member):
     archive = tmp_path / "evil.tar"
     with tarfile.open(archive, "w") as tar:
         tar.addfile(tarfile.TarInfo(member))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -141,7 +141,7 @@ def _check_targets(targets: Any, base: BaseModelFacts) -> None:
             _refuse_key("target_modules", target, f"{base.id} has no such linear layer")
 
 
-def _refuse_key(key: str, value: Any, remedy: str) -> None:
+def _refuse_key(key: str, value: Any, remedy: str) -> NoReturn:
     shown = json.dumps(value)
     shown = shown if len(shown) <= 100 else shown[:97] + "..."
     raise AdapterRefused(f"{CONFIG}: {key} is {shown}; {remedy}", param="source")

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, NoReturn
 
 from adapter_store.files.blobs import CONFIG, FILES, WEIGHTS
 from adapter_store.files.filesystems import open_filesystem
@@ -149,11 +149,11 @@ class Sources:
         names: list[str] = []
         with _members(archive) as members:
             total = 0
-            for count, (member, size, is_plain, open_member) in enumerate(members):
-                path = PurePosixPath(member)
-                total += size
-                if path.is_absolute() or ".." in path.parts or "\\" in member:
-                    _refuse(f"the archive's member {member[:100]!r} leaves the archive")
+            for count, member in enumerate(members):
+                path = PurePosixPath(member.name)
+                total += member.size_bytes
+                if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+                    _refuse(f"the archive's member {member.name[:100]!r} leaves the archive")
                 if count >= _MAX_MEMBERS or total > self._max_bytes:
                     _refuse(
                         f"the archive has more than {_MAX_MEMBERS} members or {self._max_bytes} "
@@ -162,13 +162,13 @@ class Sources:
                 names.append(path.name)
                 if path.name not in WANTED:
                     continue
-                if not is_plain:
-                    _refuse(f"the archive's member {member[:100]!r} is not a plain file")
+                if not member.is_plain:
+                    _refuse(f"the archive's member {member.name[:100]!r} is not a plain file")
                 places.add(path.parent)
                 if len(places) > 1:
                     _refuse("the archive holds more than one adapter; register them one by one")
-                with open_member() as data:
-                    self._copy(data, folder / path.name, size, progress)
+                with member.open() as data:
+                    self._copy(data, folder / path.name, member.size_bytes, progress)
         _check_complete(folder, names)
 
     def _copy(self, data: IO[bytes], target: Path, size: int | None, progress: Progress) -> None:
@@ -190,7 +190,7 @@ def staging_of(settings: StoreSettings) -> Path:
     return settings.root / "staging"
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise AdapterRefused(message, param="source")
 
 
@@ -241,30 +241,25 @@ def _temporary(folder: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-Member = tuple[str, int, bool, Callable[[], IO[bytes]]]
+class _Packed(NamedTuple):
+    """A member of an archive."""
+
+    name: str
+    size_bytes: int
+    is_plain: bool
+    open: Callable[[], IO[bytes]]
 
 
 @contextlib.contextmanager
-def _members(archive: Path) -> Iterator[Iterator[Member]]:
-    """Name, size, whether it is a plain file, and how to open it, of each member."""
+def _members(archive: Path) -> Iterator[Iterator[_Packed]]:
+    """The members of a zip or tar, read as they are asked for."""
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                yield (
-                    (
-                        i.filename,
-                        i.file_size,
-                        not i.is_dir() and not _is_link(i),
-                        _opener(packed, i),
-                    )
-                    for i in packed.infolist()
-                )
+            with zipfile.ZipFile(archive) as zipped:
+                yield (_in_zip(zipped, member) for member in zipped.infolist())
         else:
-            with tarfile.open(archive, "r:*", tarinfo=_TarInfo) as packed:
-                yield (
-                    (m.name, m.size, m.isreg(), lambda m=m, packed=packed: packed.extractfile(m))
-                    for m in packed
-                )
+            with tarfile.open(archive, "r:*", tarinfo=_TarInfo) as tar:
+                yield (_in_tar(tar, member) for member in tar)
     except _BROKEN_ARCHIVE as e:
         why = " ".join(str(e).split())[:300]
         raise AdapterRefused(f"not an archive that can be read: {why}", param="source") from e
@@ -276,15 +271,24 @@ class _TarInfo(tarfile.TarInfo):
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _LONG_HEADERS and self.size > _SMALL_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
-        return super()._proc_member(tar)
+        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]  # not in its stubs
+        return member
 
 
-def _is_link(member: zipfile.ZipInfo) -> bool:
-    return (member.external_attr >> 16) & 0o170000 == 0o120000
+def _in_zip(zipped: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Packed:
+    is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+    is_plain = not member.is_dir() and not is_link
+    return _Packed(member.filename, member.file_size, is_plain, lambda: zipped.open(member))
 
 
-def _opener(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
-    return lambda: packed.open(member)
+def _in_tar(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Packed:
+    def open_plain() -> IO[bytes]:
+        data = tar.extractfile(member)
+        if data is None:
+            raise tarfile.ReadError(f"{member.name} is not a plain file")
+        return data
+
+    return _Packed(member.name, member.size, member.isreg(), open_plain)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,8 @@ class Uploads:
 
     def filename(self, upload_id: str) -> str:
         """What the client called the file; raises NotFound."""
-        return self._about(upload_id)["filename"]
+        filename: str = self._about(upload_id)["filename"]
+        return filename
 
     def append(self, upload_id: str, offset: int, data: bytes) -> int:
         """Add bytes at `offset`, which is where the upload ends now; returns where it ends then.
@@ -102,9 +103,10 @@ class Uploads:
         files, folder = self._folder(upload_id)
         try:
             with storage(_PLACE):
-                return json.loads(files.cat_file(f"{folder}/{_ABOUT}"))
+                about: dict[str, Any] = json.loads(files.cat_file(f"{folder}/{_ABOUT}"))
         except FileNotFoundError as e:
             raise _unknown(upload_id) from e
+        return about
 
     def _parts(self, upload_id: str) -> list[tuple[str, int]]:
         files, folder = self._folder(upload_id)
