@@ -125,7 +125,7 @@ def linear(request):
 def packed(mapping_class, rows: list[int]) -> torch.Tensor:
     from deployments.engines.lora_cpu import GroupedLora
 
-    return make_wrapper(GroupedLora, mapping_class, rows, is_prefill=True)._token_batch
+    return make_wrapper(GroupedLora, mapping_class, rows, is_prefill=True).token_batch
 
 
 def test_this_machine_compiles_the_kernel():
@@ -247,7 +247,9 @@ def test_a_vllm_of_another_shape_is_refused(monkeypatch):
 def test_a_method_of_another_shape_is_refused(monkeypatch, cls, method):
     from deployments.engines import vllm_plugin
 
-    monkeypatch.setattr(f"{cls}.{method}", lambda self, something_new: None)
+    def of_another_shape(self, something_new): ...
+
+    monkeypatch.setattr(f"{cls}.{method}", of_another_shape)
     with pytest.raises(RuntimeError, match=rf"{method} takes.*something_new.*lock files"):
         vllm_plugin.register()
 
@@ -262,9 +264,9 @@ def test_on_gpus_only_our_own_replicas_are_changed(monkeypatch):
 
     place = "LRUCacheWorkerLoRAManager"
     monkeypatch.setattr(lora_model_runner_mixin, place, LRUCacheWorkerLoRAManager)
-    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda _self: False)
     monkeypatch.setattr(
-        type(current_platform), "get_punica_wrapper", classmethod(lambda cls: "vllm's")
+        type(current_platform), "get_punica_wrapper", classmethod(lambda _cls: "vllm's")
     )
     monkeypatch.delenv(IN_REPLICA, raising=False)
     vllm_plugin.register()

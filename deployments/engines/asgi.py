@@ -7,7 +7,9 @@ from typing import Any
 
 from deployments.process.call import Reply, ResponseStart
 
-_END = None
+# What an application has sent: a start, then the chunks of a body; None when it has ended.
+_Sent = asyncio.Queue[ResponseStart | bytes | None]
+
 _DISCONNECT_S = 5.0
 
 
@@ -19,12 +21,13 @@ async def call_asgi(
 
     The end of the block is for the application what a client that hangs up is.
     """
-    out: asyncio.Queue[ResponseStart | bytes | None] = asyncio.Queue()
+    sent = _Sent()
     gone = asyncio.Event()
-    task = asyncio.create_task(_run(app, _scope(path, headers), body, out, gone))
+    task = asyncio.create_task(_run(app, _scope(path, headers), body, sent, gone))
     try:
-        async with aclosing(_sent(out, task)) as sent:
-            yield Reply(await _started(out, task), sent)
+        start = await _start(sent, task)
+        async with aclosing(_body(sent, task)) as chunks:
+            yield Reply(start, chunks)
     finally:
         # As a closed socket is told: applications end their own tasks on it, and a cancellation
         # from outside would not reach those.
@@ -34,22 +37,22 @@ async def call_asgi(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _started(out: asyncio.Queue[Any], task: asyncio.Task[None]) -> ResponseStart:
-    start = await out.get()
-    if start is _END:
-        await task  # what it failed with, if it has
-        raise RuntimeError("the application has ended without an answer")
-    return start
+async def _start(sent: _Sent, task: asyncio.Task[None]) -> ResponseStart:
+    start = await sent.get()
+    if isinstance(start, ResponseStart):
+        return start
+    await task  # raises what it failed with, if it has
+    raise RuntimeError("the application has ended without an answer")
 
 
-async def _sent(out: asyncio.Queue[Any], task: asyncio.Task[None]) -> AsyncGenerator[bytes, None]:
-    while (chunk := await out.get()) is not _END:
+async def _body(sent: _Sent, task: asyncio.Task[None]) -> AsyncGenerator[bytes, None]:
+    while isinstance(chunk := await sent.get(), bytes):
         yield chunk
     await task
 
 
 async def _run(
-    app: Any, scope: dict[str, Any], body: bytes, out: asyncio.Queue, gone: asyncio.Event
+    app: Any, scope: dict[str, Any], body: bytes, sent: _Sent, gone: asyncio.Event
 ) -> None:
     request = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -62,18 +65,18 @@ async def _run(
     async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
             headers = {k.decode().lower(): v.decode() for k, v in message["headers"]}
-            out.put_nowait(ResponseStart(message["status"], headers))
+            sent.put_nowait(ResponseStart(message["status"], headers))
         elif message["type"] == "http.response.body" and message.get("body"):
-            out.put_nowait(message["body"])
+            sent.put_nowait(bytes(message["body"]))
 
     try:
         await app(scope, receive, send)
     finally:
-        out.put_nowait(_END)
+        sent.put_nowait(None)
 
 
 def _scope(path: str, headers: dict[str, str]) -> dict[str, Any]:
-    sent = {"content-type": "application/json", **headers}
+    given = {"content-type": "application/json", **headers}
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -84,7 +87,7 @@ def _scope(path: str, headers: dict[str, str]) -> dict[str, Any]:
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(k.lower().encode(), v.encode()) for k, v in sent.items()],
+        "headers": [(k.lower().encode(), v.encode()) for k, v in given.items()],
         "client": ("127.0.0.1", 0),
         "server": ("127.0.0.1", 80),
     }

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,18 +145,27 @@ class EchoEngine:
             yield Reply.whole(ResponseStart(404, _JSON), json.dumps(error).encode())
             return
         async with self._in_slot(key):
-            chat = path.endswith("/chat/completions")
-            prompt = _prompt(request, chat)
-            said = self._answers.get(key, {}).get(prompt, prompt)
-            words = said.split()[: request.get("max_tokens") or None]
-            saying = _Saying(headers.get("x-request-id", "echo"), request, words, chat)
+            said = self._said(path, request, headers)
             await self._work(self._args.prefill_s)
-            if not request.get("stream"):
-                await self._work(self._args.token_s * len(words))
-                yield Reply.whole(ResponseStart(200, _JSON), saying.whole())
-                return
-            async with aclosing(self._stream(saying)) as events:
-                yield Reply(ResponseStart(200, _EVENTS), events)
+            if request.get("stream"):
+                with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
+                async with aclosing(self._stream(said, with_usage)) as events:
+                    yield Reply(ResponseStart(200, _EVENTS), events)
+            else:
+                await self._work(self._args.token_s * len(said.words))
+                yield Reply.whole(ResponseStart(200, _JSON), said.whole())
+
+    def _said(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> "_Said":
+        key = request["model"]
+        is_chat = path.endswith("/chat/completions")
+        prompt = _prompt(request, is_chat)
+        text = self._answers.get(key, {}).get(prompt, prompt)
+        return _Said(
+            id=headers.get("x-request-id", "echo"),
+            model=key.partition("@")[0],
+            words=text.split()[: request.get("max_tokens") or None],
+            is_chat=is_chat,
+        )
 
     @asynccontextmanager
     async def _in_slot(self, key: str) -> AsyncIterator[None]:
@@ -186,69 +195,65 @@ class EchoEngine:
     async def _work(self, alone_s: float) -> None:
         await asyncio.sleep(alone_s * (1 + self._args.crowd * max(0, self._unfinished - 1)))
 
-    async def _stream(self, saying: "_Saying") -> AsyncGenerator[bytes, None]:
-        for i in range(len(saying.words)):
+    async def _stream(self, said: "_Said", with_usage: bool) -> AsyncGenerator[bytes, None]:
+        for chunk in said.chunks():
             await self._work(self._args.token_s)
-            yield _event(saying.chunk(i))
-        if (saying.request.get("stream_options") or {}).get("include_usage"):
-            yield _event(saying.usage_chunk())
+            yield _event(chunk)
+        if with_usage:
+            yield _event(said.usage())
         yield _event(b"[DONE]")
 
 
 @dataclass(frozen=True)
-class _Saying:
-    """What is said, in OpenAI's words.
-
-    Attributes:
-        chat: whether it is a message, rather than text.
-    """
+class _Said:
+    """An answer, as OpenAI's protocol words it: a message of a chat, or a text."""
 
     id: str
-    request: dict[str, Any]
+    model: str
     words: list[str]
-    chat: bool
+    is_chat: bool
     created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def _usage(self) -> dict[str, int]:
-        count = len(self.words)
-        return {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
-
-    def _as(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        model = self.request["model"].partition("@")[0]
-        head = {"id": self.id, "created": self.created, "model": model}
-        return json.dumps({**head, "object": kind, "choices": choices, **more}).encode()
 
     def whole(self) -> bytes:
         text = " ".join(self.words)
         message = {"message": {"role": "assistant", "content": text}}
-        content = message if self.chat else {"text": text}
+        content = message if self.is_chat else {"text": text}
         choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
-        kind = "chat.completion" if self.chat else "text_completion"
-        return self._as(kind, [choice], usage=self._usage)
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        return self._json(kind, [choice], usage=self._counts())
 
-    def chunk(self, i: int) -> bytes:
-        """The event of one word."""
-        text = self.words[i] if i == 0 else f" {self.words[i]}"
-        content = {"delta": {"content": text}} if self.chat else {"text": text}
-        last = i == len(self.words) - 1
-        choice = {"index": 0, "finish_reason": "stop" if last else None, **content}
-        return self._as(self._chunk_kind, [choice])
+    def chunks(self) -> Iterator[bytes]:
+        """Of a stream, one for each word."""
+        last = len(self.words) - 1
+        for i, word in enumerate(self.words):
+            text = word if i == 0 else f" {word}"
+            content = {"delta": {"content": text}} if self.is_chat else {"text": text}
+            choice = {"index": 0, "finish_reason": "stop" if i == last else None, **content}
+            yield self._chunk([choice])
 
-    def usage_chunk(self) -> bytes:
-        return self._as(self._chunk_kind, [], usage=self._usage)
+    def usage(self) -> bytes:
+        """Of a stream, the last chunk."""
+        return self._chunk([], usage=self._counts())
 
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.chat else "text_completion"
+    def _counts(self) -> dict[str, int]:
+        count = len(self.words)
+        return {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
+        return self._json(kind, choices, **more)
+
+    def _json(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        head = {"id": self.id, "created": self.created, "model": self.model}
+        return json.dumps({**head, "object": kind, "choices": choices, **more}).encode()
 
 
 def _event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def _prompt(request: dict[str, Any], chat: bool) -> str:
-    if not chat:
+def _prompt(request: dict[str, Any], is_chat: bool) -> str:
+    if not is_chat:
         return str(request["prompt"])
     content = request["messages"][-1].get("content") or ""
     return content if isinstance(content, str) else json.dumps(content)

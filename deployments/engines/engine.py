@@ -64,7 +64,7 @@ class Engine(Protocol):
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AbstractAsyncContextManager[Reply]:
-        """Serve one request: its reply, once it has begun.
+        """Serve one request; yields its reply once that has begun.
 
         `model` in the body is the base model's id or the `key` of a loaded version. The end of the
         block aborts a generation that is still going on.

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from deployments.engines import lora_kernel
@@ -42,6 +43,9 @@ _library.define(
 )
 _library.define("set_ranks(Tensor first_a, Tensor ranks) -> ()")
 
+# The tables of `set_ranks`, by the address of a layer's first A and first B.
+_ranks: dict[int, torch.Tensor] = {}
+
 
 def set_ranks(first_a: torch.Tensor, first_b: torch.Tensor, ranks: torch.Tensor) -> None:
     """Give the layer of these weights its table of ranks, (slots, slices) of int32.
@@ -60,18 +64,23 @@ class GroupedLora(PunicaWrapperCPU):
     adapter's scale into B when it loads it.
     """
 
-    def __init__(self, max_num_batched_tokens: int, max_batches: int, device: Any, **kwargs: Any):
+    def __init__(
+        self, max_num_batched_tokens: int, max_batches: int, device: Any, **kwargs: Any
+    ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
-        # One tensor for good, so that a compiled graph may hold on to it; as long as a batch in
-        # which every row has an adapter of its own.
-        self._token_batch = torch.zeros(2 + 3 * max_num_batched_tokens, dtype=torch.int32)
-        self._sampler_batch = torch.zeros_like(self._token_batch)
+        # The rows of the step at hand, as `_pack` groups them. One tensor for good, so that a
+        # compiled graph may hold on to it; as long as a batch in which every row has an adapter of
+        # its own.
+        self.token_batch = torch.zeros(2 + 3 * max_num_batched_tokens, dtype=torch.int32)
+        self.sampler_batch = torch.zeros_like(self.token_batch)
 
+    @override
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         super().update_metadata(*args, **kwargs)
-        _pack(self.token_lora_indices, self._token_batch)
-        _pack(self.sampler_indices, self._sampler_batch)
+        _pack(self.token_lora_indices, self.token_batch)
+        _pack(self.sampler_indices, self.sampler_batch)
 
+    @override
     def add_lora_linear(
         self,
         y: torch.Tensor,
@@ -84,8 +93,9 @@ class GroupedLora(PunicaWrapperCPU):
         buffer: tuple[torch.Tensor, ...] | None = None,
         **kwargs: Any,
     ) -> None:
-        _linear(y, x, lora_a_stacked, lora_b_stacked, self._token_batch, scale)
+        _linear(y, x, lora_a_stacked, lora_b_stacked, self.token_batch, scale)
 
+    @override
     def add_shrink(
         self,
         y: tuple[torch.Tensor, ...] | torch.Tensor,
@@ -97,8 +107,9 @@ class GroupedLora(PunicaWrapperCPU):
         """First half of the product alone: fully sharded layers communicate in between."""
         x = x.view(-1, x.shape[-1])
         parts = [part.view(-1, part.shape[-1]) for part in y]
-        torch.ops.roundhouse.lora_shrink(parts, x, lora_a_stacked, self._token_batch, scale)
+        torch.ops.roundhouse.lora_shrink(parts, x, lora_a_stacked, self.token_batch, scale)
 
+    @override
     def add_expand(
         self,
         y: torch.Tensor,
@@ -113,9 +124,10 @@ class GroupedLora(PunicaWrapperCPU):
         y = y.view(-1, y.shape[-1])
         parts = [part.view(-1, part.shape[-1]) for part in x]
         torch.ops.roundhouse.lora_expand(
-            y, parts, lora_b_stacked, self._token_batch, offset_start, add_inputs
+            y, parts, lora_b_stacked, self.token_batch, offset_start, add_inputs
         )
 
+    @override
     def add_lora_embedding(
         self,
         y: torch.Tensor,
@@ -127,6 +139,7 @@ class GroupedLora(PunicaWrapperCPU):
         # x is A's product already: its rows are looked up, not multiplied.
         self.add_expand(y, (x,), (lora_b_stacked,), (lora_b_stacked.shape[2],), 0, add_inputs)
 
+    @override
     def add_lora_logits(
         self,
         y: torch.Tensor,
@@ -139,7 +152,7 @@ class GroupedLora(PunicaWrapperCPU):
         **kwargs: Any,
     ) -> None:
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        _linear(y, x, (lora_a_stacked,), (lora_b_stacked,), self._sampler_batch, scale)
+        _linear(y, x, (lora_a_stacked,), (lora_b_stacked,), self.sampler_batch, scale)
 
 
 def _linear(
@@ -184,10 +197,6 @@ def _groups(packed: torch.Tensor) -> Iterator[_Group]:
         first, last = int(members[0]), int(members[-1])
         neighbours = last - first + 1 == len(members)
         yield _Group(slot, slice(first, last + 1) if neighbours else members)
-
-
-# The tables of `set_ranks`, by the address of a layer's first A and first B.
-_ranks: dict[int, torch.Tensor] = {}
 
 
 def linear_by_groups(
@@ -252,7 +261,7 @@ def _load_kernel() -> str:
     _library.impl("lora_expand", _expand_by_groups, "CPU")
     _library.impl("lora_linear_by_groups", linear_by_groups, "CPU")
     for name in ("lora_linear", "lora_linear_by_groups", "lora_shrink", "lora_expand"):
-        torch.library.register_fake(f"roundhouse::{name}", lambda *args: None)
+        torch.library.register_fake(f"roundhouse::{name}", lambda *_args: None)
     try:
         torch.ops.load_library(lora_kernel.ensure_built())
     except (lora_kernel.KernelUnavailable, OSError) as e:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -75,5 +76,5 @@ def read(folder: Path) -> Iterator[Layer]:
         yield Layer(layer["name"], a.view(rank, layer["in"]), shaped)
 
 
-def _sizes(layer: dict) -> tuple[int, int]:
+def _sizes(layer: dict[str, Any]) -> tuple[int, int]:
     return layer["rank"] * layer["in"], layer["rank"] * layer["out"]

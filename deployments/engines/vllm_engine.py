@@ -134,7 +134,7 @@ class VllmEngine:
         return None
 
     def unfinished(self) -> int:
-        return self.llm.get_num_unfinished_requests()
+        return int(self.llm.get_num_unfinished_requests())
 
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]

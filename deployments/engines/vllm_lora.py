@@ -4,13 +4,14 @@ They live in the engine's worker, on any platform; `vllm_plugin` puts them in th
 """
 
 import logging
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from vllm.lora.layers import BaseLayerWithLoRA
+from typing_extensions import override
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
@@ -35,10 +36,11 @@ class AdapterSlots(LRUCacheLoRAModelManager):
         super().__init__(*args, **kwargs)
         self.worth: dict[int, float] = {}
         self.needed: frozenset[int] = frozenset()
-        self._cpu_ranks = None
-        if current_platform.is_cpu():
-            self._cpu_ranks = CpuRanks(self.modules, self.packed_modules)
+        self._cpu_ranks = (
+            CpuRanks(self.modules, self.packed_modules) if current_platform.is_cpu() else None
+        )
 
+    @override
     def activate_adapter(self, lora_id: int) -> bool:
         if lora_id not in self._active_adapters and not self.has_free_slot:
             self._active_adapters.pop(self._least_worth())
@@ -58,21 +60,31 @@ class AdapterSlots(LRUCacheLoRAModelManager):
     def has_free_slot(self) -> bool:
         return len(self._active_adapters) < self.lora_slots
 
+    def holds(self, lora_id: int) -> bool:
+        """Whether an adapter is in host memory; to ask is no use of it, as `get_adapter` is."""
+        return lora_id in self._registered_adapters
+
     def _least_worth(self) -> int:
-        # In order of last use, and min() takes the first of equals.
-        free = (i for i in self._active_adapters.order if i not in self.needed)
-        return min(free, key=lambda i: self.worth.get(i, 0.0))
+        by_last_use: Iterable[int] = self._active_adapters.order
+        free = (i for i in by_last_use if i not in self.needed)
+        return min(free, key=lambda i: self.worth.get(i, 0.0))  # of equals the first
 
 
 class AdapterLoader(LRUCacheWorkerLoRAManager):
     """Takes prepared files over; leaves anything else to vLLM."""
 
     _manager_cls = AdapterSlots
+    _adapter_manager: AdapterSlots
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # By the names of peft's tensors, which are the same in every adapter.
         self._module_names: dict[str, str] = {}
+
+    @property
+    def slots(self) -> AdapterSlots:
+        """What it loads into; there once vLLM has loaded the model."""
+        return self._adapter_manager
 
     def take(self, request: LoRARequest) -> None:
         """Hold an adapter in host memory.
@@ -80,7 +92,7 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
         Raises:
             RuntimeError: it is full. vLLM would move out what is perhaps in use.
         """
-        slots = self._adapter_manager
+        slots = self.slots
         if len(slots) >= slots.capacity:
             raise RuntimeError(f"host memory is full ({slots.capacity} adapters)")
         slots.add_adapter(self._load_adapter(request))
@@ -91,16 +103,18 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
         Where none is, the engine moves it by itself when a request for it is scheduled; to do so
         earlier would take the slot of another that is perhaps in use.
         """
-        if self._adapter_manager.has_free_slot:
-            self._adapter_manager.activate_adapter(lora_id)
+        if self.slots.has_free_slot:
+            self.slots.activate_adapter(lora_id)
 
+    @override
     def _apply_adapters(self, lora_requests: set[LoRARequest]) -> None:
-        slots = self._adapter_manager
+        slots = self.slots
         slots.needed = frozenset(r.lora_int_id for r in lora_requests)
-        if missing := [i for i in slots.needed if i not in slots._registered_adapters]:
+        if missing := [i for i in slots.needed if not slots.holds(i)]:
             logger.error("adapters %s were not held; they are read inside a step", sorted(missing))
         super()._apply_adapters(lora_requests)
 
+    @override
     def _load_adapter(self, lora_request: LoRARequest) -> LoRAModel:
         folder = Path(lora_request.lora_path)
         if not (folder / prepared.FILE).is_file():
@@ -127,12 +141,12 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
 
     @cached_property
     def _renames(self) -> Any:
-        mapper = getattr(self._adapter_manager.model, "hf_to_vllm_mapper", None)
+        mapper = getattr(self.slots.model, "hf_to_vllm_mapper", None)
         return mapper and mapper.get_rename_mapper()
 
     @cached_property
     def _known_modules(self) -> frozenset[str]:
-        slots = self._adapter_manager
+        slots = self.slots
         return frozenset(
             part
             for name in slots.supported_lora_modules
@@ -146,9 +160,8 @@ class CpuRanks:
     So nothing has to be zeroed when a slot changes hands, which is half of what it costs.
     """
 
-    def __init__(
-        self, modules: dict[str, BaseLayerWithLoRA], packed_modules: dict[str, list[str]]
-    ) -> None:
+    def __init__(self, modules: Mapping[str, Any], packed_modules: dict[str, list[str]]) -> None:
+        """Of vLLM's layers `modules`; their B is laid out anew, as our kernels read it."""
         from deployments.engines import lora_cpu
 
         # The kernels' tables as arrays: cheaper to write to, which the engine's loop waits for.
@@ -158,7 +171,7 @@ class CpuRanks:
             b = tuple(t.transpose(2, 3).contiguous().transpose(2, 3) for t in b)
             module.lora_b_stacked = b if isinstance(module.lora_b_stacked, tuple) else b[0]
             if len(packed_modules.get(name, [name])) == len(a):
-                module.reset_lora = lambda index: None
+                module.reset_lora = lambda _index: None
             for weights in a:
                 weights.zero_()  # touches the pages now, and not in the engine's loop
             table = torch.zeros(len(a[0]), len(a), dtype=torch.int32)

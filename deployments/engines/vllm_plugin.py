@@ -61,7 +61,7 @@ def register() -> None:
     _check_shape(worker_manager.LRUCacheWorkerLoRAManager, _LOADER)
     if current_platform.is_cpu():
         _check_shape(punica_cpu.PunicaWrapperCPU, _KERNELS)
-        type(current_platform).get_punica_wrapper = classmethod(lambda cls: WRAPPER)
+        type(current_platform).get_punica_wrapper = classmethod(lambda _cls: WRAPPER)
 
     from deployments.engines.vllm_lora import AdapterLoader
 
@@ -84,7 +84,7 @@ def _check_shape(cls: type, methods: dict[str, list[str]]) -> None:
             _refuse(f"{cls.__name__}.{name} takes {found}, expected {expected}")
 
 
-def _parameters(method: Callable | None) -> list[str] | None:
+def _parameters(method: Callable[..., object] | None) -> list[str] | None:
     return None if method is None else list(inspect.signature(method).parameters)
 
 

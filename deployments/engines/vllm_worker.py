@@ -8,12 +8,27 @@ the first error, and would take those that are left for the answers to its next 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from vllm.lora.request import LoRARequest
+
+if TYPE_CHECKING:
+    from deployments.engines.vllm_lora import AdapterLoader
+
+
+class _ModelRunner(Protocol):
+    """Of vLLM's model runner, what is used here; the plugin has given it our loader."""
+
+    lora_manager: "AdapterLoader"
 
 
 class RoundhouseWorker:
     """Runs inside each engine worker process."""
+
+    # The worker's, into which this is mixed.
+    model_runner: _ModelRunner
+    device: torch.device
 
     def roundhouse_take(self, lora_id: int, name: str, folder: str) -> str | None:
         """Hold an adapter; see :meth:`deployments.engines.vllm_lora.AdapterLoader.take`."""
@@ -28,24 +43,28 @@ class RoundhouseWorker:
 
         `worth` says what is kept when a slot is wanted; adapters that it leaves out are worth 0.
         """
-        slots = self.model_runner.lora_manager._adapter_manager
+        slots = self.model_runner.lora_manager.slots
         slots.worth = worth
         return [i for i in slots.lora_index_to_id if i is not None], list(slots.list_adapters())
 
     def roundhouse_classes(self) -> tuple[str, str, str | None]:
         """What applies adapters here, what manages them, and which CPU kernel runs."""
         manager = self.model_runner.lora_manager
-        wrapper = next(iter(manager._adapter_manager.punica_wrapper_mapping.values()))
+        # Where the plugin is missing it is vLLM's own, which has no `slots`.
+        slots = manager._adapter_manager  # noqa: SLF001  (of vLLM)
+        wrapper = next(iter(slots.punica_wrapper_mapping.values()))
         kernel = None
         if self.device.type == "cpu":
-            from deployments.engines.lora_cpu import KERNEL as kernel
+            from deployments.engines import lora_cpu
+
+            kernel = lora_cpu.KERNEL
         return _name(wrapper), _name(manager), kernel
 
 
 def _error_of(action: Callable[..., None], *args: object) -> str | None:
     try:
         action(*args)
-    except Exception as e:  # noqa: BLE001
+    except Exception as e:  # noqa: BLE001  (whatever it was, it is told)
         return f"{type(e).__name__}: {e}"
     return None
 
