@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from adapter_store.server import BLOCK_S, Server, answering, is_before
 from cluster.errors import StoreUnavailable, Unavailable
-from cluster.members import Member
+from cluster.members import Replica, Report, read_report
 
 _RETRY_S = 0.5
 
@@ -23,7 +23,7 @@ class Members:
         self._keys = server.keys
         self.lease_s = lease_s
 
-    async def renew(self, member: Member) -> None:
+    async def renew(self, member: Report) -> None:
         """Publish the member's report and hold its lease for another term."""
         await self._server.run(
             "renew_member",
@@ -36,13 +36,14 @@ class Members:
             await self._server.redis.delete(self._keys.member(member_id))
             await self._server.redis.zrem(self._keys.members, member_id)
 
-    async def all(self) -> list[Member]:
-        """The members whose lease has not ended, ordered by id."""
+    async def all(self) -> list[Report]:
+        """Those whose lease has not ended, of the kinds that this release knows, ordered by id."""
         ids = sorted(await self._server.members(self._keys.members))
         reports = await self._server.texts([self._keys.member(i) for i in ids])
-        return [Member.model_validate_json(report) for report in reports if report]
+        found = (read_report(report) for report in reports if report)
+        return [report for report in found if report is not None]
 
-    async def follow(self) -> AsyncIterator[list[Member]]:
+    async def follow(self) -> AsyncIterator[list[Report]]:
         """The members now, and again whenever a report has changed or a lease may have ended."""
         while True:
             seen = await self._server.newest(self._keys.reports)
@@ -54,7 +55,7 @@ class Members:
 
     async def confirmations(
         self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
-    ) -> AsyncIterator[Member]:
+    ) -> AsyncIterator[Report]:
         """Each live member, as soon as it has applied the change at `position`; ends when all have.
 
         Args:
@@ -65,6 +66,10 @@ class Members:
         Raises:
             Unavailable: some have not within `timeout_s`; the message names them.
         """
+
+        def is_loading(member: Report) -> bool:
+            return isinstance(member, Replica) and loaded in member.loading
+
         deadline = time.monotonic() + timeout_s
         confirmed: set[str] = set()
         seen = await self._server.newest(self._keys.reports)
@@ -79,7 +84,7 @@ class Members:
                 continue
             behind = []
             for member in members:
-                if is_before(member.position, position) or loaded in member.loading:
+                if is_before(member.position, position) or is_loading(member):
                     behind.append(member)
                 elif member.id not in confirmed:
                     confirmed.add(member.id)
@@ -98,7 +103,7 @@ class Members:
 
     async def converged(
         self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
-    ) -> list[Member]:
+    ) -> list[Report]:
         """Wait until every live member has applied the change at `position`; returns them.
 
         Raises as :meth:`confirmations`.

@@ -1,10 +1,19 @@
-"""What the store keeps of an adapter, as a hash of strings and back."""
+"""What the store keeps, as strings and back."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import ValidationError
 
 from cluster.adapters import LATEST, STABLE, Adapter, Card, Lineage, Rollout, RolloutEnd, Version
+from cluster.values import Record
+
+logger = logging.getLogger(__name__)
+
+Kept = TypeVar("Kept", bound=Record)
 
 
 def new_version(
@@ -64,3 +73,12 @@ def adapter_of(fields: Mapping[str, str]) -> Adapter:
         rollout=Rollout.model_validate_json(rollout) if rollout else None,
         last_rollout=RolloutEnd.model_validate_json(last) if last else None,
     )
+
+
+def read_or_none(kind: type[Kept], record: str) -> Kept | None:
+    """None for a record of another release, or a damaged one: the others are still of use."""
+    try:
+        return kind.model_validate_json(record)
+    except ValidationError as e:
+        logger.warning("a %s cannot be read: %s", kind.__name__, e)
+        return None

@@ -29,7 +29,7 @@ from cluster.errors import (
     Unavailable,
     parse,
 )
-from cluster.requests import Registration
+from cluster.requests import Registration, edited
 from cluster.settings import RESERVED_NAMES, StoreSettings
 
 _RESERVE_AGAIN_S = 0.5
@@ -209,7 +209,7 @@ class _SentCard:
     def over(self, stored: Card | None) -> Card:
         """The whole card; what nobody mentions stays as it is stored."""
         if stored is not None:
-            return parse(Card, stored.model_dump(mode="json") | self.fields)
+            return edited(stored, self.fields)
         base_model = self.fields.get("base_model", self.default_base)
         if base_model is None:
             raise InvalidRequest(

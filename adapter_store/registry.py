@@ -199,7 +199,7 @@ class Registry:
             position: str = await self._server.run(
                 "delete_adapter",
                 [*written, self._server.once(), *blobs],
-                [name, adapter.revision, *(f"{name}@{v.number}" for v in versions)],
+                [name, adapter.revision, *(adapter.key(v) for v in versions)],
             )
             return position
 
@@ -296,7 +296,7 @@ class Registry:
         keys, versions, name = self._keys, list(adapter.versions.values()), adapter.name
         written = [keys.adapter(name), keys.names, keys.events, keys.sequence]
         blobs = [k for v in versions for k in (keys.blob(v.digest), keys.reserved(v.digest))]
-        users = [a for v in versions for a in (reservations[v.digest], f"{name}@{v.number}")]
+        users = [a for v in versions for a in (reservations[v.digest], adapter.key(v))]
         try:
             position: str = await self._server.run(
                 "restore_adapter",

@@ -5,10 +5,8 @@ import contextlib
 import logging
 import time
 from collections import deque
-from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
-
+from adapter_store.records import read_or_none
 from adapter_store.server import Server, answering
 from cluster.adapters import Viewer
 from cluster.decisions import Outcome, RoutedRequest
@@ -17,7 +15,6 @@ from cluster.tasks import Background
 
 logger = logging.getLogger(__name__)
 
-Record = TypeVar("Record", bound=BaseModel)
 
 # The newest are kept for the eye; each can be looked up by its request until it expires.
 _SHOWN_DECISIONS = 1000
@@ -54,7 +51,7 @@ class RoutingLog:
     async def get(self, request_id: str, viewer: Viewer) -> RoutedRequest:
         """Raises NotFound when it expired, never was, or is somebody else's."""
         record = await self._server.text(self._keys.decision(request_id))
-        found = _read(RoutedRequest, record) if record else None
+        found = read_or_none(RoutedRequest, record) if record else None
         if found is None or not (viewer.sees_all or found.owner == viewer.owner):
             raise NotFound(
                 f"no decision about request {request_id!r} is kept; give the x-request-id of an "
@@ -66,7 +63,7 @@ class RoutingLog:
     async def newest(self, limit: int) -> list[RoutedRequest]:
         """Everybody's, newest first."""
         entries = await self._server.read_back(self._keys.decisions, limit)
-        found = (_read(RoutedRequest, fields["record"]) for _, fields in entries)
+        found = (read_or_none(RoutedRequest, fields["record"]) for _, fields in entries)
         since = time.time() - self._keep_s
         return [request for request in found if request is not None and request.at >= since]
 
@@ -80,7 +77,7 @@ class RoutingLog:
     async def outcomes(self, after: str) -> list[tuple[str, Outcome | None]]:
         """Those behind a position, with theirs; None for what this release cannot read."""
         entries = await self._server.read_all(self._keys.outcomes, after)
-        return [(at, _read(Outcome, fields["record"])) for at, fields in entries]
+        return [(at, read_or_none(Outcome, fields["record"])) for at, fields in entries]
 
 
 class OutcomeReader:
@@ -146,12 +143,3 @@ class RoutingRecorder:
                 self._writing = [self._waiting.popleft() for _ in range(count)]
             await self._log.put(self._writing)
             self._writing = []
-
-
-def _read(kind: type[Record], record: str) -> Record | None:
-    """None for a record of another release, or a damaged one: the others are still of use."""
-    try:
-        return kind.model_validate_json(record)
-    except ValidationError as e:
-        logger.warning("a %s cannot be read: %s", kind.__name__, e)
-        return None

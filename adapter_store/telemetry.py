@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from adapter_store.records import read_or_none
 from adapter_store.server import Server, answering, flat
 from cluster.plans import Happening
 
@@ -128,8 +129,6 @@ class TelemetryStore:
         found: list[Happening] = []
         for loads in (False, True):
             entries = await self._server.read_back(self._keys.journal(loads=loads), limit)
-            found += [
-                Happening.model_validate_json(fields["record"]).model_copy(update={"id": at})
-                for at, fields in entries
-            ]
+            read = ((at, read_or_none(Happening, fields["record"])) for at, fields in entries)
+            found += [news.model_copy(update={"id": at}) for at, news in read if news is not None]
         return sorted(found, key=lambda happening: -happening.at)

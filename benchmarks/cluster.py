@@ -53,7 +53,7 @@ from benchmarks.trace import (
     with_drift,
     with_flash_crowd,
 )
-from cluster.members import Member, Residency
+from cluster.members import Replica, Residency
 from cluster.placement import Host, Need, plan
 from cluster.plans import ModelPlan
 from cluster.settings import BaseModelSettings, PlacementSettings, StoreSettings
@@ -361,9 +361,9 @@ async def _news(settings: StoreSettings, replicas: int, reports: int) -> dict[st
     fleet = Fleet(store, PlacementSettings())
     held = tuple(f"a{i}@1" for i in range(LORA["host_entries"]))
 
-    def report(number: int, newest: str) -> Member:
+    def report(number: int, newest: str) -> Replica:
         residency = Residency(slots=(newest,), host=held, slot_capacity=4, host_capacity=16)
-        return Member(id=f"r{number}", kind="replica", model="m", residency=residency)
+        return Replica(id=f"r{number}", model="m", residency=residency)
 
     for i in range(replicas):
         await store.members.renew(report(i, "none@1"))

@@ -23,7 +23,7 @@ from typing import Any
 from playwright.sync_api import Browser, Route, sync_playwright
 from rich.console import Console
 
-from cluster.members import ClusterSnapshot, Member, Residency
+from cluster.members import ClusterSnapshot, Replica, Residency
 from cluster.plans import ModelPlan, PlacementPlan
 
 HERE = Path(__file__).parent
@@ -110,9 +110,8 @@ def fleet(rng: random.Random, *, with_adapters: bool) -> dict[str, Any]:
             host_capacity=ENTRIES,
         )
         members.append(
-            Member(
+            Replica(
                 id=f"replica-{r:02}",
-                kind="replica",
                 model="base",
                 node=f"node-{r // 8}",
                 residency=residency,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from adapter_store.store import Store
 from benchmarks.ray_serve_llm import COUNT_IN
-from cluster.members import Member
+from cluster.members import Ingress
 from cluster.settings import StoreSettings
 from deployments.command.client import Client
 from deployments.command.keeper import kept
@@ -74,7 +74,7 @@ class Roundhouse:
     async def _report(self) -> None:
         store = Store(self._store)
         while not self._ended.is_set():
-            await store.members.renew(Member(id="oracle", kind="oracle", demand=self._demand))
+            await store.members.renew(Ingress(id="oracle", demand=self._demand))
             await asyncio.sleep(1)
         await store.close()
 

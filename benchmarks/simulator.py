@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.trace import Request
+from cluster.adapters import AdapterKey
 from cluster.demand import Demand
 from cluster.means import MovingMean
 from cluster.members import fewest_first
@@ -23,7 +24,7 @@ from cluster.placement import Host, Need, plan
 from cluster.plans import ModelPlan
 from cluster.settings import AdmissionSettings, DispatchSettings, PlacementSettings
 from deployments.replica.worth import UsageLog
-from router.replicas.dispatch import Ask, Opening, ReplicaView, first_missing, rank
+from router.replicas.dispatch import Ask, Holding, Opening, ReplicaView, first_missing, rank
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ class Replica:
         return ReplicaView(
             id=self.name,
             node=self.name,
-            slots=frozenset(self.slots),
-            host=frozenset(self.host - self.slots.keys()),
-            loading=frozenset(self.loading),
-            slot_capacity=self.slot_capacity,
-            host_capacity=self.host_capacity,
+            held=Holding(
+                frozenset(self.slots),
+                frozenset(self.host - self.slots.keys()),
+                frozenset(self.loading),
+                self.slot_capacity,
+                self.host_capacity,
+            ),
             running=fewest_first(self.running),
             ongoing=self.running.total(),
             max_ongoing=self.places,
@@ -258,5 +261,5 @@ def _name(request: Request) -> str:
     return f"a{request.adapter}"
 
 
-def _key(request: Request) -> str:
-    return f"{_name(request)}@1"
+def _key(request: Request) -> AdapterKey:
+    return AdapterKey.of(_name(request), 1)

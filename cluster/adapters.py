@@ -12,8 +12,9 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import CoreSchema, core_schema
 
-from cluster.values import Value
+from cluster.values import Record, Value
 
 # The newest version, and the one that answers to the plain name.
 LATEST, STABLE = "latest", "stable"
@@ -39,6 +40,28 @@ def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+class AdapterKey(str):
+    """``name@version``: unique for ever, so it can key caches."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, name: str, version: int) -> Self:
+        return cls(f"{name}@{version}")
+
+    @property
+    def name(self) -> str:
+        return self.rpartition("@")[0]
+
+    @property
+    def version(self) -> int:
+        return int(self.rpartition("@")[2])
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, __: Any) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
+
 class Tier(StrEnum):
     """Where the weights of an adapter version are, seen from one replica; nearest first."""
 
@@ -48,7 +71,7 @@ class Tier(StrEnum):
     REMOTE = "remote"
 
 
-class EvaluationPrompt(Value):
+class EvaluationPrompt(Record):
     """A prompt with a known good answer; a rollout asks it of the old and of the new version."""
 
     prompt: Example
@@ -60,7 +83,7 @@ class EvaluationPrompt(Value):
         return got == expected if self.match == "exact" else expected in got
 
 
-class Card(Value):
+class Card(Record):
     """What an adapter says of itself: the prompt router learns from it, the fleet obeys it."""
 
     name: AdapterName
@@ -102,7 +125,7 @@ class Viewer(Value):
 OPERATOR = Viewer(sees_all=True)
 
 
-class Lineage(Value):
+class Lineage(Record):
     """Where derived weights come from."""
 
     parents: tuple[str, ...] = Field(
@@ -113,7 +136,7 @@ class Lineage(Value):
     )
 
 
-class Version(Value):
+class Version(Record):
     """One immutable set of weights."""
 
     number: int
@@ -127,7 +150,7 @@ class Version(Value):
     lineage: Lineage | None = None
 
 
-class Gate(Value):
+class Gate(Record):
     """How much worse than the old version a new one may be."""
 
     max_accuracy_drop: Share = 0.02
@@ -136,7 +159,7 @@ class Gate(Value):
     )
 
 
-class Evaluation(Value):
+class Evaluation(Record):
     """Two versions on the same prompts, asked of one replica."""
 
     prompts: int
@@ -147,7 +170,7 @@ class Evaluation(Value):
     at: float = Field(description="Unix time in seconds")
 
 
-class Rollout(Value):
+class Rollout(Record):
     """A version on its way to `stable`, step by step."""
 
     version: int
@@ -163,7 +186,7 @@ class Rollout(Value):
         return self.percents[self.step] if self.step >= 0 else 0
 
 
-class RolloutEnd(Value):
+class RolloutEnd(Record):
     """How the last rollout went."""
 
     version: int
@@ -173,7 +196,7 @@ class RolloutEnd(Value):
     at: float
 
 
-class Adapter(Value):
+class Adapter(Record):
     """A card, its versions, and what points to them."""
 
     card: Card
@@ -203,6 +226,10 @@ class Adapter(Value):
             return (self.stable,)
         return (self.stable, self.versions[self.rollout.version])
 
+    def key(self, version: Version) -> AdapterKey:
+        """Of one of its versions."""
+        return AdapterKey.of(self.name, version.number)
+
     def resolve(self, selector: str = STABLE) -> Version | None:
         """The version behind a number or an alias, or None."""
         number = self.aliases.get(selector)
@@ -219,16 +246,15 @@ class AdapterRef(Value):
     digest: str
 
     @property
-    def key(self) -> str:
-        """``name@version``: unique for ever, so it can key caches."""
-        return f"{self.name}@{self.version}"
+    def key(self) -> AdapterKey:
+        return AdapterKey.of(self.name, self.version)
 
     @classmethod
     def of(cls, adapter: Adapter, version: Version) -> "AdapterRef":
         return cls(name=adapter.name, version=version.number, digest=version.digest)
 
 
-class BaseModelFacts(Value):
+class BaseModelFacts(Record):
     """What adapters must match, as the engine that serves the base model reports it."""
 
     id: str

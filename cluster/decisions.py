@@ -5,7 +5,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from cluster.adapters import Share, Tier
-from cluster.values import Value
+from cluster.values import Record, Value
 
 
 class Route(StrEnum):
@@ -23,7 +23,7 @@ class Prompt(Value):
     context: str = Field("", description="the conversation that it ends, when there is one")
 
 
-class Candidate(Value):
+class Candidate(Record):
     """An adapter or a base model as the prompt router sees it for a prompt."""
 
     adapter: str | None = Field(description="None is the base model")
@@ -36,7 +36,7 @@ class Candidate(Value):
     residency: Tier | None = Field(None, description="the nearest place where it is now")
 
 
-class Evidence(Value):
+class Evidence(Record):
     """An example that made the score of the chosen adapter."""
 
     example: str
@@ -44,7 +44,7 @@ class Evidence(Value):
     wording: float = Field(description="how much of the likeness is shared wording, 0 to 1")
 
 
-class Decision(Value):
+class Decision(Record):
     """Which adapter a prompt goes to, and why."""
 
     adapter: str | None
@@ -65,7 +65,7 @@ class Decision(Value):
     )
 
 
-class RoutedRequest(Value):
+class RoutedRequest(Record):
     """A request and where it went, as it is kept for a while."""
 
     request_id: str
@@ -76,7 +76,7 @@ class RoutedRequest(Value):
     decision: Decision
 
 
-class Outcome(Value):
+class Outcome(Record):
     """How well a candidate answered a prompt."""
 
     input: str

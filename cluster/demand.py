@@ -1,9 +1,9 @@
 """How much each adapter is asked for: decayed counts. Pure."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from cluster.members import Member
+from cluster.members import Ingress, Report
 
 # Half-lives after which counts are brought to the present, before they get too large.
 _REBASE = 50
@@ -102,21 +102,26 @@ def foreseen(now: Mapping[str, float], usual: Mapping[str, float]) -> dict[str, 
     return {name: max(now.get(name, 0.0), usual.get(name, 0.0)) for name in {*now, *usual}}
 
 
-def mean_times(members: Iterable[Member]) -> Mapping[str, float]:
+def ingresses(members: Iterable[Report]) -> Iterator[Ingress]:
+    """Those that see what is asked for."""
+    return (member for member in members if isinstance(member, Ingress))
+
+
+def mean_times(members: Iterable[Report]) -> Mapping[str, float]:
     """Seconds of a request by adapter: the ingresses' means, by how much each is asked for it."""
     seconds: dict[str, float] = {}
     rates: dict[str, float] = {}
-    for member in members:
+    for member in ingresses(members):
         for name in member.times.keys() & member.demand.keys():
             seconds[name] = seconds.get(name, 0.0) + member.times[name] * member.demand[name]
             rates[name] = rates.get(name, 0.0) + member.demand[name]
     return {name: total / rates[name] for name, total in seconds.items() if rates[name]}
 
 
-def total_demand(members: Iterable[Member]) -> Mapping[str, float]:
+def total_demand(members: Iterable[Report]) -> Mapping[str, float]:
     """Requests a second by adapter over all ingresses."""
     total: dict[str, float] = {}
-    for member in members:
+    for member in ingresses(members):
         for name, rate in member.demand.items():
             total[name] = total.get(name, 0.0) + rate
     return total

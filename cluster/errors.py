@@ -106,11 +106,15 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     return str(problem["msg"]).removeprefix("Value error, ")
 
 
-def parse(model: type[Model], fields: Any, *within: str) -> Model:
+def parse(model: type[Model], fields: Any, *within: str, keep_unknown: bool = False) -> Model:
     """A value from what a client sent (inside the fields `within`); raises InvalidRequest, which
-    names the field."""
+    names the field.
+
+    Args:
+        keep_unknown: a part comes from the store, where a newer release may have added fields.
+    """
     try:
-        return model.model_validate(fields)
+        return model.model_validate(fields, extra=None if keep_unknown else "forbid")
     except ValidationError as e:
         raise InvalidRequest.of(e, *within) from e
 

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from cluster.values import Value
+from cluster.values import Record
 
 
-class ModelPlan(Value):
+class ModelPlan(Record):
     """What should be where, of the adapters of one base model."""
 
     holders: dict[str, tuple[str, ...]] = Field(
@@ -21,7 +21,7 @@ class ModelPlan(Value):
     )
 
 
-class PlacementPlan(Value):
+class PlacementPlan(Record):
     """The newest plan, as the store keeps it."""
 
     leader: str = Field("", description="the planner that made it")
@@ -32,7 +32,7 @@ class PlacementPlan(Value):
     models: dict[str, ModelPlan] = Field(default_factory=dict, description="by base model")
 
 
-class Happening(Value):
+class Happening(Record):
     """Something that whoever runs the cluster wants to know of."""
 
     id: str = Field("", description="of the journal's entry")

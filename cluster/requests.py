@@ -1,13 +1,27 @@
 """What clients send to change adapters."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints, field_validator
 
-from cluster.adapters import LATEST, Gate, Lineage
+from cluster.adapters import LATEST, Card, Gate, Lineage
+from cluster.errors import parse
 from cluster.values import Value
 
 _STEP_S = 300.0
+# Fields of a card that are checked together.
+_TOGETHER = {"name", "base_model", "owner", "visibility"}
+
+
+def edited(card: Card, sent: Mapping[str, Any]) -> Card:
+    """The card with what a client sent over it; what a newer release has stored in it stays.
+
+    Raises:
+        InvalidRequest: names the field, unknown ones too.
+    """
+    parse(Card, card.model_dump(mode="json", include=_TOGETHER) | dict(sent))
+    return parse(Card, card.model_dump(mode="json") | dict(sent), keep_unknown=True)
 
 
 class Registration(Value):

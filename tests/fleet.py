@@ -10,6 +10,7 @@ from typing import Any
 from adapter_store.registration import Registrar
 from adapter_store.store import Store
 from cluster.adapters import AdapterRef
+from cluster.members import Replica
 from cluster.requests import Registration
 from cluster.settings import parse_settings
 from deployments.process.call import Call
@@ -54,8 +55,8 @@ class ServerFleet:
 
     async def held(self, key: str) -> set[str]:
         """Who has a version in a slot or in host memory, by the reports in the store."""
-        members = await self.store.members.all()
-        return {m.id for m in members if m.residency.tier(key) is not None}
+        replicas = (m for m in await self.store.members.all() if isinstance(m, Replica))
+        return {m.id for m in replicas if m.residency.tier(key) is not None}
 
     async def converged(self, position: str):
         return await self.store.members.converged(

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cluster.members import Member, Residency
+from cluster.members import Replica, Residency
 from tests.conftest import until
 from tests.test_http import ADMIN_KEY, CLIENT_HASH, CLIENT_KEY, add, ask, error
 
@@ -197,7 +197,7 @@ async def test_a_private_adapter_is_there_for_its_owner_only(make_world, store, 
         assert (await add(it, folder)).status_code == 201
         held = Residency(slots=("cron@1",), slot_capacity=1)
         failed = {"cron@1": "a tale of cron"}
-        await store.members.renew(Member(id="r", kind="replica", residency=held, problems=failed))
+        await store.members.renew(Replica(id="r", model="echo", residency=held, problems=failed))
         for who, status, chosen in ((a, 200, "cron"), (b, 404, None), (ops, 200, "cron")):
             it.client.headers.update(who)
             assert (await ask(it, "cron")).status_code == status
@@ -328,9 +328,9 @@ async def test_a_version_that_no_replica_can_load_is_rolled_back(rh, make_adapte
 async def test_a_gate_waits_for_loads_and_sees_one_that_fails_later(rh, store, make_adapter):
     await two_versions(rh, make_adapter, before=range(20), after=range(20))
     position, _ = await store.registry.position()
-    replica = Member(id="r", kind="replica", model="echo", position=position, loading=("cron@2",))
+    replica = Replica(id="r", model="echo", position=position, loading=("cron@2",))
 
-    async def report(member: Member) -> None:
+    async def report(member: Replica) -> None:
         position, _ = await store.registry.position()
         await store.members.renew(member.model_copy(update={"position": position}))
 

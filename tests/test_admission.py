@@ -8,7 +8,7 @@ import pytest
 
 from cluster.adapters import AdapterRef
 from cluster.errors import Overloaded
-from cluster.members import Member, Residency
+from cluster.members import Ingress, Replica, Residency
 from cluster.settings import (
     AdmissionSettings,
     BaseModelSettings,
@@ -23,11 +23,10 @@ from deployments.process.call import Call
 MODEL = "echo"
 
 
-def member(id="r1", *, slots=(), places=2, capacity=1, service_s=1.0, **changes) -> Member:
+def member(id="r1", *, slots=(), places=2, capacity=1, service_s=1.0, **changes) -> Replica:
     residency = Residency(slots=slots, slot_capacity=capacity, host_capacity=8)
-    return Member(
+    return Replica(
         id=id,
-        kind="replica",
         model=MODEL,
         residency=residency,
         max_ongoing=places,
@@ -44,7 +43,7 @@ def call(name: str | None) -> Call:
 class Desk:
     """An admission without Ray or a store, and those who are inside."""
 
-    def __init__(self, *members: Member, max_queued: int = 8, **settings) -> None:
+    def __init__(self, *members: Replica, max_queued: int = 8, **settings) -> None:
         self.fleet = Fleet(None, PlacementSettings())
         self.fleet.take(list(members))
         model = BaseModelSettings(id=MODEL, path="none", engine="echo", max_queued=max_queued)
@@ -210,7 +209,7 @@ async def test_of_replicas_the_one_that_is_in_time_is_taken():
     near = member("near", places=16, slots=("x@1",), capacity=2, load_s=2.0)
     # It has far more than its share, by another ingress's requests.
     far = member("far", places=16, slots=("a@1",), ongoing=14, load_s=2.0)
-    desk = Desk(near, far, *(Member(id=f"i{i}", kind="ingress") for i in range(2)))
+    desk = Desk(near, far, *(Ingress(id=f"i{i}") for i in range(2)))
     async with desk.request("a"), desk.request("a", first_token_s=0.9):
         assert desk.started == [("a", "near"), ("a", "far")]
 
@@ -284,7 +283,7 @@ async def test_all_ingresses_let_the_same_adapter_end():
     """Each has more requests of its own for the other's; by their own counts they would never
     agree, and `cold` would wait for ever."""
     report = member(places=16, capacity=2, slots=("a@1", "b@1"), running=("cold@1", "b@1", "a@1"))
-    ingresses = [Member(id=f"i{i}", kind="ingress") for i in range(2)]
+    ingresses = [Ingress(id=f"i{i}") for i in range(2)]
     for mine in ("aaab", "abbb"):
         desk = Desk(report, *ingresses)
         async with AsyncExitStack() as under_way:
@@ -307,8 +306,8 @@ async def test_a_replica_that_could_not_load_it_is_not_where_it_goes():
 
 
 async def test_of_two_ingresses_each_knows_the_others_requests_and_its_own():
-    other = Member(id="i2", kind="ingress")
-    mine = Member(id="i1", kind="ingress")
+    other = Ingress(id="i2")
+    mine = Ingress(id="i1")
     desk = Desk(member(places=4, capacity=2, ongoing=2, running=("x@1",)), mine, other)
     (view,) = desk.fleet.replicas(MODEL)
     assert (view.ongoing, set(view.running)) == (2, {"x@1"})
@@ -412,7 +411,7 @@ async def test_a_call_tells_its_replica_what_waits_and_what_of_it_is_nowhere():
     here = Place("r1")
     async with desk.request("a"):
         alone = desk.admission.placed(call("a"), here)
-        assert (alone.waiting, alone.missing) == ((), "")
+        assert (alone.waiting, alone.missing) == ((), None)
         async with desk.request("b"), desk.request("c"), desk.request("d"):
             busy = desk.admission.placed(call("a"), here)
             assert busy.replica == "r1"
@@ -431,4 +430,4 @@ async def test_a_call_tells_of_those_first_whose_turn_is_first():
 async def test_nothing_is_loaded_before_its_turn_where_that_is_switched_off():
     desk = Desk(member(slots=("a@1",), places=1), prefetch=False)
     async with desk.request("a"), desk.request("c"):
-        assert desk.admission.placed(call("a"), Place("r1")).missing == ""
+        assert desk.admission.placed(call("a"), Place("r1")).missing is None

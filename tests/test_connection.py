@@ -11,7 +11,7 @@ from adapter_store.registry import SCHEMA
 from adapter_store.store import Store
 from cluster import rollouts
 from cluster.errors import ConfigError, StoreUnavailable
-from cluster.members import Member
+from cluster.members import Replica
 from cluster.settings import StoreSettings
 from tests.conftest import until
 from tests.redis_servers import redis_cluster, sentinel_set
@@ -30,7 +30,7 @@ async def exercise(store: Store) -> None:
     changed = await store.registry.change(
         "cron", lambda a: rollouts.set_alias(a, "blue", a.versions[1])
     )
-    await store.members.renew(Member(id="r", kind="replica", position=changed.position))
+    await store.members.renew(Replica(id="r", model="echo", position=changed.position))
     assert [m.id for m in await store.members.converged(changed.position, timeout_s=5)] == ["r"]
     await catalogue.wait_for(changed.position)
     assert catalogue.find("cron@blue")[1].number == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.demand import Day, Demand, foreseen, mean_times, total_demand
-from cluster.members import Member
+from cluster.members import Ingress, Replica
 
 
 def asked(demand: Demand, name: str, rate: float, since: float, until: float) -> None:
@@ -55,17 +55,17 @@ def test_on_a_machine_that_is_up_for_long_the_first_look_is_empty():
 
 def test_ingresses_add_up():
     members = [
-        Member(id="i1", kind="ingress", demand={"a": 1.0, "b": 2.0}),
-        Member(id="i2", kind="ingress", demand={"a": 0.5}),
-        Member(id="r", kind="replica"),
+        Ingress(id="i1", demand={"a": 1.0, "b": 2.0}),
+        Ingress(id="i2", demand={"a": 0.5}),
+        Replica(id="r", model="echo"),
     ]
     assert total_demand(members) == {"a": 1.5, "b": 2.0}
 
 
 def test_an_ingress_that_is_asked_more_says_more_about_the_time():
     members = [
-        Member(id="i1", kind="ingress", demand={"a": 3.0}, times={"a": 1.0}),
-        Member(id="i2", kind="ingress", demand={"a": 1.0, "b": 1.0}, times={"a": 5.0}),
+        Ingress(id="i1", demand={"a": 3.0}, times={"a": 1.0}),
+        Ingress(id="i2", demand={"a": 1.0, "b": 1.0}, times={"a": 5.0}),
     ]
     assert mean_times(members) == {"a": 2.0}
 

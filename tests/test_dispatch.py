@@ -3,22 +3,21 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.adapters import AdapterKey
 from cluster.settings import DispatchSettings
-from router.replicas.dispatch import Ask, ReplicaView, Standing, first_missing, rank
+from router.replicas.dispatch import Ask, Holding, ReplicaView, Standing, first_missing, rank
 
 SETTINGS = DispatchSettings()
-A, B = "a@1", "b@1"
+A, B = AdapterKey("a@1"), AdapterKey("b@1")
 
 
-def replica(id, *, slots=(), host=(), running=None, ongoing=None, **changes):
+def replica(id, *, running=None, ongoing=None, slot_capacity=2, **changes):
     running = running or {}
+    tiers = (frozenset(changes.pop(tier, ())) for tier in ("slots", "host", "loading"))
     full = {
-        "slots": frozenset(slots),
-        "host": frozenset(host),
+        "held": Holding(*tiers, slot_capacity=slot_capacity, host_capacity=4),
         "running": sorted(running, key=running.get),
         "ongoing": sum(running.values()) if ongoing is None else ongoing,
-        "slot_capacity": 2,
-        "host_capacity": 4,
         "max_ongoing": 8,
         "service_s": 1.0,
     }
@@ -63,9 +62,13 @@ def test_at_small_loads_the_share_does_not_matter():
 
 def test_unknown_adapters_have_one_home_whoever_asks():
     stalls = [replica(f"r{i}") for i in range(5)]
-    homes = {f"x{i}": best(f"x{i}@1", *stalls).replica for i in range(50)}
-    assert homes == {f"x{i}": best(f"x{i}@2", *reversed(stalls)).replica for i in range(50)}
-    assert len(set(homes.values())) == 5
+
+    def homes(version: int, *replicas) -> list[str]:
+        keys = [AdapterKey.of(f"x{i}", version) for i in range(50)]
+        return [best(key, *replicas).replica for key in keys]
+
+    assert homes(1, *stalls) == homes(2, *reversed(stalls))
+    assert len(set(homes(1, *stalls))) == 5
 
 
 def test_a_replica_that_could_not_load_it_is_asked_only_when_all_could_not():
@@ -116,18 +119,18 @@ def test_a_full_replica_is_never_first_while_another_has_a_place(ongoing, slots)
 
 def test_what_is_waited_for_and_nowhere_goes_to_the_replica_that_would_be_best():
     busy, idle = replica("busy", slots=[B], running={B: 6}), replica("idle", running={"x@1": 1})
-    waiting = [B, A, "c@1"]
+    waiting = [B, A, AdapterKey("c@1")]
 
     def missing(of, *replicas):
         return first_missing(waiting, of, replicas, SETTINGS)
 
     assert missing("idle", busy, idle) == A, "b is there, and c comes later"
-    assert missing("busy", busy, idle) == missing("gone", busy, idle) == missing("idle") == ""
+    assert missing("busy", busy, idle) is missing("gone", busy, idle) is missing("idle") is None
 
 
 def test_what_is_on_its_way_or_cannot_be_loaded_is_not_missing():
     coming = replica("coming", loading=frozenset({A}))
     begun = replica("begun", running={B: 1})
-    assert first_missing([A, B], "coming", [coming, begun], SETTINGS) == ""
+    assert first_missing([A, B], "coming", [coming, begun], SETTINGS) is None
     broken = replica("r", problems=(A,))
     assert first_missing([A, B], "r", [broken], SETTINGS) == B

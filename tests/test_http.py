@@ -18,7 +18,7 @@ from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.adapters import Tier
 from cluster.decisions import Outcome
 from cluster.errors import Overloaded, ReplicaLost, StoreUnavailable, Unavailable
-from cluster.members import DeploymentState, Member, Residency
+from cluster.members import DeploymentState, Replica, Residency
 from cluster.plans import Happening
 from cluster.settings import parse_settings
 from deployments.engines.echo import EchoEngine
@@ -703,7 +703,7 @@ async def test_the_page_gets_all_of_the_cluster_in_one_answer(rh, store, make_ad
     await ask(rh, "cron")
     await ask(rh, "auto", "each hour")
     await rh.telemetry.report()
-    await store.members.renew(Member(id="r", kind="replica", model="echo"))
+    await store.members.renew(Replica(id="r", model="echo"))
 
     async def seen() -> dict:
         return (await rh.client.get("/v1/dashboard")).json()
@@ -727,9 +727,7 @@ async def _eventually(read, holds) -> bool:
 
 
 async def test_the_page_says_what_is_wrong(rh, store):
-    await store.members.renew(
-        Member(id="r", kind="replica", model="echo", problems={"a@1": "damaged"})
-    )
+    await store.members.renew(Replica(id="r", model="echo", problems={"a@1": "damaged"}))
     health = (await rh.client.get("/v1/dashboard")).json()["health"]
     assert health["state"] == "degraded"
     assert "cannot be loaded: a@1" in health["reasons"]
@@ -761,7 +759,7 @@ async def test_a_key_sees_its_own_on_the_page(make_world, make_adapter, store):
         await it.client.post("/v1/chat/completions", json=chat("secret"), headers=admin)
         await it.client.post("/v1/chat/completions", json=chat("auto", "secret"), headers=admin)
         residency = Residency(slots=("secret@1",))
-        holder = Member(id="r", kind="replica", model="echo", residency=residency)
+        holder = Replica(id="r", model="echo", residency=residency)
         told = {"waiting": {"secret@1": 1}, "demand": {"secret": 1.0}, "tenants": {"us": 1.0}}
         problems = {"leaving": ("secret@1",), "problems": {"secret@1": "damaged"}}
         await store.members.renew(holder.model_copy(update=told | problems))
@@ -804,7 +802,7 @@ async def test_what_is_refused_at_the_door_is_counted_too(make_world):
 
 
 async def test_the_page_shows_what_was_last_known_while_the_store_is_away(rh, store, monkeypatch):
-    await store.members.renew(Member(id="r", kind="replica", model="echo"))
+    await store.members.renew(Replica(id="r", model="echo"))
     before = (await rh.client.get("/v1/dashboard")).json()
     assert before["cluster"]["store"] == "ok"
 

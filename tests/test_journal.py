@@ -1,7 +1,7 @@
 """What people are told of what has changed."""
 
-from cluster.adapters import Adapter, Card, Evaluation, Rollout, RolloutEnd, Version
-from cluster.members import Member, Residency
+from cluster.adapters import Adapter, AdapterKey, Card, Evaluation, Rollout, RolloutEnd, Version
+from cluster.members import Replica, Residency
 from deployments.planner.journal import adapter_news, member_news
 
 
@@ -74,8 +74,8 @@ def test_a_rollback_is_bad_news_with_its_reason():
     assert news.is_bad
 
 
-def replica(**changes) -> Member:
-    return Member(id="r1", kind="replica", model="m", node="n1").model_copy(update=changes)
+def replica(**changes) -> Replica:
+    return Replica(id="r1", model="m", node="n1").model_copy(update=changes)
 
 
 def test_replicas_come_and_go():
@@ -87,7 +87,7 @@ def test_replicas_come_and_go():
 
 def test_loads_and_failures_are_told_once():
     held = replica(residency=Residency(host=("cron@1",)))
-    failed = held.model_copy(update={"problems": {"sql@1": "damaged"}})
+    failed = held.model_copy(update={"problems": {AdapterKey("sql@1"): "damaged"}})
     assert [h.text for h in member_news([replica()], [held])] == ["cron@1 was loaded on r1"]
     moved = replica(residency=Residency(slots=("cron@1",)))
     assert list(member_news([held], [moved])) == []

@@ -7,6 +7,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from adapter_store.files.node_cache import NodeCache
+from cluster.adapters import AdapterKey
 from cluster.placement import holders
 from tests.conftest import ECHO_FACTS, LEASE_S, until
 from tests.fleet import ServerFleet, ask, running
@@ -155,13 +156,19 @@ async def test_what_a_request_in_the_queue_waits_for_comes_in_before_its_turn(fl
         await it.converged(third.position)
         assert await it.held("third@1") == set(), "there was no room for it"
         for missing in ("gone@1", "first@7", "first@1"):
-            assert (await ask(server, first, replica="r0", missing=missing))[0] == 200
-        await ask(server, first, replica="another", missing="third@1")
+            assert (await ask(server, first, replica="r0", missing=AdapterKey(missing)))[0] == 200
+        await ask(server, first, replica="another", missing=AdapterKey("third@1"))
         assert server.report().loading == ()
-        await ask(server, first, replica="r0", missing="third@1")
+        await ask(server, first, replica="r0", missing=AdapterKey("third@1"))
         await until(lambda: it.held("third@1"))
         assert await it.held("first@1") == {"r0"}, "it was in use"
-        await ask(server, first, replica="r0", waiting=("third@1",), missing="second@1")
+        await ask(
+            server,
+            first,
+            replica="r0",
+            waiting=(AdapterKey("third@1"),),
+            missing=AdapterKey("second@1"),
+        )
         assert server.report().loading == ()
         assert await it.held("third@1") == {"r0"}, "somebody waits for that as well"
 
@@ -170,7 +177,7 @@ async def test_nothing_comes_in_before_its_turn_without_prefetch(fleet, make_ada
     async with fleet(1, slots=1, host_entries=2, placement={"prefetch": False}) as it:
         first, _, third = [await it.add(make_adapter(n)) for n in ("first", "second", "third")]
         await it.converged(third.position)
-        await ask(it.servers["r0"], first, replica="r0", missing="third@1")
+        await ask(it.servers["r0"], first, replica="r0", missing=AdapterKey("third@1"))
         assert it.servers["r0"].report().loading == ()
         assert await it.held("third@1") == set()
 

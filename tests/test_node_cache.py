@@ -129,12 +129,14 @@ def killed_builder(tmp_path) -> None:
     process.join(10)
 
 
-def test_a_builder_that_is_killed_holds_nobody_up(cache, killed_builder):
+@pytest.mark.usefixtures("killed_builder")
+def test_a_builder_that_is_killed_holds_nobody_up(cache):
     assert not cache.has("a")
     use(cache, "a")
 
 
-def test_a_sweep_removes_what_a_killed_builder_left(cache, tmp_path, killed_builder):
+@pytest.mark.usefixtures("killed_builder")
+def test_a_sweep_removes_what_a_killed_builder_left(cache, tmp_path):
     cache.sweep()
     assert list((tmp_path / "node").iterdir()) == []
 

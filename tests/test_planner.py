@@ -11,7 +11,7 @@ import pytest
 from adapter_store.store import Store
 from cluster.adapters import AdapterRef
 from cluster.demand import Day
-from cluster.members import Member
+from cluster.members import Ingress, Replica
 from cluster.plans import ModelPlan, PlacementPlan
 from cluster.settings import Settings
 from deployments.planner.planner import Planner
@@ -29,7 +29,7 @@ def fleet(redis_url, tmp_path):
 
 async def wanted(it: ServerFleet, **rates: float) -> None:
     """An ingress reports demand."""
-    await it.store.members.renew(Member(id="ingress", kind="ingress", demand=rates))
+    await it.store.members.renew(Ingress(id="ingress", demand=rates))
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def use(it: ServerFleet, stored) -> None:
     await asyncio.gather(*(ask(server, stored) for server in it.servers.values()))
 
     async def all_tell() -> bool:
-        return all(m.service_s for m in await it.store.members.all())
+        return all(m.service_s for m in await it.store.members.all() if isinstance(m, Replica))
 
     await until(all_tell)
 
@@ -176,7 +176,7 @@ async def test_two_clusters_share_adapters_and_the_journal_and_nothing_else(flee
         settings = old.settings.model_copy(update={"store": store})
         async with counted(old.settings, settings) as ((older, process), (newer, its)):
             assert await its.store.members.all() == []
-            await its.store.members.renew(Member(id="n0", kind="replica", model="echo"))
+            await its.store.members.renew(Replica(id="n0", model="echo"))
             assert {m.id for m in await old.store.members.all()} == {"r0"}
             stored = await old.add(make_adapter("cron"))
             assert (await its.store.registry.get("cron")).latest == stored.version
@@ -193,7 +193,7 @@ async def test_what_a_cluster_had_ends_some_time_after_it(store_settings):
     named = store_settings.model_copy(update={"cluster": "session-1"})
     store = Store(named)
     plans = store.plans
-    await store.members.renew(Member(id="r0", kind="replica"))
+    await store.members.renew(Replica(id="r0", model="echo"))
     await plans.put(await plans.lead("p", for_s=5), PlacementPlan(at=1.0))
     assert await plans.lead("p", for_s=5)
     redis = store.server.redis

@@ -1,7 +1,7 @@
 import pytest
 
 from cluster.adapters import Tier
-from cluster.members import Member, Residency
+from cluster.members import Replica, Residency
 from cluster.settings import BaseModelSettings, CostWeightSettings
 from router.adapters.constraints import Constraints, CostWeights, constraints_in_headers, take_flags
 from router.adapters.costs import Cost, LiveCosts
@@ -50,12 +50,12 @@ def test_among_near_ties_the_one_that_is_there_wins_and_the_choice_says_so():
     assert [c.adapter for c in choice.candidates] == ["cold", "warm"]
 
 
-def replica(slots=(), host=(), **fields) -> Member:
+def replica(slots=(), host=(), **fields) -> Replica:
     held = Residency(slots=slots, host=host, slot_capacity=4, host_capacity=8)
-    return Member(id=f"r{slots}{host}", kind="replica", model="m", residency=held, **fields)
+    return Replica(id=f"r{slots}{host}", model="m", residency=held, **fields)
 
 
-def costs(*members: Member) -> LiveCosts:
+def costs(*members: Replica) -> LiveCosts:
     return LiveCosts.of([BaseModelSettings(id="m", path="p", price=3)], members)
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from cluster.adapters import Adapter, Card, Viewer
 from cluster.decisions import Outcome, Prompt, Route
-from cluster.members import Member, Residency
+from cluster.members import Replica, Residency
 from cluster.settings import BaseModelSettings, RouterSettings
 from router.adapters.arrow import ArrowRouter
 from router.adapters.constraints import Constraints
@@ -231,7 +231,7 @@ def test_among_twins_the_resident_one_is_chosen_and_both_are_reported(prompt_rou
     assert {pair.a, pair.b} == {"cron-a", "cron-b"}
     for resident in ("cron-a", "cron-b"):
         held = Residency(slots=(f"{resident}@1",), slot_capacity=4, host_capacity=8)
-        prompt_router.observe([Member(id="r", kind="replica", model="m", residency=held)])
+        prompt_router.observe([Replica(id="r", model="m", residency=held)])
         (decision,) = choose(prompt_router, "each friday at ten in the morning")
         assert decision.adapter == resident
         shown = {c.adapter: c.residency for c in decision.candidates}
@@ -244,7 +244,7 @@ def test_costs_decide_when_the_caller_says_so(prompt_router):
     prompt = "each friday at ten in the morning"
     (decision,) = choose(prompt_router, prompt, max_price=0)
     assert decision.adapter == "cron", "nothing has a price here"
-    prompt_router.observe([Member(id="r", kind="replica", model="m")])
+    prompt_router.observe([Replica(id="r", model="m")])
     (late,) = choose(prompt_router, prompt, max_latency_s=0.001)
     assert late.adapter is None
     assert "max_latency_s" in late.excluded["cron"]
@@ -258,8 +258,8 @@ def test_a_limit_on_costs_does_not_send_a_prompt_to_an_adapter_that_does_not_fit
     warm = Residency(slots=("git@1",), slot_capacity=4, host_capacity=8)
     prompt_router.observe(
         [
-            Member(id="a", kind="replica", model="m"),
-            Member(id="b", kind="replica", model="cheap", residency=warm),
+            Replica(id="a", model="m"),
+            Replica(id="b", model="cheap", residency=warm),
         ]
     )
     prompt = "each friday at ten in the morning"
@@ -268,7 +268,7 @@ def test_a_limit_on_costs_does_not_send_a_prompt_to_an_adapter_that_does_not_fit
     assert "max_latency_s" in decision.excluded["cron"]
     (decision,) = choose(prompt_router, prompt, weights={"latency": 100})
     assert decision.adapter == "cron"
-    prompt_router.observe([Member(id="b", kind="replica", model="cheap", residency=warm)])
+    prompt_router.observe([Replica(id="b", model="cheap", residency=warm)])
     (decision,) = choose(prompt_router, prompt)
     assert decision.adapter is None
     assert decision.excluded["cron"] == "no live replica can serve it"

@@ -10,7 +10,7 @@ from adapter_store.server import is_before
 from adapter_store.store import Store
 from cluster.adapters import Card, Version
 from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
-from cluster.members import Member
+from cluster.members import Replica, Router
 from cluster.settings import StoreSettings
 from tests.conftest import LEASE_S, until
 
@@ -118,8 +118,8 @@ async def test_writers_at_once_never_share_a_number_or_lose_an_event(connect):
 
 
 async def test_a_member_that_falls_silent_is_forgotten(store):
-    await store.members.renew(Member(id="r1", kind="replica"))
-    await store.members.renew(Member(id="r2", kind="replica"))
+    await store.members.renew(Replica(id="r1", model="echo"))
+    await store.members.renew(Replica(id="r2", model="echo"))
     assert [m.id for m in await store.members.all()] == ["r1", "r2"]
     await store.members.leave("r2")
     assert [m.id for m in await store.members.all()] == ["r1"]
@@ -132,13 +132,13 @@ async def test_a_member_that_falls_silent_is_forgotten(store):
 
 async def test_converged_waits_for_all_and_names_who_is_late(store):
     position = (await put(store, card(), version(), mode="create")).position
-    await store.members.renew(Member(id="quick", kind="replica", position=position))
-    await store.members.renew(Member(id="slow", kind="router"))
+    await store.members.renew(Replica(id="quick", model="echo", position=position))
+    await store.members.renew(Router(id="slow"))
     with pytest.raises(Unavailable, match="router slow"):
         await store.members.converged(position, timeout_s=0.1)
     waiting = asyncio.create_task(store.members.converged(position, timeout_s=5))
     await asyncio.sleep(0.1)
-    await store.members.renew(Member(id="slow", kind="router", position=position))
+    await store.members.renew(Router(id="slow", position=position))
     assert {m.id for m in await waiting} == {"quick", "slow"}
     with pytest.raises(Unavailable, match="missing"):
         await store.members.converged(position, timeout_s=0.1, at_least=3)
@@ -146,7 +146,7 @@ async def test_converged_waits_for_all_and_names_who_is_late(store):
 
 async def test_converged_waits_for_loads_and_tells_of_one_that_failed(store):
     position = (await put(store, card(), version(), mode="create")).position
-    loading = Member(id="r", kind="replica", position=position, loading=("cron@1",))
+    loading = Replica(id="r", model="echo", position=position, loading=("cron@1",))
     await store.members.renew(loading)
     assert await store.members.converged(position, timeout_s=1) == [loading], "the change alone"
     with pytest.raises(Unavailable, match="replica r"):

@@ -22,7 +22,8 @@ from router.adapters.prompt_router import PromptRouter, everyday_prompts
 class PromptRouterDeployment:
     """One process that chooses."""
 
-    async def __init__(self, settings: Settings) -> None:
+    # Ray Serve awaits it.
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         process_id = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, process_id)
         chosen = settings.router
@@ -35,7 +36,7 @@ class PromptRouterDeployment:
         self.choose.set_max_batch_size(chosen.max_batch)
         await self._process.start()
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def choose(self, asked: list[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
         """Decisions for each caller's prompts; callers with equal constraints share a pass."""
         # Not in a thread: handing over and waiting for the interpreter takes a millisecond of ten.

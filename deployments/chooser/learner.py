@@ -11,7 +11,7 @@ from adapter_store.files.blobs import WEIGHTS
 from adapter_store.routing_log import OutcomeReader, RoutingLog
 from cluster.adapters import Adapter
 from cluster.errors import StoreUnavailable
-from cluster.members import Member
+from cluster.members import Router
 from cluster.settings import Settings
 from cluster.tasks import Background
 from deployments.process.membership import Membership
@@ -115,10 +115,9 @@ class Learner:
                 self._membership.announce()
             took_s = time.monotonic() - began
 
-    def _report(self) -> Member:
-        return Member(
+    def _report(self) -> Router:
+        return Router(
             id=self._process.id,
-            kind="router",
             position=self._process.catalogue.position,
             router=self._router.report(),
         )

@@ -11,7 +11,7 @@ from adapter_store.registration import Registrar
 from adapter_store.registry import Changed
 from adapter_store.store import Store
 from cluster import rollouts
-from cluster.adapters import Adapter, AliasName, Card, Gate, Tier, Version
+from cluster.adapters import Adapter, AdapterKey, AliasName, Card, Gate, Tier, Version
 from cluster.errors import (
     Conflict,
     InvalidRequest,
@@ -20,8 +20,8 @@ from cluster.errors import (
     Unavailable,
     parse,
 )
-from cluster.members import Member
-from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
+from cluster.members import Replica
+from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest, edited
 from cluster.settings import Settings
 from cluster.values import Value
 
@@ -96,7 +96,7 @@ class AdapterAdmin:
             registration,
             mode="upsert",
             wait=True,
-            tell=_nobody,
+            tell=nobody,
             default_base=self._settings.fallback_model,
         )
 
@@ -110,8 +110,7 @@ class AdapterAdmin:
             raise InvalidRequest(f"{field}: a card has no such field", param=field)
 
         def edit(adapter: Adapter) -> Adapter:
-            fields = adapter.card.model_dump(mode="json") | changes
-            return rollouts.edit_card(adapter, parse(Card, fields))
+            return rollouts.edit_card(adapter, edited(adapter.card, changes))
 
         return (await self._change(name, edit, revision)).adapter
 
@@ -158,7 +157,7 @@ class AdapterAdmin:
         changed = await self._change(name, begin, request.revision)
         if not wait:
             return changed.adapter
-        version = changed.adapter.versions[changed.adapter.rollout.version]
+        version = changed.adapter.versions[rollouts.under_way(changed.adapter).version]
         adapter = await self._rolled_out(name, tell)
         position, _ = await self._registry.position()
         await self._confirmed(adapter, version, position, tell)
@@ -174,7 +173,7 @@ class AdapterAdmin:
         changed = await self._change(name, edit, request.revision)
         if wait:
             adapter = changed.adapter
-            await self._confirmed(adapter, adapter.stable, changed.position, _nobody)
+            await self._confirmed(adapter, adapter.stable, changed.position, nobody)
         return changed.adapter
 
     async def _rolled_out(self, name: str, tell: Tell) -> Adapter:
@@ -218,10 +217,10 @@ class AdapterAdmin:
         Raises:
             Unavailable: one cannot load the version, or does not answer in time.
         """
-        key = f"{adapter.name}@{version.number}"
+        key = adapter.key(version)
         refusals = []
         async for member in self._members.confirmations(position, timeout_s=WAIT_S, loaded=key):
-            if member.kind != "replica" or member.model != adapter.card.base_model:
+            if not isinstance(member, Replica) or member.model != adapter.card.base_model:
                 continue
             refusal = member.problems.get(key)
             tell({"event": "replica", "replica": member.id, "state": _state(member, key)})
@@ -234,8 +233,9 @@ class AdapterAdmin:
 def take_revision(fields: dict[str, Any]) -> int | None:
     """Take the expected revision out of a body."""
     revision = fields.pop("revision", None)
-    is_number = isinstance(revision, int) and not isinstance(revision, bool) and revision >= 0
-    if revision is not None and not is_number:
+    if revision is None:
+        return None
+    if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
         raise InvalidRequest("revision must be a number, as GET shows it", param="revision")
     return revision
 
@@ -250,12 +250,12 @@ def _version(adapter: Adapter, selector: int | str) -> Version:
     return version
 
 
-def _state(member: Member, key: str) -> str:
+def _state(member: Replica, key: AdapterKey) -> str:
     if key in member.problems:
         return "failed"
     tier = member.residency.tier(key)
     return tier if tier in (Tier.SLOT, Tier.HOST) else "on demand"
 
 
-def _nobody(event: dict[str, Any]) -> None:
+def nobody(_: dict[str, Any]) -> None:
     """Nobody follows the progress."""

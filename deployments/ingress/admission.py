@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from cluster.adapters import AdapterKey
 from cluster.errors import Overloaded
 from cluster.means import MovingMean
 from cluster.settings import AdmissionSettings, BaseModelSettings, DispatchSettings
@@ -50,28 +51,26 @@ class _Turn(Waiting):
     Attributes:
         needed_by: when its first token is of no use any more, of the monotonic clock.
         until: when it is too late to start.
-        replica: that it is to go to, "" if Ray Serve is to say; None while there is none.
+        replica: that it is to go to, once there is one; "" leaves it to Ray Serve.
         sequences: answers that it asks for, each of which takes a place.
         loads: whether its adapter must be loaded there first.
-        sent: on its way to its first token.
         best_s: time to the first token on the replica that has it soonest, where that is too late.
-        given: done when there is one.
+        given: done when there is one: that replica, and the request on its way to its first token.
     """
 
     needed_by: float = math.inf
     until: float = math.inf
     prefix: tuple[bytes, ...] = ()
     sequences: int = 1
-    replica: str | None = None
+    replica: str = ""
     loads: bool = False
-    sent: Sent | None = None
     best_s: float | None = None
-    given: asyncio.Future[None] = field(
+    given: asyncio.Future[tuple[str, Sent]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
     @property
-    def key(self) -> str | None:
+    def key(self) -> AdapterKey | None:
         return self.flow[1]
 
 
@@ -108,12 +107,12 @@ class Admission:
         self._dispatch = dispatch
         self._settings = settings
         self._node = node
-        self._queue = FairQueue()
+        self._queue: FairQueue[_Turn] = FairQueue()
         self._prefixes = PrefixIndex(dispatch)
         self._ended_at = 0.0
         self._first_tokens = FirstTokens()
         # Until when no other request is sent that would be too late, by adapter version.
-        self._tried: dict[str | None, float] = {}
+        self._tried: dict[AdapterKey | None, float] = {}
         # Between two requests that ended, while some waited.
         self._interval_s = MovingMean()
         fleet.on_change(self._let_in)
@@ -134,30 +133,31 @@ class Admission:
         finally:
             metrics.queued.labels(self._model.id).dec()
             metrics.queue_wait.labels(self._model.id).observe(time.monotonic() - began)
-        place = Place(turn.replica, has_begun=partial(self._first_tokens.came, turn.sent))
+        replica, sent = turn.given.result()
+        place = Place(replica, has_begun=partial(self._first_tokens.came, sent))
         try:
             yield place
             if call.key is not None and place.is_answered:
-                self._fleet.took(call.key, time.monotonic() - turn.sent.at)
+                self._fleet.took(call.key, time.monotonic() - sent.at)
         finally:
             self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
-            self._end(turn)
+            self._end(turn, replica, sent)
 
     def placed(self, call: Call, place: Place) -> Call:
         """The call as it goes to its replica: with what the replica should know of the queue."""
-        waiting, missing = self._waiting(), ""
+        waiting, missing = self._waiting(), None
         if waiting and self._settings.prefetch:
             replicas = self._fleet.replicas(self._model.id)
             missing = first_missing(waiting, place.replica, replicas, self._dispatch)
         return replace(call, replica=place.replica, waiting=waiting, missing=missing)
 
-    def _waiting(self) -> tuple[str, ...]:
+    def _waiting(self) -> tuple[AdapterKey, ...]:
         """The adapter versions that requests wait for, those whose turn comes first before the
         others."""
         keys = dict.fromkeys(w.key for w in self._queue.heads())
         return tuple(key for key in keys if key is not None)[:_MOST_WAITING]
 
-    def queued(self) -> Counter[str]:
+    def queued(self) -> Counter[AdapterKey]:
         """How many wait for each adapter version."""
         return Counter(w.key for w in self._queue if w.key is not None)
 
@@ -186,8 +186,8 @@ class Admission:
         except BaseException:
             if turn in self._queue:
                 self._queue.remove(turn)
-            elif turn.replica is not None:
-                self._end(turn)
+            elif turn.given.done() and not turn.given.exception():
+                self._end(turn, *turn.given.result())
             raise
 
     async def _given(self, turn: _Turn) -> None:
@@ -227,7 +227,7 @@ class Admission:
         while self._queue:
             replicas = self._fleet.replicas(self._model.id)
             opening = Opening.of(replicas)
-            turn = self._queue.pop(lambda t, r=replicas, o=opening: self._finds_place(t, r, o))
+            turn = self._queue.pop(partial(self._finds_place, replicas=replicas, opening=opening))
             if turn is None:
                 return
             if turn.best_s is not None:
@@ -235,12 +235,13 @@ class Admission:
                 why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
                 turn.given.set_exception(self._overloaded(why, turn.best_s))
                 continue
-            turn.sent = self._first_tokens.send(turn.replica, counts=not turn.loads)
-            if turn.replica:
+            replica = turn.replica
+            sent = self._first_tokens.send(replica, counts=not turn.loads)
+            if replica:
                 # It counts from now on; its own task comes to that later.
-                self._fleet.begin(turn.replica, turn.key, turn.sequences)
-                self._prefixes.note(turn.key, turn.prefix, turn.replica)
-            turn.given.set_result(None)
+                self._fleet.begin(replica, turn.key, turn.sequences)
+                self._prefixes.note(turn.key, turn.prefix, replica)
+            turn.given.set_result((replica, sent))
 
     def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: Opening) -> bool:
         """Whether a request has waited long enough: notes where it may start now, or that wherever
@@ -275,7 +276,7 @@ class Admission:
         """Until its first token there at the latest, with those that wait for theirs."""
         return option.first_token_s + self._first_tokens.takes_s(option.replica)
 
-    def _is_tried(self, key: str | None, takes_s: float, now: float) -> bool:
+    def _is_tried(self, key: AdapterKey | None, takes_s: float, now: float) -> bool:
         """Whether one that would be too late goes all the same, as the first of its adapter for a
         while: it brings the adapter in for those who come after, and shows how long that takes."""
         self._tried = {k: until for k, until in self._tried.items() if until > now}
@@ -284,10 +285,10 @@ class Admission:
         self._tried[key] = now + max(takes_s, _TRY_EVERY_S)
         return True
 
-    def _end(self, turn: _Turn) -> None:
-        self._first_tokens.end(turn.sent)
-        if turn.replica:
-            self._fleet.end(turn.replica, turn.key, turn.sequences)
+    def _end(self, turn: _Turn, replica: str, sent: Sent) -> None:
+        self._first_tokens.end(sent)
+        if replica:
+            self._fleet.end(replica, turn.key, turn.sequences)
         now = time.monotonic()
         if self._queue:
             self._interval_s.add(now - self._ended_at)

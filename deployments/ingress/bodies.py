@@ -20,7 +20,7 @@ def request_id_of(request: Request) -> str:
     if not hasattr(request.state, "request_id"):
         sent = request.headers.get("x-request-id", "")
         request.state.request_id = sent if _REQUEST_ID.match(sent) else uuid.uuid4().hex
-    return request.state.request_id
+    return str(request.state.request_id)
 
 
 def check_content_type(request: Request) -> None:

@@ -15,9 +15,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
+from cluster import members
 from cluster.decisions import Decision, Prompt
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
-from cluster.members import DeploymentState, Member
+from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
 from deployments.ingress.admin import AdapterAdmin
 from deployments.ingress.admission import Admission, Place
@@ -136,7 +137,8 @@ class ServeChooser:
     async def _choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return await self._handle.remote((prompts, constraints))
+                decisions: list[Decision] = await self._handle.remote((prompts, constraints))
+                return decisions
         except TimeoutError as e:
             raise Unavailable(f"no decision within {self._settings.timeout_s} s") from e
         except (RayError, RayServeException) as e:
@@ -151,10 +153,10 @@ class Ingress:
         self,
         settings: Settings,
         router: DeploymentHandle,
-        planner: DeploymentHandle,
+        _planner: DeploymentHandle,
         models: dict[str, DeploymentHandle],
     ) -> None:
-        """`planner` is never called; Serve runs what the ingress is bound to, and nothing else."""
+        """`_planner` is never called; Serve runs what the ingress is bound to, and nothing else."""
         self._settings = settings
         process_id = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, process_id)
@@ -195,11 +197,10 @@ class Ingress:
                 share = adapter.rollout.percent / 100
                 metrics.rollout_share.labels(adapter.name).set(share)
 
-    def _report(self) -> Member:
+    def _report(self) -> members.Ingress:
         demand = self._fleet.demand()
-        return Member(
+        return members.Ingress(
             id=self._process.id,
-            kind="ingress",
             position=self._process.catalogue.position,
             demand=demand,
             times=self._fleet.times(demand),

@@ -11,6 +11,7 @@ from cluster import rollouts
 from cluster.adapters import Adapter, AdapterRef, Viewer
 from cluster.decisions import Decision, Prompt, Route
 from cluster.errors import ModelNotFound, Unavailable
+from cluster.members import Eyes
 from deployments.ingress.views import model_card, row, summarise
 
 AUTO = "auto"
@@ -75,7 +76,7 @@ class Directory:
         """Names that the client may have meant; versions, when the adapter is there."""
         name = model.partition("@")[0]
         if adapter := self.seen(name, viewer):
-            return [f"{name}@{number}" for number in adapter.versions]
+            return [adapter.key(version) for version in adapter.versions.values()]
         return [AUTO, *self.base_models, *self.visible(viewer)]
 
     def seen(self, name: str, viewer: Viewer) -> Adapter | None:
@@ -91,9 +92,9 @@ class Directory:
         """The names of all adapters that a caller may know of."""
         return [a.name for a in self._catalogue.adapters.values() if viewer.may_see(a.card)]
 
-    def hidden(self, viewer: Viewer) -> set[str]:
-        """The names of those that a caller may not know of."""
-        return self._catalogue.adapters.keys() - set(self.visible(viewer))
+    def eyes(self, viewer: Viewer) -> Eyes:
+        """What of other processes' reports a caller may see."""
+        return Eyes(viewer.owner, lambda name: name in self.base_models or self.shows(name, viewer))
 
     # -- listings ---------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adapter_store.members import Members
+from cluster.adapters import AdapterKey
 from cluster.demand import Demand
 from cluster.means import MovingMean
-from cluster.members import Member, fewest_first
+from cluster.members import Ingress, Replica, Report, fewest_first
 from cluster.settings import PlacementSettings
 from cluster.tasks import Background
-from router.replicas.dispatch import ReplicaView
+from router.replicas.dispatch import Holding, ReplicaView
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,9 @@ class _Known:
         mine: requests of this process that the report may count, too.
     """
 
-    member: Member
-    mine: Counter[str | None]
-    slots: frozenset[str]
-    host: frozenset[str]
-    loading: frozenset[str]
+    report: Replica
+    mine: Counter[AdapterKey | None]
+    held: Holding
 
 
 class Fleet:
@@ -37,7 +36,7 @@ class Fleet:
         self._known: dict[str, _Known] = {}
         self._ingresses = 1
         # Requests that this process has under way, by replica and adapter version.
-        self._mine: dict[str, Counter[str | None]] = {}
+        self._mine: dict[str, Counter[AdapterKey | None]] = {}
         self._demand = Demand(settings.half_life_s)
         self._tenants = Demand(settings.half_life_s, most=1000)
         self._times: dict[str, MovingMean] = {}
@@ -64,13 +63,13 @@ class Fleet:
 
     def replicas(self, model: str) -> list[ReplicaView]:
         """The replicas of a base model now."""
-        return [self._view(k) for k in self._known.values() if k.member.model == model]
+        return [self._view(k) for k in self._known.values() if k.report.model == model]
 
-    def begin(self, replica: str, key: str | None, sequences: int = 1) -> None:
+    def begin(self, replica: str, key: AdapterKey | None, sequences: int = 1) -> None:
         """A request of this process, for so many answers, goes to a replica."""
         self._mine.setdefault(replica, Counter())[key] += sequences
 
-    def end(self, replica: str, key: str | None, sequences: int = 1) -> None:
+    def end(self, replica: str, key: AdapterKey | None, sequences: int = 1) -> None:
         mine = self._mine[replica]
         mine[key] -= sequences
         if not mine[key]:
@@ -90,9 +89,9 @@ class Fleet:
         """Requests a second by adapter, of this process."""
         return self._demand.rates(time.monotonic())
 
-    def took(self, key: str, seconds: float) -> None:
+    def took(self, key: AdapterKey, seconds: float) -> None:
         """A request for an adapter version has been answered."""
-        self._times.setdefault(key.partition("@")[0], MovingMean()).add(seconds)
+        self._times.setdefault(key.name, MovingMean()).add(seconds)
 
     def times(self, demand: Mapping[str, float]) -> dict[str, float]:
         """Mean seconds of a request by adapter, of those in `demand`; the others' are forgotten."""
@@ -104,7 +103,7 @@ class Fleet:
         return self._tenants.rates(time.monotonic())
 
     def _view(self, known: _Known) -> ReplicaView:
-        member = known.member
+        member = known.report
         mine = self._mine.get(member.id, Counter())
         running = fewest_first({key: n for key, n in mine.items() if key is not None})
         ongoing = mine.total()
@@ -117,11 +116,7 @@ class Fleet:
         return ReplicaView(
             id=member.id,
             node=member.node,
-            slots=known.slots,
-            host=known.host,
-            loading=known.loading,
-            slot_capacity=member.residency.slot_capacity,
-            host_capacity=member.residency.host_capacity,
+            held=known.held,
             running=running,
             ongoing=ongoing,
             max_ongoing=max(1, member.max_ongoing),
@@ -130,20 +125,14 @@ class Fleet:
             problems=member.problems,
         )
 
-    def take(self, members: list[Member]) -> None:
+    def take(self, members: list[Report]) -> None:
         """The newest reports."""
         self._known = {
-            m.id: _Known(
-                m,
-                Counter(self._mine.get(m.id, {})),
-                frozenset(m.residency.slots),
-                frozenset(m.residency.host),
-                frozenset(m.loading),
-            )
+            m.id: _Known(m, Counter(self._mine.get(m.id, {})), Holding.of(m.residency, m.loading))
             for m in members
-            if m.kind == "replica"
+            if isinstance(m, Replica)
         }
-        self._ingresses = sum(m.kind == "ingress" for m in members)
+        self._ingresses = sum(isinstance(m, Ingress) for m in members)
         for listener in self._listeners:
             listener()
 

@@ -26,7 +26,7 @@ from deployments.ingress.gateway import Gateway
 from deployments.ingress.http_admin import add_changes, add_uploads
 from deployments.ingress.overview import Overview
 from deployments.ingress.replies import respond
-from deployments.ingress.views import describe
+from deployments.ingress.views import cluster, describe
 from deployments.process import metrics
 from router.adapters.prompts import prompt_of
 
@@ -166,8 +166,8 @@ def _add_feedback(
 
 def _add_overview(app: FastAPI, client: APIRouter, overview: Overview) -> None:
     @client.get("/v1/cluster")
-    async def cluster(request: Request) -> dict[str, Any]:
-        return (await overview.snapshot(request.state.viewer)).model_dump(mode="json")
+    async def snapshot(request: Request) -> dict[str, Any]:
+        return cluster(await overview.snapshot(request.state.viewer))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -182,29 +182,33 @@ def _add_overview(app: FastAPI, client: APIRouter, overview: Overview) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    async def ours(request: Request, error: RoundhouseError) -> JSONResponse:
-        is_inference = request.url.path in FORMS
-        if is_inference and not getattr(request.state, "is_counted", False):
-            metrics.requests.labels("", metrics.UNKNOWN, "", str(error.status)).inc()
-        return JSONResponse(error.body(), error.status, error.headers())
+    app.exception_handler(RoundhouseError)(_ours)
+    app.exception_handler(HTTPException)(_of_framework)
+    app.exception_handler(RequestValidationError)(_of_query)
+    app.exception_handler(Exception)(_unexpected)
 
-    async def of_framework(request: Request, error: HTTPException) -> JSONResponse:
-        wrapped = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
-        return JSONResponse(wrapped.body(), error.status_code, error.headers)
 
-    async def of_query(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        param = str(first["loc"][-1])
-        return await ours(request, InvalidRequest(f"{param}: {first['msg']}", param=param))
+async def _ours(request: Request, error: RoundhouseError) -> JSONResponse:
+    is_inference = request.url.path in FORMS
+    if is_inference and not getattr(request.state, "is_counted", False):
+        metrics.requests.labels("", metrics.UNKNOWN, "", str(error.status)).inc()
+    return JSONResponse(error.body(), error.status, error.headers())
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("request %s failed", request_id_of(request), exc_info=error)
-        return await ours(request, RoundhouseError("internal error; the log names this request id"))
 
-    app.add_exception_handler(RoundhouseError, ours)
-    app.add_exception_handler(HTTPException, of_framework)
-    app.add_exception_handler(RequestValidationError, of_query)
-    app.add_exception_handler(Exception, unexpected)
+async def _of_framework(request: Request, error: HTTPException) -> JSONResponse:
+    wrapped = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(wrapped.body(), error.status_code, error.headers)
+
+
+async def _of_query(request: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    param = str(first["loc"][-1])
+    return await _ours(request, InvalidRequest(f"{param}: {first['msg']}", param=param))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.error("request %s failed", request_id_of(request), exc_info=error)
+    return await _ours(request, RoundhouseError("internal error; the log names this request id"))
 
 
 def route_inputs(value: Any) -> list[Prompt]:

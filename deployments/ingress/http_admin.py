@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,12 +14,12 @@ from adapter_store.files.uploads import PART_BYTES, Uploads
 from cluster.errors import InvalidRequest, ModelNotFound, NotFound, RoundhouseError, parse
 from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
 from cluster.values import Value
-from deployments.ingress.admin import AdapterAdmin, Tell
+from deployments.ingress.admin import AdapterAdmin, Tell, nobody
 from deployments.ingress.bodies import check_characters, check_content_type, read_json
 from deployments.ingress.views import describe
 
 # Does something, tells of its progress, returns the answer's status and body.
-Operation = Callable[[Tell], Awaitable[tuple[int, dict[str, Any]]]]
+Operation = Callable[[Tell], Coroutine[Any, Any, tuple[int, dict[str, Any]]]]
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def _add_vllm(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
             await admin.load(wanted.lora_name, wanted.lora_path, replace=wanted.load_inplace)
         except InvalidRequest as e:
             # Its clients know these fields.
-            e.param = {"name": "lora_name", "source": "lora_path"}.get(e.param, e.param)
+            e.param = {"name": "lora_name", "source": "lora_path"}.get(e.param or "", e.param)
             raise
         return PlainTextResponse(f"Success: LoRA adapter '{wanted.lora_name}' added successfully.")
 
@@ -225,7 +225,7 @@ def _number(request: Request, header: str) -> int:
 async def _answer(request: Request, operation: Operation) -> Response:
     """The operation's answer; to those who accept an event stream, its progress first."""
     if "text/event-stream" not in request.headers.get("accept", ""):
-        status, body = await operation(lambda event: None)
+        status, body = await operation(nobody)
         return JSONResponse(body, status)
     return StreamingResponse(_events(operation), media_type="text/event-stream")
 

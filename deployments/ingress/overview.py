@@ -7,7 +7,7 @@ from adapter_store.members import Members
 from adapter_store.plans import Plans
 from cluster.adapters import Viewer
 from cluster.errors import StoreUnavailable
-from cluster.members import ClusterSnapshot, DeploymentState, Member, RouterReport
+from cluster.members import ClusterSnapshot, DeploymentState, Replica, Report, Router
 from cluster.plans import PlacementPlan
 from cluster.settings import Settings
 from cluster.tasks import soon
@@ -18,7 +18,7 @@ from deployments.ingress.directory import Directory
 class Sight:
     """The cluster as it was at one moment."""
 
-    members: tuple[Member, ...]
+    members: tuple[Report, ...]
     plan: PlacementPlan | None
     deployments: tuple[DeploymentState, ...]
 
@@ -53,7 +53,7 @@ class Overview:
         members, plan = await soon(self._members_and_plan())
         return Sight(tuple(members), plan, await self._deployments())
 
-    async def _members_and_plan(self) -> tuple[list[Member], PlacementPlan]:
+    async def _members_and_plan(self) -> tuple[list[Report], PlacementPlan]:
         return await self._members.all(), await self._plans.newest()
 
     async def snapshot(self, viewer: Viewer) -> ClusterSnapshot:
@@ -83,14 +83,14 @@ class Overview:
         except StoreUnavailable:
             return []  # degraded, and said so by /v1/cluster; what is loaded is served
 
-    def missing(self, members: Iterable[Member]) -> list[str]:
+    def missing(self, members: Iterable[Report]) -> list[str]:
         """What the settings want and does not report."""
         counts = {m.id: 0 for m in self._settings.models}
         routers = 0
         for member in members:
-            if member.kind == "replica" and member.model in counts:
+            if isinstance(member, Replica) and member.model in counts:
                 counts[member.model] += 1
-            routers += member.kind == "router"
+            routers += isinstance(member, Router)
         missing = [
             f"{m.replicas - counts[m.id]} of {m.replicas} replicas of {m.id}"
             for m in self._settings.models
@@ -98,35 +98,5 @@ class Overview:
         ]
         return missing if routers else [*missing, "the prompt router"]
 
-    def _seen_by(self, viewer: Viewer, member: Member) -> Member:
-        if viewer.sees_all:
-            return member
-
-        def may_see(key: str) -> bool:
-            return self._directory.shows(key.partition("@")[0], viewer)
-
-        held = member.residency
-        seen = {
-            "slots": tuple(filter(may_see, held.slots)),
-            "host": tuple(filter(may_see, held.host)),
-        }
-        return member.model_copy(
-            update={
-                "residency": held.model_copy(update=seen),
-                "loading": tuple(filter(may_see, member.loading)),
-                "problems": {k: v for k, v in member.problems.items() if may_see(k)},
-                "router": member.router and self._report_for(viewer, member.router),
-                "running": tuple(filter(may_see, member.running)),
-                "leaving": tuple(filter(may_see, member.leaving)),
-                "demand": {k: v for k, v in member.demand.items() if may_see(k)},
-                "times": {k: v for k, v in member.times.items() if may_see(k)},
-                "waiting": {k: v for k, v in member.waiting.items() if may_see(k)},
-                "tenants": {k: v for k, v in member.tenants.items() if k == viewer.owner},
-            }
-        )
-
-    def _report_for(self, viewer: Viewer, report: RouterReport) -> RouterReport:
-        hidden = self._directory.hidden(viewer)
-        twins = tuple(t for t in report.twins if t.a not in hidden and t.b not in hidden)
-        experts = tuple(name for name in report.experts if name not in hidden)
-        return report.model_copy(update={"twins": twins, "experts": experts})
+    def _seen_by(self, viewer: Viewer, member: Report) -> Report:
+        return member if viewer.sees_all else member.seen_by(self._directory.eyes(viewer))

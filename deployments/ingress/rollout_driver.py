@@ -14,7 +14,7 @@ from typing import Any
 from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.store import Store
 from cluster import rollouts
-from cluster.adapters import Adapter, Evaluation, EvaluationPrompt, Rollout, Version
+from cluster.adapters import Adapter, AdapterKey, Evaluation, EvaluationPrompt, Rollout, Version
 from cluster.errors import (
     AdapterLoadFailed,
     InvalidRequest,
@@ -23,6 +23,7 @@ from cluster.errors import (
     StoreUnavailable,
     Unavailable,
 )
+from cluster.members import Replica
 from cluster.tasks import Background, cancel
 
 logger = logging.getLogger(__name__)
@@ -93,26 +94,28 @@ class RolloutDriver:
             for name in self._rolling - self._busy.keys():
                 adapter = self._catalogue.adapters.get(name)
                 if adapter is not None and adapter.rollout is not None:
-                    self._begin_step(adapter)
+                    self._begin_step(adapter, adapter.rollout)
             # Nothing to look at without a rollout: sleep until one is heard of.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S if self._rolling else None):
                     await self._heard.wait()
             self._heard.clear()
 
-    def _begin_step(self, adapter: Adapter) -> None:
+    def _begin_step(self, adapter: Adapter, rollout: Rollout) -> None:
         is_paused = time.monotonic() < self._paused_until.get(adapter.name, 0.0)
-        if is_paused or not rollouts.is_due(adapter.rollout, time.time()):
+        if is_paused or not rollouts.is_due(rollout, time.time()):
             return
-        step = self._background.spawn(f"rollout {adapter.name}", self._step_quietly(adapter))
+        step = self._background.spawn(
+            f"rollout {adapter.name}", self._step_quietly(adapter, rollout)
+        )
         self._busy[adapter.name] = step
         step.add_done_callback(lambda _: self._busy.pop(adapter.name, None))
 
-    async def _step_quietly(self, adapter: Adapter) -> None:
+    async def _step_quietly(self, adapter: Adapter, rollout: Rollout) -> None:
         try:
             if await self._registry.drive(adapter.name, self._id, for_s=_LEASE_S):
                 async with self._driving(adapter.name):
-                    await self._step(adapter, adapter.rollout)
+                    await self._step(adapter, rollout)
         except (_Superseded, ModelNotFound):
             logger.info("the rollout of %s was changed meanwhile", adapter.name)
         except StoreUnavailable as e:
@@ -137,12 +140,12 @@ class RolloutDriver:
             await cancel(renewing)
 
     async def _step(self, adapter: Adapter, rollout: Rollout) -> None:
-        evaluation = None
+        evaluation = refusal = None
         try:
             await self._see_it_loaded(adapter, rollout)
             if rollout.gate is not None and adapter.card.evaluation:
                 evaluation = await self._evaluate(adapter, rollout)
-            refusal = rollouts.why_not(evaluation, rollout.gate) if evaluation else None
+                refusal = rollouts.why_not(evaluation, rollout.gate)
         except AdapterLoadFailed as e:
             refusal = e.message
 
@@ -154,14 +157,14 @@ class RolloutDriver:
             return rollouts.advance(now, evaluation, time.time())
 
         changed = await self._registry.change(adapter.name, move)
-        after = changed.adapter.rollout
-        outcome = f"at {after.percent} %" if after else changed.adapter.last_rollout.outcome
+        after, end = changed.adapter.rollout, changed.adapter.last_rollout
+        outcome = f"at {after.percent} %" if after else end and end.outcome
         logger.info("rollout of %s@%d: %s", adapter.name, rollout.version, refusal or outcome)
 
     async def _see_it_loaded(self, adapter: Adapter, rollout: Rollout) -> None:
         """Every replica has had its chance to load the version; raises AdapterLoadFailed when none
         could. One that does not answer holds nothing up: it loads when it is asked."""
-        key = f"{adapter.name}@{rollout.version}"
+        key = AdapterKey.of(adapter.name, rollout.version)
         position, _ = await self._registry.position()
         try:
             members = await self._members.converged(position, timeout_s=_CONVERGE_S, loaded=key)
@@ -170,8 +173,9 @@ class RolloutDriver:
         except Unavailable as e:
             logger.warning("%s", e)
             members = await self._members.all()
-        failures = [f"replica {m.id}: {m.problems[key]}" for m in members if key in m.problems]
-        if failures and not any(m.residency.tier(key) for m in members):
+        replicas = [m for m in members if isinstance(m, Replica)]
+        failures = [f"replica {m.id}: {m.problems[key]}" for m in replicas if key in m.problems]
+        if failures and not any(m.residency.tier(key) for m in replicas):
             raise AdapterLoadFailed("; ".join(failures))
 
     async def _evaluate(self, adapter: Adapter, rollout: Rollout) -> Evaluation:

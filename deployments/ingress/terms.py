@@ -90,8 +90,9 @@ def _sequences(body: Mapping[str, Any]) -> int:
         )
     prompts = body.get("prompt")
     # A list of numbers is one prompt, in tokens.
-    several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
-    return n * (len(prompts) if several else 1)
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+        return n * len(prompts)
+    return n
 
 
 def _priority(headers: Mapping[str, str], viewer: Viewer) -> int:
@@ -99,7 +100,7 @@ def _priority(headers: Mapping[str, str], viewer: Viewer) -> int:
     try:
         priority = int(sent)
     except ValueError:
-        priority = None
+        priority = _PRIORITIES.stop
     if priority not in _PRIORITIES:
         raise InvalidRequest(
             f"{PRIORITY_HEADER} must be a whole number from {_PRIORITIES[0]} to {_PRIORITIES[-1]}",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cluster.adapters import Adapter
+from cluster.members import ClusterSnapshot, Ingress, Replica, Router
 
 
 def describe(adapter: Adapter) -> dict[str, Any]:
@@ -36,6 +37,21 @@ def row(adapter: Adapter) -> dict[str, Any]:
         "versions": tuple(adapter.versions),
         "rollout": {"version": rollout.version, "percent": rollout.percent} if rollout else None,
     }
+
+
+# Clients find the same fields in every member, whatever its kind.
+_EVERY_FIELD: dict[str, Any] = {
+    **Ingress(id="").model_dump(mode="json"),
+    **Router(id="").model_dump(mode="json"),
+    **Replica(id="", model="").model_dump(mode="json"),
+    "model": None,
+}
+
+
+def cluster(snapshot: ClusterSnapshot) -> dict[str, Any]:
+    """What `GET /v1/cluster` answers."""
+    shown = snapshot.model_dump(mode="json")
+    return shown | {"members": [_EVERY_FIELD | member for member in shown["members"]]}
 
 
 def model_card(model: str, adapter: Adapter | None = None) -> dict[str, Any]:

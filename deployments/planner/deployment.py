@@ -15,7 +15,8 @@ from deployments.process.ray_options import on_nodes
 class PlannerDeployment:
     """The planner as an actor of Ray Serve."""
 
-    async def __init__(self, settings: Settings) -> None:
+    # Ray Serve awaits it.
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         who = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, who)
         self._process = Process(settings.store, who, RayExport())

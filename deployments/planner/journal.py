@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from cluster.adapters import Adapter
-from cluster.members import Member
+from cluster.members import Replica, Report
 from cluster.plans import Happening
 
 # Of one replica in one step: a replica that starts has dozens at once.
@@ -21,8 +21,9 @@ def adapter_news(
     """What was done to the adapters in `after`; None is one that was deleted."""
     for name, now in after.items():
         was = before.get(name)
+        told = now or was
         for news in _news_of(name, was, now):
-            yield news.model_copy(update={"revision": (now or was).revision})
+            yield news.model_copy(update={"revision": told.revision if told else 0})
 
 
 def _news_of(name: str, was: Adapter | None, now: Adapter | None) -> Iterator[Happening]:
@@ -73,30 +74,34 @@ def _rollout(was: Adapter, now: Adapter) -> Iterator[Happening]:
         yield _of("rollout", name, f"{name}@{end.version} {how}{why}", is_bad=is_bad)
 
 
-def member_news(before: Iterable[Member], after: Iterable[Member]) -> Iterator[Happening]:
+def member_news(before: Iterable[Report], after: Iterable[Report]) -> Iterator[Happening]:
     """Processes that came and went, what replicas loaded, and what they could not."""
     old, new = ({m.id: m for m in members} for members in (before, after))
     for gone in old.keys() - new.keys():
         member = old[gone]
-        is_bad = member.kind == "replica"
+        is_bad = isinstance(member, Replica)
         yield _of("replica", gone, f"{_what(member)} {gone} is gone", is_bad=is_bad)
     for member in new.values():
         was = old.get(member.id)
         if was is None:
-            where = f" on {member.node}" if member.node else ""
+            where = f" on {member.node}" if isinstance(member, Replica) and member.node else ""
             yield _of("replica", member.id, f"{_what(member)} {member.id} is there{where}")
-            continue
-        held = {*was.residency.slots, *was.residency.host}
-        loaded = [k for k in (*member.residency.slots, *member.residency.host) if k not in held]
-        for key in loaded[:_MOST_LOADS]:
-            yield _of("load", key.partition("@")[0], f"{key} was loaded on {member.id}")
-        for key in member.problems.keys() - was.problems.keys():
-            text = f"{member.id} cannot load {key}: {member.problems[key]}"
-            yield _of("failure", key.partition("@")[0], text, is_bad=True)
+        elif isinstance(member, Replica) and isinstance(was, Replica):
+            yield from _loads(was, member)
 
 
-def _what(member: Member) -> str:
-    return f"replica of {member.model}" if member.kind == "replica" else member.kind
+def _loads(was: Replica, now: Replica) -> Iterator[Happening]:
+    held = {*was.residency.slots, *was.residency.host}
+    loaded = [k for k in (*now.residency.slots, *now.residency.host) if k not in held]
+    for key in loaded[:_MOST_LOADS]:
+        yield _of("load", key.name, f"{key} was loaded on {now.id}")
+    for key in now.problems.keys() - was.problems.keys():
+        text = f"{now.id} cannot load {key}: {now.problems[key]}"
+        yield _of("failure", key.name, text, is_bad=True)
+
+
+def _what(member: Report) -> str:
+    return f"replica of {member.model}" if isinstance(member, Replica) else member.kind
 
 
 def _of(kind: str, subject: str, text: str, *, is_bad: bool = False) -> Happening:

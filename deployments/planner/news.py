@@ -4,7 +4,7 @@ from adapter_store.catalogue import Catalogue, Changes
 from adapter_store.telemetry import TelemetryStore
 from cluster.adapters import Adapter
 from cluster.errors import StoreUnavailable
-from cluster.members import Member
+from cluster.members import Replica, Report
 from cluster.plans import Happening
 from deployments.planner.journal import adapter_news, member_news
 
@@ -20,18 +20,18 @@ class News:
         self._catalogue = catalogue
         self._news: list[Happening] = []
         self._known: dict[str, Adapter] = {}
-        self._members: list[Member] = []
+        self._members: list[Report] = []
         catalogue.on_change(self._read)
 
-    def start(self, members: list[Member]) -> None:
+    def start(self, members: list[Report]) -> None:
         """What was there before is no news."""
         self._known = dict(self._catalogue.adapters)
         self._members = members
         self._news.clear()
 
-    def look(self, members: list[Member]) -> None:
+    def look(self, members: list[Report]) -> None:
         """See who is there now."""
-        had, has = (any(m.kind == "replica" for m in of) for of in (self._members, members))
+        had, has = (any(isinstance(m, Replica) for m in of) for of in (self._members, members))
         if had and not has:
             return  # not everybody at once: the store has lost their leases for a moment
         self._news += member_news(self._members, members)

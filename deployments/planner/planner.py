@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from cluster.adapters import Adapter
 from cluster.demand import mean_times, total_demand
-from cluster.members import Member
+from cluster.members import Replica, Report
 from cluster.placement import Host, Need, plan
 from cluster.plans import ModelPlan, PlacementPlan
 from cluster.settings import BaseModelSettings, Settings
@@ -79,7 +79,7 @@ class Planner:
     async def _step(self) -> None:
         await self.step()
 
-    async def _plan_all(self, leader: int, members: list[Member]) -> PlacementPlan | None:
+    async def _plan_all(self, leader: int, members: list[Report]) -> PlacementPlan | None:
         if leader != self._leader:
             # What the one before has planned stays where it is.
             self._last = await self._store.plans.newest()
@@ -100,7 +100,7 @@ class Planner:
     def _plan(
         self,
         model: BaseModelSettings,
-        members: list[Member],
+        members: list[Report],
         demand: Mapping[str, float],
         times: Mapping[str, float],
     ) -> ModelPlan:
@@ -138,9 +138,9 @@ def _need(adapter: Adapter, rate: float, service_s: float) -> Need:
     )
 
 
-def _hosts(model: BaseModelSettings, members: Iterable[Member]) -> Iterable[Host]:
+def _hosts(model: BaseModelSettings, members: Iterable[Report]) -> Iterable[Host]:
     for member in members:
-        if member.kind == "replica" and member.model == model.id:
+        if isinstance(member, Replica) and member.model == model.id:
             there = (*member.residency.slots, *member.residency.host, *member.loading)
             yield Host(
                 id=member.id,
@@ -149,7 +149,7 @@ def _hosts(model: BaseModelSettings, members: Iterable[Member]) -> Iterable[Host
                 bytes=model.lora.host_bytes or math.inf,
                 places=model.max_ongoing,
                 service_s=member.service_s,
-                held=frozenset(key.partition("@")[0] for key in there),
-                refused=frozenset(key.partition("@")[0] for key in member.problems),
+                held=frozenset(key.name for key in there),
+                refused=frozenset(key.name for key in member.problems),
                 loading=len(member.loading),
             )

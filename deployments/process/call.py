@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 
-from cluster.adapters import AdapterRef
+from cluster.adapters import AdapterKey, AdapterRef
 from cluster.errors import RoundhouseError
 
 REPLICA_HEADER = "x-roundhouse-replica"
@@ -75,10 +75,10 @@ class Call:
     adapter: AdapterRef | None
     position: str
     replica: str = ""
-    waiting: tuple[str, ...] = ()
-    missing: str = ""
+    waiting: tuple[AdapterKey, ...] = ()
+    missing: AdapterKey | None = None
 
     @property
-    def key(self) -> str | None:
+    def key(self) -> AdapterKey | None:
         """Of the adapter's version; None for the base model."""
         return self.adapter.key if self.adapter else None

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from adapter_store.catalogue import Catalogue
 from adapter_store.members import Members
 from cluster.errors import StoreUnavailable
-from cluster.members import Member
+from cluster.members import Report
 from cluster.tasks import Background
 from deployments.process import metrics
 
@@ -30,7 +30,7 @@ class Membership:
         self,
         members: Members,
         catalogue: Catalogue,
-        report: Callable[[], Member],
+        report: Callable[[], Report],
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._members = members

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 # When a series began is nothing that anybody here asks for; it would double their number.
-prometheus_client.disable_created_metrics()
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry()
 
@@ -195,7 +195,7 @@ plan_time = Histogram(
 def all_metrics() -> dict[str, MetricWrapperBase]:
     """Every metric of this file by its exported name, without the suffixes of its samples."""
     found = (v for v in globals().values() if isinstance(v, MetricWrapperBase))
-    return {metric.describe()[0].name: metric for metric in found}
+    return {next(iter(metric.describe())).name: metric for metric in found}
 
 
 UNKNOWN, OTHER = "(unknown)", "(other)"

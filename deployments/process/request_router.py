@@ -3,7 +3,7 @@
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 
-class AssignedReplicaRouter(RequestRouter):
+class AssignedReplicaRouter(RequestRouter):  # type: ignore[misc]  # of Ray, untyped
     """Offers the assigned replica first, then all others.
 
     Serve asks each whether it has a place: an assignment that has become wrong costs a retry.

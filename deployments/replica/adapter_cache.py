@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from cluster.adapters import AdapterRef, Tier
+from cluster.adapters import AdapterKey, AdapterRef, Tier
 from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.means import MovingMean
 from cluster.members import Residency, fewest_first
@@ -86,12 +86,12 @@ class AdapterCache:
         )
         self._where = ResidencyView(engine, self._room.worths, self._tell)
         self._counts = LoadCounts(model)
-        self._flights: dict[str, asyncio.Task[None]] = {}
-        self._leases: Counter[str] = Counter()
+        self._flights: dict[AdapterKey, asyncio.Task[None]] = {}
+        self._leases: Counter[AdapterKey] = Counter()
         # Versions on their way out for good; the event is set when no lease is left.
-        self._leaving: dict[str, asyncio.Event] = {}
+        self._leaving: dict[AdapterKey, asyncio.Event] = {}
         self._on_change: list[Callable[[], None]] = []
-        self.problems: dict[str, str] = {}
+        self.problems: dict[AdapterKey, str] = {}
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have it called when something has moved, is on its way in, or cannot come."""
@@ -118,17 +118,17 @@ class AdapterCache:
         return self._room.left(self._flights)
 
     @property
-    def loading(self) -> tuple[str, ...]:
+    def loading(self) -> tuple[AdapterKey, ...]:
         """Versions on their way in, by key."""
         return tuple(self._flights)
 
     @property
-    def leaving(self) -> tuple[str, ...]:
+    def leaving(self) -> tuple[AdapterKey, ...]:
         """Versions on their way out for good, by key."""
         return tuple(self._leaving)
 
     @property
-    def running(self) -> tuple[str, ...]:
+    def running(self) -> tuple[AdapterKey, ...]:
         """Versions that requests use or wait for, by key, those with the fewest first."""
         return tuple(fewest_first(self._leases))
 
@@ -224,10 +224,10 @@ class AdapterCache:
 
     def clear_problems(self, name: str) -> None:
         """Forget the failed loads of an adapter: it was changed or removed since."""
-        for key in [k for k in self.problems if k.partition("@")[0] == name]:
+        for key in [k for k in self.problems if k.name == name]:
             del self.problems[key]
 
-    def _landed(self, key: str, flight: asyncio.Task[None]) -> None:
+    def _landed(self, key: AdapterKey, flight: asyncio.Task[None]) -> None:
         self._flights.pop(key, None)
         self._tell()
         # Those who waited for it may all have left.
@@ -279,7 +279,7 @@ class AdapterCache:
         with self._room.leaving(ref):
             await self._engine.unload(ref)
 
-    def _release(self, key: str) -> None:
+    def _release(self, key: AdapterKey) -> None:
         self._leases[key] -= 1
         if not self._leases[key]:
             del self._leases[key]

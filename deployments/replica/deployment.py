@@ -29,7 +29,8 @@ _HEALTH_PERIOD_S = 2.0
 class ModelReplica:
     """One replica."""
 
-    async def __init__(self, settings: Settings, model_id: str) -> None:
+    # Ray Serve awaits it.
+    async def __init__(self, settings: Settings, model_id: str) -> None:  # type: ignore[misc]
         replica_id = serve.get_replica_context().replica_id.unique_id
         node = ray.util.get_node_ip_address()
         configure(settings.logging, replica_id)

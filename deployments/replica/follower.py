@@ -65,11 +65,10 @@ class Follower:
 
     def load_missing(self, call: Call) -> None:
         """Begin to load what a request in the queue waits for, if that disturbs nobody."""
-        if not call.missing or not self._placement.prefetch or call.replica != self._id:
+        if call.missing is None or not self._placement.prefetch or call.replica != self._id:
             return
-        name, _, number = call.missing.partition("@")
-        adapter = self._catalogue.adapters.get(name)
-        version = adapter.versions.get(int(number)) if adapter else None
+        adapter = self._catalogue.adapters.get(call.missing.name)
+        version = adapter.versions.get(call.missing.version) if adapter else None
         if adapter is None or version is None:
             return
         if len(self._adapters.loading) >= self._placement.moves_per_replica:

@@ -10,7 +10,7 @@ from adapter_store.files.node_cache import NodeCache
 from cluster.adapters import AdapterRef, Tier
 from cluster.errors import ModelNotFound
 from cluster.means import MovingMean
-from cluster.members import Member
+from cluster.members import Replica
 from cluster.settings import BaseModelSettings, Settings
 from deployments.engines.engine import Engine
 from deployments.process import metrics
@@ -140,11 +140,10 @@ class ModelServer:
         if (kv_use := self.engine.kv_use()) is not None:
             metrics.kv_use.labels(model).set(kv_use)
 
-    def report(self) -> Member:
+    def report(self) -> Replica:
         """What the others should know of it now."""
-        return Member(
+        return Replica(
             id=self._process.id,
-            kind="replica",
             model=self._model.id,
             node=self._node,
             position=self._process.catalogue.position,

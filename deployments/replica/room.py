@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from cluster.adapters import AdapterRef
+from cluster.adapters import AdapterKey, AdapterRef
 from cluster.errors import AdapterLoadFailed
 from deployments.replica.worth import Expected, UsageLog
 
@@ -42,7 +42,7 @@ class Room:
         self,
         limit: Amount,
         usage: UsageLog,
-        is_used: Callable[[str], bool],
+        is_used: Callable[[AdapterKey], bool],
         is_pinned: Callable[[str], bool],
     ) -> None:
         self._limit = limit
@@ -51,7 +51,7 @@ class Room:
         self._is_used = is_used
         self._is_pinned = is_pinned
         self._kept: frozenset[str] = frozenset()
-        self._held: dict[str, Held] = {}
+        self._held: dict[AdapterKey, Held] = {}
         # With the loads and unloads under way.
         self._taken = Amount()
         self._lock = asyncio.Lock()

@@ -6,6 +6,7 @@ from adapter_store.catalogue import Changes
 from adapter_store.members import Members
 from cluster.adapters import Adapter
 from cluster.errors import StoreUnavailable
+from cluster.members import Replica
 from cluster.placement import holders
 
 
@@ -47,5 +48,5 @@ class Sharing:
             members = await self._members.all()
         except StoreUnavailable:
             return
-        alive = {m.id for m in members if m.kind == "replica" and m.model == self._model_id}
+        alive = {m.id for m in members if isinstance(m, Replica) and m.model == self._model_id}
         self._peers = frozenset(alive | {self._id})

@@ -49,7 +49,7 @@ class Terms:
         return choose(options, self.constraints, settings.cost_weights, settings.near_tie)
 
     def option(self, adapter: Adapter, quality: float) -> Option:
-        key = f"{adapter.name}@{adapter.stable.number}"
+        key = adapter.key(adapter.stable)
         model = adapter.card.base_model
         cost = self.costs.adapter(model, key, adapter.stable)
         return Option(adapter.name, model, quality, cost)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.adapters import Tier, Version
-from cluster.members import Member
+from cluster.members import Replica, Report
 from cluster.settings import BaseModelSettings
 
 # Measured on the vLLM CPU engine with adapters of rank 8 (benchmarks/results/engine-cpu.json):
@@ -39,13 +39,13 @@ class LiveCosts:
     """A snapshot of the replicas, by base model."""
 
     models: Mapping[str, BaseModelSettings] = field(default_factory=dict)
-    replicas: Mapping[str, tuple[Member, ...]] = field(default_factory=dict)
+    replicas: Mapping[str, tuple[Replica, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, models: Iterable[BaseModelSettings], members: Iterable[Member]) -> "LiveCosts":
-        replicas: dict[str, list[Member]] = {}
+    def of(cls, models: Iterable[BaseModelSettings], members: Iterable[Report]) -> "LiveCosts":
+        replicas: dict[str, list[Replica]] = {}
         for member in members:
-            if member.model is not None:
+            if isinstance(member, Replica):
                 replicas.setdefault(member.model, []).append(member)
         return cls({m.id: m for m in models}, {k: tuple(v) for k, v in replicas.items()})
 
@@ -77,7 +77,7 @@ class LiveCosts:
         return self.models[model].price if model in self.models else 0.0
 
 
-def _load_s(member: Member, key: str, version: Version) -> float:
+def _load_s(member: Replica, key: str, version: Version) -> float:
     tier = member.residency.tier(key)
     if tier is Tier.SLOT:
         return 0.0
@@ -86,7 +86,7 @@ def _load_s(member: Member, key: str, version: Version) -> float:
     return _FROM_FILES_S + version.size_bytes / _FILES_BYTES_PER_S
 
 
-def _queue_s(member: Member) -> float:
+def _queue_s(member: Replica) -> float:
     """Until one of the requests before makes room, if there is none."""
     if not member.max_ongoing:
         return 0.0
@@ -94,7 +94,7 @@ def _queue_s(member: Member) -> float:
     return waiting * member.service_s / member.max_ongoing
 
 
-def _load(replicas: tuple[Member, ...]) -> float:
+def _load(replicas: tuple[Replica, ...]) -> float:
     """Share of the places that are taken."""
     places = sum(m.max_ongoing for m in replicas)
     return sum(m.ongoing for m in replicas) / places if places else 0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cluster.adapters import Adapter
 from cluster.decisions import Decision, Outcome, Prompt
-from cluster.members import Member, RouterReport, Twins
+from cluster.members import Report, RouterReport, Twins
 from cluster.settings import BaseModelSettings, RouterSettings
 from router.adapters.arrow import ArrowRouter
 from router.adapters.choice import ByCards, Terms
@@ -64,7 +64,7 @@ class PromptRouter:
         """Learn anew how well each candidate answers."""
         self._outcomes.learn(outcomes)
 
-    def observe(self, members: Iterable[Member]) -> None:
+    def observe(self, members: Iterable[Report]) -> None:
         """Take the newest reports of the replicas into the costs."""
         self._costs = LiveCosts.of(self._base_models, members)
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 
+from cluster.adapters import AdapterKey
+from cluster.members import Residency
 from cluster.placement import holders
 from cluster.settings import DispatchSettings
 
@@ -35,6 +37,32 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True)
+class Holding:
+    """The adapter versions that a replica has, or will have soon, and how many it can have."""
+
+    slots: frozenset[AdapterKey] = frozenset()
+    host: frozenset[AdapterKey] = frozenset()
+    loading: frozenset[AdapterKey] = frozenset()
+    slot_capacity: int = 1
+    host_capacity: int = 1
+
+    @classmethod
+    def of(cls, residency: Residency, loading: Iterable[AdapterKey]) -> "Holding":
+        """As a report tells it."""
+        return cls(
+            frozenset(residency.slots),
+            frozenset(residency.host),
+            frozenset(loading),
+            residency.slot_capacity,
+            residency.host_capacity,
+        )
+
+    @property
+    def all(self) -> frozenset[AdapterKey]:
+        return self.slots | self.host | self.loading
+
+
+@dataclass(frozen=True)
 class ReplicaView:
     """A replica as the dispatcher sees it.
 
@@ -47,47 +75,43 @@ class ReplicaView:
 
     id: str
     node: str = ""
-    slots: frozenset[str] = frozenset()
-    host: frozenset[str] = frozenset()
-    loading: frozenset[str] = frozenset()
-    slot_capacity: int = 1
-    host_capacity: int = 1
-    running: Sequence[str] = ()
+    held: Holding = Holding()
+    running: Sequence[AdapterKey] = ()
     ongoing: int = 0
     max_ongoing: int = 1
     service_s: float = 0.0
     load_s: float = 0.0
-    problems: Collection[str] = ()
+    problems: Collection[AdapterKey] = ()
 
     @property
     def is_full(self) -> bool:
         return self.ongoing >= self.max_ongoing
 
     @property
-    def gives_way(self) -> str | None:
+    def gives_way(self) -> AdapterKey | None:
         """The version that gets no new requests here while another one waits for a slot: the one
         with the fewest, whose slot is free the soonest. Without it, adapters whose requests
         overlap would keep their slots for ever."""
-        if len(self.running) <= self.slot_capacity:
+        if len(self.running) <= self.held.slot_capacity:
             return None
-        return next((key for key in self.running if key in self.slots), None)
+        return next((key for key in self.running if key in self.held.slots), None)
 
-    def standing(self, key: str | None) -> Standing:
+    def standing(self, key: AdapterKey | None) -> Standing:
         """Where an adapter version stands here; the base model is always in place."""
         if key is None:
             return Standing.SLOT
-        if key not in self.running and len(self.running) >= self.slot_capacity:
+        if key not in self.running and len(self.running) >= self.held.slot_capacity:
             return Standing.SATURATED
         if key == self.gives_way:
             return Standing.SATURATED
-        if key in self.slots:
+        if key in self.held.slots:
             return Standing.SLOT
-        if key in self.host:
+        if key in self.held.host:
             return Standing.HOST
-        if key in self.loading or key in self.running:
+        if key in self.held.loading or key in self.running:
             return Standing.COMING
-        held = len(self.slots | self.host | self.loading)
-        return Standing.ROOM if held < self.host_capacity else Standing.EVICTABLE
+        has_room = len(self.held.all) < self.held.host_capacity
+        return Standing.ROOM if has_room else Standing.EVICTABLE
 
 
 @dataclass(frozen=True)
@@ -99,7 +123,7 @@ class Ask:
         cached: replica id -> prompt tokens whose keys and values it has, for this adapter.
     """
 
-    key: str | None
+    key: AdapterKey | None
     cached: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -142,7 +166,7 @@ class Opening:
         has_slot: some replica has a place, and a slot that no running version needs.
     """
 
-    running: frozenset[str]
+    running: frozenset[AdapterKey]
     has_place: bool
     has_slot: bool
 
@@ -152,10 +176,10 @@ class Opening:
         return cls(
             frozenset().union(*({*r.running} - {r.gives_way} for r in free)),
             bool(free),
-            any(len(r.running) < r.slot_capacity for r in free),
+            any(len(r.running) < r.held.slot_capacity for r in free),
         )
 
-    def admits(self, key: str | None) -> bool:
+    def admits(self, key: AdapterKey | None) -> bool:
         return self.has_place and (key is None or self.has_slot or key in self.running)
 
 
@@ -172,7 +196,7 @@ def rank(
         return []
     share = (1 + settings.spread) * (sum(r.ongoing for r in able) + 1) / len(able)
     limit = max(math.ceil(share), settings.spread_from)
-    homes = _homes(ask.key.partition("@")[0], tuple(sorted(r.id for r in able))) if ask.key else []
+    homes = _homes(ask.key.name, tuple(sorted(r.id for r in able))) if ask.key else []
     if settings.policy == "hash" and homes:
         able = [r for r in able if r.id in homes]
     options = [
@@ -186,7 +210,7 @@ def rank(
             - settings.near_s * (r.node == node),
             is_over_share=r.ongoing >= limit,
             is_full=r.is_full,
-            waits=max(0, len(r.running) - r.slot_capacity),
+            waits=max(0, len(r.running) - r.held.slot_capacity),
         )
         for r in able
     ]
@@ -194,16 +218,18 @@ def rank(
 
 
 def first_missing(
-    keys: Iterable[str], replica: str, replicas: Sequence[ReplicaView], settings: DispatchSettings
-) -> str:
+    keys: Iterable[AdapterKey],
+    replica: str,
+    replicas: Sequence[ReplicaView],
+    settings: DispatchSettings,
+) -> AdapterKey | None:
     """What a replica should load for requests that still wait: the first of these versions that
-    no replica has, if this one is the best place for it; else ""."""
-    here = (held for r in replicas for held in (r.slots, r.host, r.loading, r.running))
-    there = frozenset().union(*here)
+    no replica has, if this one is the best place for it; else None."""
+    there = frozenset().union(*(held for r in replicas for held in (r.held.all, r.running)))
     able = (k for k in keys if k not in there and any(k not in r.problems for r in replicas))
     key = next(able, None)
     if key is None or rank(Ask(key), replicas, settings)[0].replica != replica:
-        return ""
+        return None
     return key
 
 

@@ -9,9 +9,12 @@ waiting, so that nobody saves up. Requests of one tenant and adapter stay in the
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from cluster.adapters import AdapterKey
 
 # (tenant, adapter version or None for the base model)
-Flow = tuple[str, str | None]
+Flow = tuple[str, AdapterKey | None]
 
 
 @dataclass(eq=False)
@@ -44,11 +47,14 @@ class _Counters:
         self.spent[who] = max(self.spent.get(who, 0.0), level)
 
 
-class FairQueue:
+AnyWaiting = TypeVar("AnyWaiting", bound=Waiting)
+
+
+class FairQueue(Generic[AnyWaiting]):
     """Requests that wait for a replica. Not safe for threads."""
 
     def __init__(self) -> None:
-        self._flows: dict[int, dict[Flow, deque[Waiting]]] = {}
+        self._flows: dict[int, dict[Flow, deque[AnyWaiting]]] = {}
         self._epoch = 0
         self._tenants = _Counters()
         self._adapters = _Counters()
@@ -56,44 +62,44 @@ class FairQueue:
     def __len__(self) -> int:
         return sum(len(line) for flows in self._flows.values() for line in flows.values())
 
-    def __iter__(self) -> Iterator[Waiting]:
+    def __iter__(self) -> Iterator[AnyWaiting]:
         return (w for flows in self._flows.values() for line in flows.values() for w in line)
 
-    def heads(self) -> Iterator[Waiting]:
+    def heads(self) -> Iterator[AnyWaiting]:
         """Of each flow the one that came first, in the order of their turns."""
         for priority in sorted(self._flows, reverse=True):
             flows = self._flows[priority]
             for flow in sorted(flows, key=self._level):
                 yield flows[flow][0]
 
-    def push(self, waiting: Waiting) -> None:
+    def push(self, waiting: AnyWaiting) -> None:
         flows = self._flows.setdefault(waiting.priority, {})
         if waiting.flow not in flows:
             self._lift(waiting.flow)
             flows[waiting.flow] = deque()
         flows[waiting.flow].append(waiting)
 
-    def pop(self, may_start: Callable[[Waiting], bool]) -> Waiting | None:
+    def pop(self, may_start: Callable[[AnyWaiting], bool]) -> AnyWaiting | None:
         """The next request that may start; None when none of the heads of the lines may."""
         found = next((waiting for waiting in self.heads() if may_start(waiting)), None)
         if found is not None:
             self._take(found)
         return found
 
-    def settle(self, done: Waiting, tokens: float) -> None:
+    def settle(self, done: AnyWaiting, tokens: float) -> None:
         """It has ended and has cost so many: charge what that is more than was thought, or give
         back what is less. Counters that have begun anew since never had it."""
         if done.epoch == self._epoch:
             self._tenants.spent[done.flow[0]] += tokens - done.tokens
             self._adapters.spent[done.flow] += tokens - done.tokens
 
-    def remove(self, waiting: Waiting) -> None:
+    def remove(self, waiting: AnyWaiting) -> None:
         """Take out one whose client has left, or whose time is over; it has spent nothing."""
         line = self._flows[waiting.priority][waiting.flow]
         line.remove(waiting)
         self._tidy(waiting.priority, waiting.flow)
 
-    def ahead_of(self, waiting: Waiting) -> int:
+    def ahead_of(self, waiting: AnyWaiting) -> int:
         """About how many will have their turn before it: those of higher priority, those of its own
         tenant before it, and of every other tenant as many as of its own."""
         peers = [w for w in self if w.priority == waiting.priority and w is not waiting]
@@ -103,7 +109,7 @@ class FairQueue:
         others = sum(min(count, own + 1) for count in per_tenant.values())
         return own + others + sum(w.priority > waiting.priority for w in self)
 
-    def newest_of_most(self) -> Waiting:
+    def newest_of_most(self) -> AnyWaiting:
         """The newest request of the tenant that has most of them here, of the lowest priority."""
         lowest = self._flows[min(self._flows)]
         per_tenant: Counter[str] = Counter()
@@ -113,7 +119,7 @@ class FairQueue:
         waiting = (w for (tenant, _), line in lowest.items() if tenant == most for w in line)
         return max(waiting, key=lambda w: w.since)
 
-    def _take(self, waiting: Waiting) -> None:
+    def _take(self, waiting: AnyWaiting) -> None:
         flow = waiting.flow
         self._flows[waiting.priority][flow].popleft()
         self._tenants.spent[flow[0]] += waiting.tokens

@@ -7,6 +7,7 @@ replica was last asked is likely to be still there; nothing depends on it.
 import hashlib
 from collections import OrderedDict
 
+from cluster.adapters import AdapterKey
 from cluster.settings import DispatchSettings
 
 # Of English text, about.
@@ -29,9 +30,9 @@ class PrefixIndex:
     def __init__(self, settings: DispatchSettings) -> None:
         self._most = settings.prefix_memory
         self._block_tokens = settings.prefix_block_bytes // _BYTES_PER_TOKEN
-        self._replicas: OrderedDict[tuple[str | None, bytes], str] = OrderedDict()
+        self._replicas: OrderedDict[tuple[AdapterKey | None, bytes], str] = OrderedDict()
 
-    def note(self, key: str | None, chain: tuple[bytes, ...], replica: str) -> None:
+    def note(self, key: AdapterKey | None, chain: tuple[bytes, ...], replica: str) -> None:
         """Remember that `replica` works on a prompt for the adapter version `key`."""
         for block in chain:
             self._replicas[key, block] = replica
@@ -39,7 +40,7 @@ class PrefixIndex:
         while len(self._replicas) > self._most:
             self._replicas.popitem(last=False)
 
-    def cached(self, key: str | None, chain: tuple[bytes, ...]) -> dict[str, int]:
+    def cached(self, key: AdapterKey | None, chain: tuple[bytes, ...]) -> dict[str, int]:
         """Replica -> tokens of the prompt's start that it has; others have none."""
         tokens: dict[str, int] = {}
         for length, block in enumerate(chain, start=1):

@@ -11,9 +11,10 @@ from adapter_store.telemetry import STEPS, TelemetryStore
 from cluster.adapters import Viewer
 from cluster.decisions import RoutedRequest
 from cluster.errors import InvalidRequest, ModelNotFound, StoreUnavailable
-from cluster.members import ClusterSnapshot
+from cluster.members import ClusterSnapshot, Replica
 from cluster.plans import Happening
 from cluster.tasks import soon
+from deployments.ingress import views
 from deployments.ingress.dashboard.history import History, Point
 from deployments.ingress.directory import Directory
 from deployments.ingress.overview import Overview, Sight
@@ -82,7 +83,7 @@ class Dashboard:
             "as_of": last.at,
             "may_change": viewer.sees_all,
             "health": health(cluster, missing),
-            "cluster": cluster.model_dump(mode="json"),
+            "cluster": views.cluster(cluster),
             "adapters": None if adapters_at == cluster.position else self._directory.rows(viewer),
             "history": [point for point in last.points if point["at"] > after],
             "traffic": {n: t for n, t in last.traffic.items() if not n or self._shows(n, viewer)},
@@ -147,7 +148,8 @@ def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:
         if deployment.status != "HEALTHY":
             why = f": {deployment.reason}" if deployment.reason else ""
             reasons.append(f"{deployment.name} is {deployment.status.lower()}{why}")
-    failed = {key for member in cluster.members for key in member.problems}
+    replicas = [member for member in cluster.members if isinstance(member, Replica)]
+    failed = {key for replica in replicas for key in replica.problems}
     if failed:
         reasons.append(f"cannot be loaded: {', '.join(sorted(failed)[:5])}")
     return {"state": "degraded" if reasons else "ok", "reasons": reasons}

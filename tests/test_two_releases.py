@@ -1,0 +1,198 @@
+"""Two releases on one store, as during an upgrade: the one before beside this, and a newer one."""
+
+import asyncio
+import json
+
+import pytest
+
+from adapter_store.catalogue import Catalogue
+from adapter_store.registration import Registrar
+from cluster import rollouts
+from cluster.adapters import AdapterKey
+from cluster.errors import InvalidRequest
+from cluster.members import Ingress, Replica, Residency, Router, RouterReport
+from cluster.requests import Registration, edited
+from tests.release_before import release_before
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+async def registrar(store, store_settings, tmp_path):
+    return Registrar(store, store_settings.model_copy(update={"data_dir": tmp_path / "data"}))
+
+
+@pytest.fixture
+async def catalogue(store):
+    catalogue = Catalogue(store.registry)
+    await catalogue.start()
+    yield catalogue
+    await catalogue.stop()
+
+
+# -- the release before ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def before(store, store_settings, tmp_path):
+    settings = store_settings.model_copy(update={"data_dir": tmp_path / "data"})
+    with release_before(tmp_path / "before", settings.model_dump_json()) as process:
+
+        async def ask(command: str, **fields):
+            return await asyncio.to_thread(process, command, **fields)
+
+        yield ask
+
+
+async def test_what_either_release_does_the_other_follows(
+    before, store, registrar, catalogue, make_adapter
+):
+    theirs = await before("register", source=str(make_adapter("theirs")))
+    await catalogue.wait_for(theirs)
+    sent = Registration(source=str(make_adapter("ours", seed=1, tags=["new"])))
+    ours = await registrar.register(sent, mode="create")
+    assert (await before("see", position=ours.position))["ours"]["card"]["tags"] == ["new"]
+
+    again = Registration(source=str(make_adapter("theirs", seed=2)), promote=False)
+    second = await registrar.register(again, mode="upsert")
+    assert second.version.number == 2, "numbers go on"
+    alias = await before("alias", name="ours", alias="blue", number=1)
+    await catalogue.wait_for(alias)
+    assert catalogue.adapters["ours"].aliases["blue"] == 1
+
+    def begin(adapter):
+        version, gate = adapter.versions[2], None
+        return rollouts.begin(adapter, version, percents=(10, 100), step_s=60, gate=gate, now=1.0)
+
+    rolling = await store.registry.change("theirs", begin)
+    seen = await before("see", position=rolling.position)
+    assert seen["theirs"]["rollout"]["percents"] == [10, 100]
+    edit = await before("edit", name="theirs", description="edited by the release before")
+    await catalogue.wait_for(edit)
+    assert catalogue.adapters["theirs"].rollout is not None, "nothing of it is lost"
+
+
+async def test_the_release_before_reads_every_report_of_this_one(before, store):
+    key = AdapterKey("a@1")
+    full = Replica(
+        id="r", model="echo", residency=Residency(slots=(key,)), loading=(key,), problems={key: "x"}
+    )
+    for report in (
+        full,
+        Router(id="p", router=RouterReport(versions={}, cards=0)),
+        Ingress(id="i", demand={"a": 1.0}, waiting={key: 1}),
+    ):
+        await store.members.renew(report)
+    members = await before("members")
+    assert [(m["id"], m["kind"]) for m in members] == [
+        ("i", "ingress"),
+        ("p", "router"),
+        ("r", "replica"),
+    ]
+    assert members[2]["problems"] == {"a@1": "x"}
+
+
+async def test_this_release_reads_the_reports_of_the_one_before(before, store):
+    await before("report", id="old", loading=["a@1"], residency={"slots": ["b@2"]})
+    (replica,) = await store.members.all()
+    assert isinstance(replica, Replica)
+    assert replica.loading == (AdapterKey("a@1"),)
+    assert replica.residency.slots[0].version == 2
+
+
+# -- a newer release ------------------------------------------------------------------------
+
+
+async def as_a_newer_release(store, name: str) -> str:
+    """Add a field to all that is kept of an adapter; returns the event's position."""
+    redis, key = store.server.redis, store.server.keys.adapter(name)
+    for field, value in (await redis.hgetall(key)).items():
+        try:
+            record = json.loads(value)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            record["of_next_year"] = {"field": [1, 2]}
+            for prompt in record.get("evaluation", []):
+                prompt["of_next_year"] = True
+            await redis.hset(key, field, json.dumps(record))
+    await redis.hset(key, "a_field_of_next_year", "kept")
+    changed = await store.registry.change(name, lambda adapter: adapter)
+    return changed.position
+
+
+async def put_one(registrar, make_adapter) -> None:
+    evaluation = [{"prompt": "2+2", "expected": "4"}]
+    folder = make_adapter("cron", description="old", evaluation=evaluation)
+    await registrar.register(Registration(source=str(folder)), mode="create")
+
+
+async def test_a_field_that_a_newer_release_adds_ends_no_catalogue(
+    store, registrar, catalogue, make_adapter
+):
+    await put_one(registrar, make_adapter)
+    await catalogue.wait_for(await as_a_newer_release(store, "cron"))
+    catalogue.check()
+    assert catalogue.adapters["cron"].card.description == "old"
+    fresh = Catalogue(store.registry)
+    await fresh.start()
+    assert fresh.adapters == catalogue.adapters
+    await fresh.stop()
+
+
+async def test_what_a_newer_release_stored_is_written_back(store, registrar, make_adapter):
+    await put_one(registrar, make_adapter)
+    await as_a_newer_release(store, "cron")
+
+    def edit(adapter):
+        return rollouts.edit_card(adapter, edited(adapter.card, {"description": "new"}))
+
+    await store.registry.change("cron", edit)
+    again = Registration(source=str(make_adapter("cron", seed=1)), tags=("t",))
+    await registrar.register(again, mode="upsert")
+    fields = await store.server.fields(store.server.keys.adapter("cron"))
+    card = json.loads(fields["card"])
+    assert (card["description"], card["tags"]) == ("new", ["t"])
+    assert card["of_next_year"] == {"field": [1, 2]}
+    assert card["evaluation"][0]["of_next_year"] is True
+    assert json.loads(fields["version:1"])["of_next_year"] == {"field": [1, 2]}
+    assert fields["a_field_of_next_year"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"of_next_year": 1}, "of_next_year"),
+        ({"evaluation": [{"prompt": "a", "expected": "b", "weight": 2}]}, "evaluation.0.weight"),
+    ],
+)
+async def test_what_a_client_sends_is_held_to_what_this_release_knows(
+    store, registrar, make_adapter, sent, field
+):
+    await put_one(registrar, make_adapter)
+    await as_a_newer_release(store, "cron")
+    adapter = await store.registry.get("cron")
+    assert adapter is not None
+    with pytest.raises(InvalidRequest) as refused:
+        edited(adapter.card, sent)
+    assert refused.value.param == field
+
+
+async def test_a_report_with_more_in_it_and_one_of_a_new_kind_end_nothing(store):
+    await store.members.renew(Replica(id="r", model="echo"))
+    redis, keys = store.server.redis, store.server.keys
+    for member in (
+        {"id": "newer", "kind": "replica", "model": "echo", "of_next_year": 1},
+        {"id": "other", "kind": "auditor"},
+    ):
+        await redis.set(keys.member(member["id"]), json.dumps(member))
+        await redis.zadd(keys.members, {member["id"]: 2**53})
+    assert [m.id for m in await store.members.all()] == ["newer", "r"]
+
+
+async def test_the_journal_of_a_newer_release_is_read_as_far_as_it_can_be(store):
+    redis, key = store.server.redis, store.server.keys.journal(loads=False)
+    known = {"at": 1.0, "kind": "adapter", "subject": "cron", "text": "cron was deleted"}
+    for record in (known, known | {"more": 1}, known | {"kind": "audit"}):
+        await redis.xadd(key, {"record": json.dumps(record)})
+    assert [h.subject for h in await store.telemetry.journal(10)] == ["cron", "cron"]
