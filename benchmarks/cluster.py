@@ -249,7 +249,7 @@ def _even(adapters: int, args: argparse.Namespace, seed: int) -> Load:
     return Load(adapters, 8, args.seconds / 2, popularity=1.0, answer_tokens=(8, 24), seed=seed)
 
 
-def ways(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def ways(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
     """The gateways' own costs."""
     sources = _write_adapters(folder / "adapters", ECHO_SHAPES, ADAPTERS, ECHO_TARGETS)
     return gateway(_demo_model(), sources, folder, console)
@@ -258,7 +258,7 @@ def ways(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 # -- the planner --------------------------------------------------------------------------------
 
 
-def planner(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def planner(_: Path, __: argparse.Namespace) -> dict[str, Any]:
     """The time of one plan, the first and then unchanged ones."""
     rates = np.random.default_rng(0).pareto(1, 10_000) * 0.05
     needs = {f"adapter-{i}": Need(rate=float(rate)) for i, rate in enumerate(rates)}
@@ -286,7 +286,7 @@ HALF_LIVES_S = (30, 120, 300, 600, 1800)
 EVICTION_S = 1800.0
 
 
-def eviction(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def eviction(_: Path, __: argparse.Namespace) -> dict[str, Any]:
     """Hit ratios of one replica by the half-life of its usage, beside plain recency.
 
     Its share of the load: every second adapter's requests, as the home of a replica of two.
@@ -311,10 +311,10 @@ def eviction(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _hit_ratios(trace: list[Request]) -> dict[str, float]:
     capacity = LORA["host_entries"]
-    logs = {str(h): _log_of(trace, h) for h in HALF_LIVES_S}
+    logs = {str(h): _log_of(h) for h in HALF_LIVES_S}
     loads = {rule: _loads(trace, capacity, log) for rule, log in logs.items()}
     # With a half-life of a moment the last one asked for is worth most.
-    loads["recency"] = _loads(trace, capacity, _log_of(trace, 0.05))
+    loads["recency"] = _loads(trace, capacity, _log_of(0.05))
     loads["optimum"] = fewest_loads([r.adapter for r in trace], capacity)
     return {rule: 100 * (1 - count / len(trace)) for rule, count in loads.items()}
 
@@ -328,7 +328,7 @@ class _Clock:
         return self.now
 
 
-def _log_of(trace: list[Request], half_life_s: float) -> tuple[UsageLog, _Clock]:
+def _log_of(half_life_s: float) -> tuple[UsageLog, _Clock]:
     clock = _Clock()
     return UsageLog(half_life_s, clock), clock
 
@@ -350,7 +350,7 @@ def _loads(trace: list[Request], capacity: int, rule: tuple[UsageLog, _Clock]) -
     return loads
 
 
-def news(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def news(folder: Path, _: argparse.Namespace) -> dict[str, Any]:
     """How long an ingress goes on believing what was."""
     with embedded_server(folder) as server:
         return asyncio.run(_news(StoreSettings(url=server.url), replicas=64, reports=300))
@@ -497,7 +497,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def constants(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def constants(_: Path, __: argparse.Namespace) -> dict[str, Any]:
     """What other values of the settings would do, without processes."""
     return sweep(ECHO_COSTS, {k: v for k, v in LORA.items() if k != "max_rank"})
 

@@ -13,7 +13,7 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 
 from benchmarks.ray_serve_llm import COUNT_IN
 
-_load = WorkerLoRAManager._load_adapter
+_load = WorkerLoRAManager._load_adapter  # noqa: SLF001  (vLLM reads each adapter there)
 
 
 class CountedLoads:
@@ -26,4 +26,4 @@ def _counted(self: WorkerLoRAManager, lora_request: LoRARequest) -> LoRAModel:
     return _load(self, lora_request)
 
 
-WorkerLoRAManager._load_adapter = _counted
+WorkerLoRAManager._load_adapter = _counted  # noqa: SLF001

@@ -48,7 +48,9 @@ class EchoInRay(LLMEngine):
             self._loaded.add(lora_model.model_id)
 
     async def chat(
-        self, request: ChatCompletionRequest, raw_request_info: Any = None
+        self,
+        request: ChatCompletionRequest,
+        raw_request_info: Any = None,  # noqa: ARG002  (Ray names it)
     ) -> AsyncIterator[str | ChatCompletionResponse]:
         is_adapter = request.model in self._loaded
         body = {

@@ -52,7 +52,7 @@ async def replay(
     url: str,
     trace: list[Request],
     model_of: Callable[[int], str],
-    on_progress: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Replay:
     """Send every request at its time, whatever became of those before it."""
     found = Replay()

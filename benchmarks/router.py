@@ -262,7 +262,7 @@ def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
     return means
 
 
-def weights(bench: Bench) -> dict[str, Any]:
+def weights(_: Bench) -> dict[str, Any]:
     """Arrow's prototypes: of the demo's adapters nothing is known but their weights."""
     base = str(prepare_base_model(default_cache_dir(), console))
     asked = [(skill, e.prompt) for skill in SKILLS for e in held_out(skill)[:FEW]]

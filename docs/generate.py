@@ -78,7 +78,7 @@ def metrics_page() -> str:
     for metric in metrics.all_metrics().values():
         described = metric.describe()[0]
         name = described.name + ("_total" if described.type == "counter" else "")
-        labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+        labels = ", ".join(f"`{label}`" for label in metrics.labels_of(metric))
         lines.append(f"| `{name}` | {described.type} | {labels} | {described.documentation} |")
     return "\n".join([*lines, ""])
 

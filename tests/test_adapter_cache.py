@@ -270,7 +270,7 @@ async def test_a_damaged_blob_is_refused_and_leaves_nothing(cache, engine, blobs
 
 
 async def test_whatever_goes_wrong_in_preparing_is_a_failed_load(cache, engine, ref, monkeypatch):
-    def stumble(source, target):
+    def stumble(*_):
         raise KeyError("q_proj")
 
     monkeypatch.setattr(engine, "prepare", stumble)
@@ -298,7 +298,7 @@ async def test_a_move_during_a_refresh_is_seen(cache, engine, ref, monkeypatch):
     assert len(asked) == 2
 
 
-async def test_a_prepared_file_that_was_damaged_is_made_anew(cache, engine, tmp_path, ref):
+async def test_a_prepared_file_that_was_damaged_is_made_anew(cache, tmp_path, ref):
     for name in "ab":
         await cache.ensure(ref(name))
     (entry,) = (p for p in (tmp_path / "node").iterdir() if p.is_dir())
@@ -309,7 +309,7 @@ async def test_a_prepared_file_that_was_damaged_is_made_anew(cache, engine, tmp_
 
 
 async def test_an_engine_that_refuses_frees_the_room(cache, engine, node_cache, ref, monkeypatch):
-    async def refuse(ref, folder):
+    async def refuse(*_):
         raise AdapterLoadFailed("no")
 
     with monkeypatch.context() as patch:
@@ -367,7 +367,7 @@ async def test_there_is_spare_room_until_all_that_is_here_is_needed(engine, blob
     assert engine.unloads == ["d@1"]
 
 
-async def test_spare_room_is_of_bytes_too(engine, blobs, node_cache, ref):
+async def test_spare_room_is_of_bytes_too(engine, blobs, node_cache):
     files = AdapterFiles(blobs, node_cache, engine)
     cache = AdapterCache(engine, files, of_bytes(10_000))
     assert cache.has_spare(10_000)

@@ -297,7 +297,7 @@ async def test_a_canary_is_sticky_and_grows_by_itself(rh, make_adapter):
     assert {await version_for(rh, u) for u in users} == {"2"}
 
 
-async def test_a_canary_that_goes_bad_is_rolled_back_during_its_run(rh, store, make_adapter):
+async def test_a_canary_that_goes_bad_is_rolled_back_during_its_run(rh, make_adapter):
     """The evaluation is run again at each step: here its prompts change meanwhile."""
     await two_versions(rh, make_adapter, before=range(20), after=range(10))
     await call(rh, "PATCH", "cron", {"evaluation": QUESTIONS[:10]})

@@ -132,8 +132,11 @@ class World:
 
 
 @asynccontextmanager
-async def world(store, store_settings, prompt_router, tmp_path, **changes) -> AsyncIterator[World]:
+async def world(
+    store, store_settings, prompt_router, tmp_path, engine_args=None, **changes
+) -> AsyncIterator[World]:
     model = {"id": "echo", "path": "none", "engine": "echo", "max_ongoing": 4}
+    model["engine_args"] = engine_args or {}
     tree = {"models": [model], "store": {"data_dir": str(tmp_path / "data")}} | changes
     settings = parse_settings(tree)
     blobs = open_blobs(settings.store)
@@ -157,14 +160,12 @@ async def world(store, store_settings, prompt_router, tmp_path, **changes) -> As
     recorder = process.add(RoutingRecorder(log))
     directory = Directory(catalogue, pools)
     overview = Overview(settings, store.members, store.plans, directory, deployments)
-    gateway = Gateway(
-        settings, directory, it.chooser, pools, recorder.record, lambda adapter, _: None
-    )
+    gateway = Gateway(settings, directory, it.chooser, pools, recorder.record, lambda *_: None)
     telemetry = it.telemetry = process.telemetry
     process.add(RolloutDriver(store, catalogue, "test", gateway.ask))
 
     @asynccontextmanager
-    async def no_lifespan(app):
+    async def no_lifespan(_):
         yield
 
     offered = Operations(
@@ -288,11 +289,15 @@ async def test_without_the_router_auto_falls_back_to_the_base_model_and_says_so(
     assert "switched off" in decision["reason"]
 
 
-async def test_a_client_that_hangs_up_frees_the_replica(rh):
+async def test_a_client_that_hangs_up_frees_the_replica(make_world):
+    async with make_world(engine_args={"token_s": 0.01}) as rh:
+        await _hang_up(rh)
+
+
+async def _hang_up(rh: World) -> None:
     request = rh.client.build_request(
         "POST", "/v1/chat/completions", json=chat("echo", "word " * 1000, stream=True)
     )
-    rh.pool.engine._args = rh.pool.engine._args.model_copy(update={"token_s": 0.01})
     task = asyncio.create_task(rh.client.send(request))
     await asyncio.sleep(0.2)
     assert rh.pool.open_answers == 1
@@ -515,7 +520,7 @@ async def test_feedback_that_cannot_be_kept_names_the_field(rh, body, status, pa
     assert error(await rh.client.post("/v1/feedback", json=body), status)["param"] == param
 
 
-async def test_prompts_are_not_kept_where_the_settings_say_so(make_world, make_adapter):
+async def test_prompts_are_not_kept_where_the_settings_say_so(make_world):
     async with make_world(router={"keep_prompts": False}) as rh:
         await ask_as(rh, "r1")
         assert (await kept(rh, "r1"))["input"] is None

@@ -17,7 +17,7 @@ SECRET = "what only the tenant may know"
 
 
 @pytest.fixture
-def configured(capsys):
+def configured(capsys):  # noqa: ARG001  (it must be there before the handler)
     """Our loggers as a process of the cluster has them; restored after the test."""
     names = ("cluster", "adapter_store", "router", "deployments")
     before = {

@@ -56,7 +56,7 @@ def test_every_expression_parses_and_every_metric_in_it_exists(name):
 
 
 def test_labels_in_expressions_are_labels_of_their_metrics():
-    labels = {f"{n}_total": m._labelnames for n, m in metrics.all_metrics().items()}
+    labels = {f"{n}_total": metrics.labels_of(m) for n, m in metrics.all_metrics().items()}
     for expression in (PANELS | ALERTS).values():
         for name, matchers in re.findall(r"(roundhouse_\w+_total)\{([^}]*)\}", expression):
             assert set(re.findall(r"(\w+)=", matchers)) <= set(labels[name]), expression

@@ -34,7 +34,7 @@ async def catalogue(store):
 
 
 @pytest.fixture
-def before(store, store_settings, tmp_path):
+def before(store, store_settings, tmp_path):  # noqa: ARG001  (it puts the base model)
     settings = store_settings.model_copy(update={"data_dir": tmp_path / "data"})
     with release_before(tmp_path / "before", settings.model_dump_json()) as process:
 

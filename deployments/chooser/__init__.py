@@ -1,0 +1,4 @@
+"""The prompt router's process: `deployment` batches prompts, `learner` keeps it up to date.
+
+How the choice is made is in `router.adapters`; here is when it learns, and from whom it is asked.
+"""

@@ -198,6 +198,11 @@ def all_metrics() -> dict[str, MetricWrapperBase]:
     return {next(iter(metric.describe())).name: metric for metric in found}
 
 
+def labels_of(metric: MetricWrapperBase) -> tuple[str, ...]:
+    """The names of a metric's labels, which prometheus_client tells of samples alone."""
+    return tuple(metric._labelnames)  # noqa: SLF001
+
+
 UNKNOWN, OTHER = "(unknown)", "(other)"
 _BY_ADAPTER = (requests, tokens, ttft, tpot, lookups, loads, evictions)
 
