@@ -141,11 +141,11 @@ async def stock(folder: Path, model: BaseModelSettings) -> list[list[tuple[int, 
         llm.shutdown()
 
 
-async def main(subject: str, folder: Path, lora: dict) -> None:
+async def main(subject: str, folder: Path, lora: dict, out: Path) -> None:
     run = stock if subject == "stock vLLM" else ours
     answers = await run(folder, settings(folder, **lora))
-    (folder / "answers.json").write_text(json.dumps(answers))
+    out.write_text(json.dumps(answers))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4])))

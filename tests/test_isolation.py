@@ -8,7 +8,10 @@ rows, twice over with the prefix cache on.
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,14 +38,43 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def answers_of(subject: str, folder: Path, /, **lora) -> list[list[tuple[int, float]]]:
-    """What the engine of a benchmark's subject answers to `rows`, once or several times over."""
-    command = [sys.executable, "-m", "tests.isolation", subject, str(folder), json.dumps(lora)]
+Answers = list[list[tuple[int, float]]]
+# Name -> subject of the benchmarks, and settings of its adapters.
+SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "one worker": ("ours", {}),
+    "stock": ("stock vLLM", {}),
+    "without a compiler": ("ours without a compiler", {}),
+    "two workers": ("ours", {"tensor_parallel_size": 2}),
+    "two workers, fully sharded": ("ours", {"tensor_parallel_size": 2, "fully_sharded": True}),
+}
+
+
+def answers_of(name: str, folder: Path) -> Answers:
+    """What the engine of a subject answers to `rows`, once or several times over."""
+    subject, lora = SUBJECTS[name]
+    out = folder / f"{name}.json"
+    command = [sys.executable, "-m", "tests.isolation", subject, folder, json.dumps(lora), out]
     done = subprocess.run(
-        command, env=environment(subject), cwd=ROOT, capture_output=True, text=True, timeout=200
+        command, env=environment(subject), cwd=ROOT, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "answers.json").read_text())
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def answers(folder) -> Iterator[dict[str, Future[Answers]]]:
+    """Of all subjects: an engine that starts keeps one core busy, and one whose workers wait for
+    each other keeps two."""
+    alone = [name for name, (_, lora) in SUBJECTS.items() if "tensor_parallel_size" not in lora]
+    with ThreadPoolExecutor(2) as pairs, ThreadPoolExecutor(1) as one:
+        found = {name: pairs.submit(answers_of, name, folder) for name in alone}
+
+        def after_those(name: str) -> Answers:
+            wait(found[n] for n in alone)
+            return answers_of(name, folder)
+
+        together = [name for name in SUBJECTS if name not in alone]
+        yield found | {name: one.submit(after_those, name) for name in together}
 
 
 class Reference:
@@ -93,36 +125,22 @@ def worst(reference: Reference, answers) -> list[float]:
     ]
 
 
-@pytest.fixture(scope="module")
-def one_worker(folder) -> list[list[tuple[int, float]]]:
-    return answers_of("ours", folder)
+@pytest.mark.parametrize("name", [name for name in SUBJECTS if name != "stock"])
+def test_every_row_is_answered_by_its_own_adapter(reference, answers, name):
+    assert max(worst(reference, answers[name].result())) < LOGPROB_TOLERANCE
 
 
-def test_every_row_is_answered_by_its_own_adapter(reference, one_worker):
-    assert max(worst(reference, one_worker)) < LOGPROB_TOLERANCE
-
-
-def test_the_reference_tells_adapters_apart(reference, one_worker):
+def test_the_reference_tells_adapters_apart(reference, answers):
     """The tolerance has power: with any other adapter, some token is far off."""
-    row, answer = next((r, a) for r, a in zip(rows(), one_worker, strict=False) if r.adapter == 1)
+    found = zip(rows(), answers["one worker"].result(), strict=False)
+    row, answer = next((r, a) for r, a in found if r.adapter == 1)
     for other in (None, 0, 2, 3, 4, 5):
         assert max(reference.errors(row, other, answer)) > 0.1, f"adapter {other}"
 
 
-def test_without_a_compiler_it_is_as_right(folder, reference):
-    answers = answers_of("ours without a compiler", folder)
-    assert max(worst(reference, answers)) < LOGPROB_TOLERANCE
-
-
-@pytest.mark.parametrize("fully_sharded", [False, True])
-def test_two_tensor_parallel_workers_answer_the_same(folder, reference, fully_sharded):
-    answers = answers_of("ours", folder, tensor_parallel_size=2, fully_sharded=fully_sharded)
-    assert max(worst(reference, answers)) < LOGPROB_TOLERANCE
-
-
-def test_stock_vllm_fails_the_same_test(folder, reference):
+def test_stock_vllm_fails_the_same_test(reference, answers):
     """Why the plugin exists; when this fails, vLLM has mended it and the kernels may go."""
-    found = worst(reference, answers_of("stock vLLM", folder))
+    found = worst(reference, answers["stock"].result())
     wrong = [row.adapter for row, error in zip(rows(), found, strict=True) if error > 0.1]
     assert wrong, "no row was wrong"
     assert set(wrong) == {None}, "base rows are what it mixes up"

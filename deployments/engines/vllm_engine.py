@@ -90,7 +90,8 @@ class VllmEngine:
         prepared.write(source, target, self._lora_config, transpose_b=current_platform.is_cpu())
 
     async def load(self, ref: AdapterRef, folder: Path) -> None:
-        request = LoRARequest(lora_name=ref.key, lora_int_id=next(self._ids), lora_path=str(folder))
+        name = str(ref.key)  # vLLM sends it to its workers, and takes plain strings alone
+        request = LoRARequest(lora_name=name, lora_int_id=next(self._ids), lora_path=str(folder))
         args = (request.lora_int_id, request.lora_name, request.lora_path)
         # Two calls, so that running requests get a step in between.
         refusals = await self.llm.collective_rpc("roundhouse_take", args=args)
