@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,22 @@ ECHO_FACTS = BaseModelFacts(
     linear_shapes={"model.layers.0.q_proj": (8, 8), "model.layers.0.v_proj": (8, 8)},
 )
 
+# The model of the clusters that tests start.
+ECHO = {
+    "id": "echo",
+    "path": "none",
+    "engine": "echo",
+    "replicas": 2,
+    "cpus_per_replica": 0.1,
+    "max_ongoing": 2,
+    "max_queued": 16,
+    "lora": {"slots": 2, "host_entries": 8},
+    "engine_args": {"token_s": 0.01},
+}
+READY_S = 150
+# Who is gone is off the list after so many seconds; busy replicas report in time all the same.
+SHORT_S = 4
+
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -75,7 +92,7 @@ def s3() -> Iterator[None]:
 
 
 @pytest.fixture
-def s3_bucket(s3: None) -> str:
+def s3_bucket(s3: None) -> str:  # noqa: ARG001  (it runs)
     """The URL of a fresh bucket on a real S3 server."""
     url = f"s3://bucket-{next(_namespaces)}"
     files, root = open_filesystem(url)
@@ -102,11 +119,16 @@ def prompt_router(trained_once: PromptRouter) -> PromptRouter:
 
 
 @pytest.fixture
-def make_world(store, store_settings, prompt_router, tmp_path) -> Callable[..., Any]:
+def make_world(
+    store,  # noqa: ARG001  (it puts the base model)
+    store_settings,
+    prompt_router,
+    tmp_path,
+) -> Callable[..., Any]:
     """Opens what is behind an HTTP client, on one store; keyword arguments are settings."""
     from tests.test_http import world
 
-    return partial(world, store, store_settings, prompt_router, tmp_path)
+    return partial(world, store_settings, prompt_router, tmp_path)
 
 
 MakeAdapter = Callable[..., Path]
@@ -171,13 +193,24 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 20) -> None:
         time.sleep(0.05)
 
 
+def temporary_folders() -> set[Path]:
+    """Of all clusters and commands of ours on this machine."""
+    return set(Path(tempfile.gettempdir()).glob("rh-*"))
+
+
 class Running:
-    """A cluster started by the real command, in a process of its own."""
+    """A cluster started by the real command, in a process of its own.
+
+    Attributes:
+        folders: the temporary ones that its start has made.
+    """
 
     def __init__(self, config: Path, port: int, log: Path) -> None:
         self.config = config
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
+        self.folders: set[Path] = set()
+        self._before = temporary_folders()
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [COMMAND, "up", str(config)],
@@ -191,6 +224,7 @@ class Running:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.2)
+        self.folders = self.folders or temporary_folders() - self._before
 
     def command(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `roundhouse ARGS` against this cluster."""
@@ -208,6 +242,7 @@ class Running:
         return httpx.Client(base_url=self.url, timeout=60)
 
     def stop(self) -> None:
+        """End it in peace; nothing where it has ended."""
         self.process.terminate()
         self.process.wait(60)
 
@@ -231,11 +266,109 @@ def running_cluster(folder: Path, settings: dict[str, Any], ready_s: float) -> I
 def start_cluster(folder: Path, settings: dict[str, Any]) -> Running:
     """Start `roundhouse up` with its data in `folder`; the caller waits and stops."""
     port = free_port()
-    tree = {
+    ours = {
         "store": {"data_dir": str(folder / "data")},
         "node_cache": {"path": str(folder / "node")},
-    } | settings
-    tree["http"] = {"port": port} | tree.get("http", {})
+        "http": {"port": port},
+    }
+    tree = settings | {section: own | settings.get(section, {}) for section, own in ours.items()}
     config = folder / "roundhouse.yaml"
     config.write_text(yaml.safe_dump(tree))
     return Running(config, port, folder / "up.log")
+
+
+class Standing:
+    """A cluster that tests share: it starts when one asks for it, and again where one has ended it.
+
+    Each start has the folder and the settings of the first.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._running: Running | None = None
+
+    def up(self, make_adapter: MakeAdapter) -> Running:
+        """It, ready. The first start makes the adapter "moved" and has it registered."""
+        if "preload" not in self._settings:
+            self._settings = self._settings | {"preload": [str(make_adapter("moved"))]}
+        if self._running is None or self._running.process.poll() is not None:
+            self._running = start_cluster(self._folder, self._settings)
+        self._running.wait_until_ready(READY_S)
+        return self._running
+
+    def stop(self) -> None:
+        """Nothing where it has ended."""
+        if self._running is not None:
+            self._running.stop()
+
+
+@contextmanager
+def _standing(folder: Path, settings: dict[str, Any]) -> Iterator[Standing]:
+    it = Standing(folder, settings)
+    try:
+        yield it
+    finally:
+        it.stop()
+
+
+@pytest.fixture(scope="session")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    settings = {"models": [ECHO], "store": {"lease_s": SHORT_S}}
+    with _standing(tmp_path_factory.mktemp("standing"), settings) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def admin_key() -> tuple[str, str]:
+    """What `locked` lets in, and its digest."""
+    from deployments.ingress.auth import new_key
+
+    return new_key()
+
+
+@pytest.fixture(scope="session")
+def standing_locked(
+    tmp_path_factory: pytest.TempPathFactory, admin_key: tuple[str, str]
+) -> Iterator[Standing]:
+    keys = [{"name": "ops", "sha256": admin_key[1], "scope": "admin"}]
+    auth = {"enabled": True, "keys": keys}
+    settings = {"models": [ECHO | {"replicas": 1}], "auth": auth}
+    with _standing(tmp_path_factory.mktemp("locked"), settings) as it:
+        yield it
+
+
+@pytest.fixture
+def locked(standing_locked: Standing, make_adapter: MakeAdapter) -> Running:
+    """One that asks for a key, and has one replica."""
+    return standing_locked.up(make_adapter)
+
+
+@pytest.fixture
+def cluster(standing: Standing, make_adapter: MakeAdapter) -> Iterator[Running]:
+    """The one that stands, whole; what a test registers there goes with the test."""
+    running = standing.up(make_adapter)
+    with running.http() as http:
+        wait_until(lambda: _is_whole(http), timeout_s=60)
+        yield running
+        if running.process.poll() is None:
+            _remove_adapters(http)
+
+
+@pytest.fixture
+def http(cluster: Running) -> Iterator[httpx.Client]:
+    with cluster.http() as client:
+        yield client
+
+
+def _is_whole(http: httpx.Client) -> bool:
+    """All that its settings name reports, and nothing that is gone."""
+    cluster = http.get("/v1/cluster").json()
+    kinds = sorted(member["kind"] for member in cluster["members"])
+    return kinds == ["ingress", "replica", "replica", "router"] and cluster["store"] == "ok"
+
+
+def _remove_adapters(http: httpx.Client) -> None:
+    for adapter in http.get("/v1/adapters", params={"limit": 1000}).json()["data"]:
+        if adapter["name"] != "moved":
+            http.delete(f"/v1/adapters/{adapter['name']}").raise_for_status()

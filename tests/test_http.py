@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapter_store.catalogue import Changes
 from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.node_cache import NodeCache
-from adapter_store.routing_log import RoutingLog, RoutingRecorder
+from adapter_store.routing_log import RoutingLog
+from adapter_store.store import Store
 from cluster.adapters import Tier
 from cluster.decisions import Outcome
 from cluster.errors import Overloaded, ReplicaLost, StoreUnavailable, Unavailable
@@ -22,15 +23,9 @@ from cluster.members import DeploymentState, Replica, Residency
 from cluster.plans import Happening
 from cluster.settings import parse_settings
 from deployments.engines.echo import EchoEngine
-from deployments.ingress.admin import AdapterAdmin
 from deployments.ingress.auth import Authoriser, new_key
-from deployments.ingress.dashboard.summary import Dashboard
-from deployments.ingress.directory import Directory
-from deployments.ingress.feedback import Feedback
-from deployments.ingress.gateway import Gateway
-from deployments.ingress.http import Operations, build_http
-from deployments.ingress.overview import Overview
-from deployments.ingress.rollout_driver import RolloutDriver
+from deployments.ingress.http import build_http
+from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
 from deployments.process import metrics
 from deployments.process.call import Reply
@@ -128,12 +123,13 @@ class World:
     pool: LocalPool
     chooser: LocalChooser
     log: RoutingLog
+    store: Store
     telemetry: Telemetry
 
 
 @asynccontextmanager
 async def world(
-    store, store_settings, prompt_router, tmp_path, engine_args=None, **changes
+    store_settings, prompt_router, tmp_path, engine_args=None, **changes
 ) -> AsyncIterator[World]:
     model = {"id": "echo", "path": "none", "engine": "echo", "max_ongoing": 4}
     model["engine_args"] = engine_args or {}
@@ -155,27 +151,16 @@ async def world(
     async def deployments():
         return (DeploymentState(name="Model-echo", status="HEALTHY", running=1),)
 
-    pools = {"echo": it.pool}
-    log = it.log = RoutingLog(process.store.server, keep_s=settings.router.keep_decisions_s)
-    recorder = process.add(RoutingRecorder(log))
-    directory = Directory(catalogue, pools)
-    overview = Overview(settings, store.members, store.plans, directory, deployments)
-    gateway = Gateway(settings, directory, it.chooser, pools, recorder.record, lambda *_: None)
-    telemetry = it.telemetry = process.telemetry
-    process.add(RolloutDriver(store, catalogue, "test", gateway.ask))
+    offered = operations(
+        settings, process, it.chooser, {"echo": it.pool}, lambda *_: None, deployments
+    )
+    it.telemetry, it.store = process.telemetry, process.store
+    it.log = RoutingLog(process.store.server, keep_s=settings.router.keep_decisions_s)
 
     @asynccontextmanager
     async def no_lifespan(_):
         yield
 
-    offered = Operations(
-        gateway,
-        directory,
-        overview,
-        AdapterAdmin(settings, store, catalogue),
-        Feedback(log),
-        Dashboard(directory, overview, telemetry, process.store.telemetry, log),
-    )
     it.app = build_http(
         offered,
         Authoriser(settings.auth),
@@ -814,7 +799,7 @@ async def test_the_page_shows_what_was_last_known_while_the_store_is_away(rh, st
     async def away():
         raise StoreUnavailable("away")
 
-    monkeypatch.setattr(store.members, "all", away)
+    monkeypatch.setattr(rh.store.members, "all", away)
     await asyncio.sleep(1)
     after = (await rh.client.get("/v1/dashboard")).json()
     assert after["cluster"]["store"] == "stale"

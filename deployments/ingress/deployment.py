@@ -14,23 +14,16 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from adapter_store.routing_log import RoutingLog, RoutingRecorder
-from cluster import members
+from cluster import members as reports
 from cluster.decisions import Decision, Prompt
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
-from deployments.ingress.admin import AdapterAdmin
 from deployments.ingress.admission import Admission, Place
 from deployments.ingress.auth import Authoriser
-from deployments.ingress.dashboard.summary import Dashboard
-from deployments.ingress.directory import Directory
-from deployments.ingress.feedback import Feedback
 from deployments.ingress.fleet import Fleet
-from deployments.ingress.gateway import Gateway
-from deployments.ingress.http import Operations, build_http
-from deployments.ingress.overview import Overview
-from deployments.ingress.rollout_driver import RolloutDriver
+from deployments.ingress.http import build_http
+from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import tokens_in
 from deployments.process import metrics
@@ -162,28 +155,17 @@ class Ingress:
         configure(settings.logging, process_id)
         self._process = process = Process(settings.store, process_id, RayExport())
         process.telemetry.on_reading(self._measure)
-        store, catalogue = process.store, process.catalogue
-        process.add(Membership(store.members, catalogue, self._report))
-        self._fleet = process.add(Fleet(store.members, settings.placement))
+        members = process.store.members
+        process.add(Membership(members, process.catalogue, self._report))
+        self._fleet = process.add(Fleet(members, settings.placement))
         self._admissions: list[Admission] = []
         pools = {
             model_id: ServePool(model_id, handle, self._admission_of(model_id))
             for model_id, handle in models.items()
         }
         chooser = ServeChooser(router, settings.router)
-        log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
-        recorder = process.add(RoutingRecorder(log))
-        directory = Directory(catalogue, pools)
-        overview = Overview(settings, store.members, store.plans, directory, self._deployments)
-        gateway = Gateway(settings, directory, chooser, pools, recorder.record, self._fleet.want)
-        process.add(RolloutDriver(store, catalogue, process_id, gateway.ask))
-        self._offered = Operations(
-            gateway,
-            directory,
-            overview,
-            AdapterAdmin(settings, store, catalogue),
-            Feedback(log),
-            Dashboard(directory, overview, process.telemetry, store.telemetry, log),
+        self._offered = operations(
+            settings, process, chooser, pools, self._fleet.want, self._deployments
         )
 
     async def check_health(self) -> None:
@@ -197,9 +179,9 @@ class Ingress:
                 share = adapter.rollout.percent / 100
                 metrics.rollout_share.labels(adapter.name).set(share)
 
-    def _report(self) -> members.Ingress:
+    def _report(self) -> reports.Ingress:
         demand = self._fleet.demand()
-        return members.Ingress(
+        return reports.Ingress(
             id=self._process.id,
             position=self._process.catalogue.position,
             demand=demand,

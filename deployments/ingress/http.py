@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -14,16 +13,15 @@ from starlette.exceptions import HTTPException
 from adapter_store.search import Search
 from cluster.decisions import Prompt
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
-from deployments.ingress.admin import AdapterAdmin
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
 from deployments.ingress.bodies import read_json, request_id_of
 from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
-from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
 from deployments.ingress.http_admin import add_changes, add_uploads
+from deployments.ingress.operations import Operations
 from deployments.ingress.overview import Overview
 from deployments.ingress.replies import respond
 from deployments.ingress.views import cluster, describe
@@ -35,18 +33,6 @@ logger = logging.getLogger(__name__)
 _MAX_ROUTE_INPUTS = 1024
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-
-
-@dataclass(frozen=True)
-class Operations:
-    """What the endpoint offers."""
-
-    gateway: Gateway
-    directory: Directory
-    overview: Overview
-    admin: AdapterAdmin
-    feedback: Feedback
-    dashboard: Dashboard
 
 
 def build_http(

@@ -1,0 +1,60 @@
+"""What the endpoint offers, wired: settings, a process, and the ways to other processes in."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from adapter_store.routing_log import RoutingLog, RoutingRecorder
+from cluster.members import DeploymentState
+from cluster.settings import Settings
+from deployments.ingress.admin import AdapterAdmin
+from deployments.ingress.dashboard.summary import Dashboard
+from deployments.ingress.directory import Directory
+from deployments.ingress.feedback import Feedback
+from deployments.ingress.gateway import Chooser, Gateway, ReplicaPool
+from deployments.ingress.overview import Overview
+from deployments.ingress.rollout_driver import RolloutDriver
+from deployments.process.process import Process
+
+
+@dataclass(frozen=True)
+class Operations:
+    """All of it, for `http.py`."""
+
+    gateway: Gateway
+    directory: Directory
+    overview: Overview
+    admin: AdapterAdmin
+    feedback: Feedback
+    dashboard: Dashboard
+
+
+def operations(
+    settings: Settings,
+    process: Process,
+    chooser: Chooser,
+    pools: Mapping[str, ReplicaPool],
+    want: Callable[[str | None, str], None],
+    deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
+) -> Operations:
+    """Wire them; what runs in the background joins the process.
+
+    Args:
+        pools: by base model.
+        want: told of every request: the adapter (None: the base model), and the tenant.
+        deployments: what Ray Serve says that runs.
+    """
+    store, catalogue = process.store, process.catalogue
+    log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
+    recorder = process.add(RoutingRecorder(log))
+    directory = Directory(catalogue, pools)
+    overview = Overview(settings, store.members, store.plans, directory, deployments)
+    gateway = Gateway(settings, directory, chooser, pools, recorder.record, want)
+    process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))
+    return Operations(
+        gateway,
+        directory,
+        overview,
+        AdapterAdmin(settings, store, catalogue),
+        Feedback(log),
+        Dashboard(directory, overview, process.telemetry, store.telemetry, log),
+    )
