@@ -23,7 +23,7 @@ from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Adapter
 from cluster.errors import Conflict, InvalidRequest, Unavailable
-from cluster.values import Value
+from cluster.values import Record, Value
 
 REGISTRY = "registry.jsonl"
 _TRIES = 5
@@ -47,7 +47,7 @@ class Restored(Value):
     kept: tuple[str, ...]
 
 
-class Header(Value):
+class Header(Record):
     """The first line of a backup's registry."""
 
     schema_number: int
@@ -176,7 +176,9 @@ def _restore_blob(tar: tarfile.TarFile, blobs: BlobStore, name: str, digest: str
 def _read_registry(tar: tarfile.TarFile) -> tuple[Header, list[Adapter]]:
     packed = _packed(tar, REGISTRY)
     if packed is None:
-        raise InvalidRequest(f"not a backup: its {REGISTRY} is missing")
+        raise InvalidRequest(
+            f"not a backup: its {REGISTRY} is missing or damaged (it is not there)"
+        )
     try:
         with packed:
             lines = packed.read().decode().splitlines()
@@ -188,7 +190,7 @@ def _read_registry(tar: tarfile.TarFile) -> tuple[Header, list[Adapter]]:
         header = Header.model_validate_json(lines[0])
         return header, [Adapter.model_validate_json(line) for line in lines[1:]]
     except (KeyError, TypeError, IndexError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise InvalidRequest(f"not a backup: its {REGISTRY} is damaged ({e})") from e
+        raise InvalidRequest(f"not a backup: its {REGISTRY} is missing or damaged ({e})") from e
     except ValidationError as e:
         raise InvalidRequest(f"a damaged backup: {e.errors()[0]['msg']} in {REGISTRY}") from e
 

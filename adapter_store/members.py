@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 
 from adapter_store.server import BLOCK_S, Server, answering, is_before
+from cluster.adapters import AdapterKey
 from cluster.errors import StoreUnavailable, Unavailable
 from cluster.members import Replica, Report, read_report
 
@@ -54,7 +55,12 @@ class Members:
             )
 
     async def confirmations(
-        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
+        self,
+        position: str,
+        *,
+        timeout_s: float,
+        at_least: int = 0,
+        loaded: AdapterKey | None = None,
     ) -> AsyncIterator[Report]:
         """Each live member, as soon as it has applied the change at `position`; ends when all have.
 
@@ -102,7 +108,12 @@ class Members:
                 seen = entries[-1][0] if entries else seen
 
     async def converged(
-        self, position: str, *, timeout_s: float, at_least: int = 0, loaded: str = ""
+        self,
+        position: str,
+        *,
+        timeout_s: float,
+        at_least: int = 0,
+        loaded: AdapterKey | None = None,
     ) -> list[Report]:
         """Wait until every live member has applied the change at `position`; returns them.
 

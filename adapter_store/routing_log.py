@@ -111,7 +111,7 @@ class RoutingRecorder:
         self._background.repeat(
             "routing recorder",
             self._write_some,
-            otherwise="decisions wait to be kept",
+            otherwise=lambda: f"{len(self._waiting)} decisions wait to be kept",
             retry_s=_RETRY_S,
         )
 

@@ -41,7 +41,10 @@ def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class AdapterKey(str):
-    """``name@version``: unique for ever, so it can key caches."""
+    """``name@version``: unique for ever, so it can key caches.
+
+    What comes from other processes is taken as it is: a newer release may have keys of other forms.
+    """
 
     __slots__ = ()
 
@@ -51,10 +54,12 @@ class AdapterKey(str):
 
     @property
     def name(self) -> str:
-        return self.rpartition("@")[0]
+        """Of the adapter."""
+        return self.partition("@")[0]
 
     @property
     def version(self) -> int:
+        """Its number; raises ValueError for a key of another form."""
         return int(self.rpartition("@")[2])
 
     @classmethod

@@ -48,7 +48,7 @@ class Residency(Record):
     slot_capacity: int = 0
     host_capacity: int = 0
 
-    def tier(self, key: str) -> Tier | None:
+    def tier(self, key: AdapterKey) -> Tier | None:
         if key in self.slots:
             return Tier.SLOT
         return Tier.HOST if key in self.host else None

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from cluster.errors import StoreUnavailable
+from cluster.errors import RoundhouseError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Background:
         name: str,
         step: Callable[[], Awaitable[None]],
         *,
-        otherwise: str,
+        otherwise: str | Callable[[], str],
         pause_s: float = 0.0,
         retry_s: float = _RETRY_S,
     ) -> None:
@@ -46,7 +46,8 @@ class Background:
         self.start(name, _repeated(step, otherwise, pause_s, retry_s))
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Run what ends by itself; its errors are for whoever awaits it, and logged."""
+        """Run what ends by itself. Errors are for whoever awaits it; what is no error of ours is
+        logged, too, for it may be that nobody does."""
         task = asyncio.create_task(work, name=name)
         self._passing.add(task)
         task.add_done_callback(self._passed)
@@ -58,24 +59,38 @@ class Background:
             if task.done():
                 task.result()
 
-    async def stop(self) -> None:
-        """End all of them, those that were started first before the others."""
-        await cancel(*self._lasting, *self._passing)
+    async def stop(self, *, patience_s: float = 0.0) -> None:
+        """End all of them, those that were started first before the others.
+
+        Args:
+            patience_s: in which they may end by themselves.
+        """
+        tasks = [*self._lasting, *self._passing]
+        if patience_s and tasks:
+            await asyncio.wait(tasks, timeout=patience_s)
+        await cancel(*tasks)
 
     def _passed(self, task: asyncio.Task[Any]) -> None:
         self._passing.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            logger.debug("%s: %r", task.get_name(), error)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, RoundhouseError):
+            logger.debug("%s: %s", task.get_name(), error)
+        else:
+            logger.error("%s failed", task.get_name(), exc_info=error)
 
 
 async def _repeated(
-    step: Callable[[], Awaitable[None]], otherwise: str, pause_s: float, retry_s: float
+    step: Callable[[], Awaitable[None]],
+    otherwise: str | Callable[[], str],
+    pause_s: float,
+    retry_s: float,
 ) -> None:
     while True:
         try:
             await step()
         except StoreUnavailable as e:
-            logger.warning("%s: %s", otherwise, e)
+            logger.warning("%s: %s", otherwise if isinstance(otherwise, str) else otherwise(), e)
             await asyncio.sleep(retry_s)
         else:
             await asyncio.sleep(pause_s)

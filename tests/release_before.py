@@ -26,7 +26,9 @@ PROGRAM = """
 import asyncio, json, sys
 from adapter_store.catalogue import Catalogue
 from adapter_store.registration import Registrar, Registration
+from adapter_store.routing_log import RoutingLog
 from adapter_store.store import AdapterStore
+from adapter_store.telemetry import TelemetryStore
 from cluster import rollouts
 from cluster.settings import StoreSettings
 from cluster.state import Card, Member, Residency
@@ -65,14 +67,27 @@ async def main():
     async def members():
         return [m.model_dump(mode="json") for m in await store.members()]
 
-    commands = {f.__name__: f for f in (register, edit, alias, see, report, members)}
+    log, telemetry = RoutingLog(settings, keep_s=60), TelemetryStore(settings)
+
+    async def decisions():
+        return [d.model_dump(mode="json") for d in await log.newest(10)]
+
+    async def outcomes():
+        return [o and o.model_dump(mode="json") for _, o in await log.outcomes("0-0")]
+
+    async def journal():
+        return [h.model_dump(mode="json") for h in await telemetry.journal(10)]
+
+    told = (decisions, outcomes, journal)
+    commands = {f.__name__: f for f in (register, edit, alias, see, report, members, *told)}
     print(json.dumps("ready"), flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         name, fields = json.loads(line)
         print(json.dumps(await commands[name](**fields)), flush=True)
     await catalogue.stop()
-    await store.close()
+    for each in (log, telemetry, store):
+        await each.close()
 
 asyncio.run(main())
 """

@@ -2,16 +2,24 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.registration import Registrar
+from adapter_store.routing_log import RoutingLog
 from cluster import rollouts
-from cluster.adapters import AdapterKey
+from cluster.adapters import AdapterKey, AdapterRef, Tier
+from cluster.decisions import Candidate, Decision, Evidence, Outcome, Route, RoutedRequest
 from cluster.errors import InvalidRequest
 from cluster.members import Ingress, Replica, Residency, Router, RouterReport
+from cluster.plans import Happening
 from cluster.requests import Registration, edited
+from cluster.settings import parse_settings
+from deployments.process.call import Call
+from deployments.process.process import Process
+from deployments.replica.model_server import ModelServer
 from tests.release_before import release_before
 
 pytestmark = pytest.mark.redis
@@ -98,6 +106,52 @@ async def test_this_release_reads_the_reports_of_the_one_before(before, store):
     assert isinstance(replica, Replica)
     assert replica.loading == (AdapterKey("a@1"),)
     assert replica.residency.slots[0].version == 2
+
+
+async def test_the_release_before_reads_what_this_one_logs(before, store):
+    log = RoutingLog(store.server, keep_s=60)
+    candidate = Candidate(adapter="cron", score=0.9, residency=Tier.SLOT)
+    decision = Decision(
+        adapter="cron", version=1, confidence=0.9, route=Route.AUTO, reason="x",
+        candidates=(candidate,), evidence=(Evidence(example="a", share=1.0, wording=0.1),),
+    )  # fmt: skip
+    request = RoutedRequest(
+        request_id="r1", at=time.time(), input="hi", answered_by="cron", decision=decision
+    )
+    await log.put([request])
+    await log.add_outcome("r1", Outcome(input="hi", candidate="cron", score=1.0))
+    await store.telemetry.note([Happening(at=1.0, kind="load", subject="cron", text="loaded")])
+    assert [d["decision"]["adapter"] for d in await before("decisions")] == ["cron"]
+    assert [o["score"] for o in await before("outcomes")] == [1.0]
+    assert [h["subject"] for h in await before("journal")] == ["cron"]
+
+
+async def test_this_release_starts_on_the_store_of_the_one_before(
+    before, store_settings, make_adapter, tmp_path
+):
+    """What it had registered is there, with its files, and is served."""
+    position = await before("register", source=str(make_adapter("cron")))
+    await before("alias", name="cron", alias="blue", number=1)
+    settings = parse_settings(
+        {
+            "models": [{"id": "echo", "path": "none", "engine": "echo"}],
+            "store": store_settings.model_dump() | {"data_dir": str(tmp_path / "data")},
+            "node_cache": {"path": str(tmp_path / "node")},
+        }
+    )
+    process = Process(settings.store, "r0")
+    server = ModelServer(settings, "echo", process, "node")
+    await server.start()
+    try:
+        adapter = process.catalogue.adapters["cron"]
+        assert adapter.aliases["blue"] == 1
+        ref = AdapterRef.of(adapter, adapter.stable)
+        body = json.dumps({"model": ref.key, "prompt": "hello"}).encode()
+        async with server.answer(Call("/v1/completions", "id", body, ref, position)) as reply:
+            assert reply.start.status == 200
+            assert json.loads(await reply.read())["choices"][0]["text"] == "hello"
+    finally:
+        await server.stop()
 
 
 # -- a newer release ------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, nullcontext
 
 import pytest
 
@@ -20,8 +21,10 @@ class Answer:
         self.goes_on = asyncio.Semaphore(0)
         self.is_closed = False
 
-    def reply(self) -> Reply:
-        return Reply(START, self._stream())
+    @asynccontextmanager
+    async def reply(self) -> AsyncIterator[Reply]:
+        async with aclosing(self._stream()) as body:
+            yield Reply(START, body)
 
     async def _stream(self) -> AsyncIterator[bytes]:
         try:
@@ -61,7 +64,11 @@ async def test_tokens_that_come_apart_go_one_by_one():
             yield token
             await asyncio.sleep(0.05)
 
-    assert [part.body async for part in packed(Reply(START, slow()))] == [b"a", b"b", b"c"]
+    assert [part.body async for part in packed(nullcontext(Reply(START, slow())))] == [
+        b"a",
+        b"b",
+        b"c",
+    ]
 
 
 async def test_the_start_waits_for_the_body():
@@ -119,21 +126,38 @@ async def test_an_error_before_the_body_is_no_answer():
 
 
 async def test_who_is_cancelled_gets_the_time_to_clean_up():
-    """vLLM's application is given seconds to end its own tasks; nothing may end that early."""
-    ended = asyncio.Event()
+    """vLLM's application is given seconds to end its own tasks; nothing may end that early, nor
+    free the adapter before."""
+    order = []
 
-    async def slow_to_close() -> AsyncIterator[bytes]:
+    @asynccontextmanager
+    async def slow_to_close() -> AsyncIterator[Reply]:
         try:
-            yield b"a"
-            await asyncio.sleep(60)
+            yield Reply(START, body())
         finally:
-            await asyncio.sleep(1.2)
-            ended.set()
+            await asyncio.sleep(0.5)
+            order.append("ended")
 
-    parts = packed(Reply(START, slow_to_close()))
-    await anext(parts)
-    await parts.aclose()
-    assert ended.is_set()
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.sleep(60)
+
+    async def serve() -> None:
+        try:
+            async for _ in packed(slow_to_close()):
+                pass
+        finally:
+            order.append("told")
+
+    serving = asyncio.create_task(serve())
+    for _ in range(3):
+        await asyncio.sleep(0.1)
+        serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    async with asyncio.timeout(5):
+        while "ended" not in order:
+            await asyncio.sleep(0.01)
+    assert sorted(order) == ["ended", "told"]
 
 
 async def test_whoever_leaves_closes_the_answer():

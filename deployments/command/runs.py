@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import Conflict, Unavailable
-from cluster.values import Value
+from cluster.values import Record
 
 _STOP_TIMEOUT_S = 60
 
 
-class Run(Value):
+class Run(Record):
     """What the file `run.json` of a data folder says of the running cluster."""
 
     pid: int

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapter_store.files.blobs import CONFIG, FILES
-from cluster.adapters import AdapterRef, BaseModelFacts
+from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
@@ -57,13 +57,13 @@ class EchoEngine:
         except ValidationError as e:
             raise ConfigError(f"models.{settings.id}.engine_args: {explain(e)}") from e
         # Slots: least recently used first. What is in a slot is in host memory too.
-        self._slots: OrderedDict[str, None] = OrderedDict()
-        self._host: list[str] = []
-        self._answers: dict[str, dict[str, str]] = {}
-        self._worth: Mapping[str, float] = {}
+        self._slots: OrderedDict[AdapterKey, None] = OrderedDict()
+        self._host: list[AdapterKey] = []
+        self._answers: dict[AdapterKey, dict[str, str]] = {}
+        self._worth: Mapping[AdapterKey, float] = {}
         self._unfinished = 0
         # Requests by the adapter that they run with; its slot cannot be taken.
-        self._running: Counter[str] = Counter()
+        self._running: Counter[AdapterKey] = Counter()
         self._slot_is_free = asyncio.Event()
 
     async def start(self) -> BaseModelFacts:
@@ -111,7 +111,7 @@ class EchoEngine:
             self._host.remove(ref.key)
             del self._answers[ref.key]
 
-    async def residency(self, worth: Mapping[str, float]) -> Residency:
+    async def residency(self, worth: Mapping[AdapterKey, float]) -> Residency:
         self._worth = worth
         return Residency(
             slots=tuple(self._slots),
@@ -139,7 +139,7 @@ class EchoEngine:
     async def _echo(
         self, path: str, request: dict[str, Any], headers: dict[str, str]
     ) -> AsyncIterator[Reply]:
-        key = request["model"]
+        key = AdapterKey(request["model"])
         if key != self._settings.id and key not in self._host:
             error = {"error": {"message": f"{key} is not loaded", "code": 404}}
             yield Reply.whole(ResponseStart(404, _JSON), json.dumps(error).encode())
@@ -156,7 +156,7 @@ class EchoEngine:
                 yield Reply.whole(ResponseStart(200, _JSON), said.whole())
 
     def _said(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> "_Said":
-        key = request["model"]
+        key = AdapterKey(request["model"])
         is_chat = path.endswith("/chat/completions")
         prompt = _prompt(request, is_chat)
         text = self._answers.get(key, {}).get(prompt, prompt)
@@ -168,7 +168,7 @@ class EchoEngine:
         )
 
     @asynccontextmanager
-    async def _in_slot(self, key: str) -> AsyncIterator[None]:
+    async def _in_slot(self, key: AdapterKey) -> AsyncIterator[None]:
         """Run with an adapter in a slot, which is waited for; the base model needs none."""
         if key not in self._host:
             yield

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-from cluster.adapters import AdapterRef, BaseModelFacts
+from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
 from cluster.members import Residency
 from deployments.process.call import Reply
 
@@ -49,7 +49,7 @@ class Engine(Protocol):
     async def unload(self, ref: AdapterRef) -> None:
         """Free a version's slot and host copy. Unknown versions are ignored."""
 
-    async def residency(self, worth: Mapping[str, float]) -> Residency:
+    async def residency(self, worth: Mapping[AdapterKey, float]) -> Residency:
         """Where each loaded version is now, asked of the engine's worker.
 
         `worth`, by `key` of the version, says which ones lose their slots last.

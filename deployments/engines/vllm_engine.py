@@ -28,7 +28,7 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from cluster.adapters import AdapterRef, BaseModelFacts
+from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings
@@ -48,7 +48,7 @@ class VllmEngine:
     def __init__(self, settings: BaseModelSettings) -> None:
         self._settings = settings
         self._args = engine_args(settings)
-        self._loaded: dict[str, LoRARequest] = {}
+        self._loaded: dict[AdapterKey, LoRARequest] = {}
         # Never reused: vLLM treats an id that it has seen as the adapter it had then.
         self._ids = itertools.count(1)
 
@@ -116,7 +116,7 @@ class VllmEngine:
         if self._loaded.get(ref.key) is request:
             del self._loaded[ref.key]
 
-    async def residency(self, worth: Mapping[str, float]) -> Residency:
+    async def residency(self, worth: Mapping[AdapterKey, float]) -> Residency:
         keys = {request.lora_int_id: key for key, request in self._loaded.items()}
         by_id = {lora_id: worth[key] for lora_id, key in keys.items() if key in worth}
         slots, host = (await self.llm.collective_rpc("roundhouse_residency", args=(by_id,)))[0]
@@ -146,7 +146,7 @@ class VllmEngine:
         """The public name: inside, adapters are known as ``name@version``."""
         if lora_request is None:
             return self._settings.id
-        return lora_request.lora_name.partition("@")[0]
+        return AdapterKey(lora_request.lora_name).name
 
     def _checked_config(self) -> VllmConfig:
         if current_platform.is_cpu():

@@ -49,19 +49,16 @@ class _Turn(Waiting):
     """A waiting request.
 
     Attributes:
-        needed_by: when its first token is of no use any more, of the monotonic clock.
-        until: when it is too late to start.
+        terms: how it wants to be served.
+        until: when it is too late to start, of the monotonic clock.
         replica: that it is to go to, once there is one; "" leaves it to Ray Serve.
-        sequences: answers that it asks for, each of which takes a place.
         loads: whether its adapter must be loaded there first.
         best_s: time to the first token on the replica that has it soonest, where that is too late.
         given: done when there is one: that replica, and the request on its way to its first token.
     """
 
-    needed_by: float = math.inf
+    terms: Terms = field(default_factory=Terms)
     until: float = math.inf
-    prefix: tuple[bytes, ...] = ()
-    sequences: int = 1
     replica: str = ""
     loads: bool = False
     best_s: float | None = None
@@ -72,6 +69,11 @@ class _Turn(Waiting):
     @property
     def key(self) -> AdapterKey | None:
         return self.flow[1]
+
+    @property
+    def needed_by(self) -> float:
+        """When its first token is of no use any more, of the monotonic clock."""
+        return self.terms.since + self.terms.first_token_s
 
 
 @dataclass
@@ -163,17 +165,14 @@ class Admission:
 
     async def _wait(self, call: Call, terms: Terms) -> _Turn:
         now = time.monotonic()
-        needed_by = terms.since + terms.first_token_s
         turn = _Turn(
             (terms.tenant, call.key),
             tokens=terms.tokens,
             priority=terms.priority,
             since=now,
-            needed_by=needed_by,
-            until=min(needed_by, now + self._settings.max_wait_s),
-            sequences=terms.sequences,
-            prefix=terms.prefix,
+            terms=terms,
         )
+        turn.until = min(turn.needed_by, now + self._settings.max_wait_s)
         if not self._queue:
             self._ended_at = now
         self._queue.push(turn)
@@ -239,8 +238,8 @@ class Admission:
             sent = self._first_tokens.send(replica, counts=not turn.loads)
             if replica:
                 # It counts from now on; its own task comes to that later.
-                self._fleet.begin(replica, turn.key, turn.sequences)
-                self._prefixes.note(turn.key, turn.prefix, replica)
+                self._fleet.begin(replica, turn.key, turn.terms.sequences)
+                self._prefixes.note(turn.key, turn.terms.prefix, replica)
             turn.given.set_result((replica, sent))
 
     def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: Opening) -> bool:
@@ -253,7 +252,7 @@ class Admission:
         out_of_patience = now - turn.since >= self._settings.patience_s
         if not opening.admits(turn.key) and not (out_of_patience and opening.has_place):
             return False
-        ask = Ask(turn.key, self._prefixes.cached(turn.key, turn.prefix))
+        ask = Ask(turn.key, self._prefixes.cached(turn.key, turn.terms.prefix))
         ranked = rank(ask, replicas, self._dispatch, node=self._node)
         ready = [o for o in ranked if o.may_start or (out_of_patience and o.may_wait_there)]
         if not ready:
@@ -288,7 +287,7 @@ class Admission:
     def _end(self, turn: _Turn, replica: str, sent: Sent) -> None:
         self._first_tokens.end(sent)
         if replica:
-            self._fleet.end(replica, turn.key, turn.sequences)
+            self._fleet.end(replica, turn.key, turn.terms.sequences)
         now = time.monotonic()
         if self._queue:
             self._interval_s.add(now - self._ended_at)

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import ray
@@ -34,7 +34,7 @@ from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import on_nodes
 from deployments.process.serve_status import deployment_states
-from deployments.process.wire import unpacked
+from deployments.process.wire import Part, unpacked
 from router.adapters.constraints import Constraints
 
 logger = logging.getLogger(__name__)
@@ -70,38 +70,25 @@ class ServePool:
 
     @asynccontextmanager
     async def _sent(self, call: Call) -> AsyncIterator[Reply]:
+        async with aclosing(self._parts(call)) as parts, unpacked(parts) as reply:
+            yield reply
+
+    async def _parts(self, call: Call) -> AsyncGenerator[Part, None]:
+        """What Serve brings, and what it raises in our words."""
         response = self._handle.remote(call)
-        is_whole = False
-
-        async def told(body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-            nonlocal is_whole
-            with self._explained():
-                async for chunk in body:
-                    yield chunk
-            is_whole = True
-
         try:
-            async with AsyncExitStack() as held:
-                with self._explained():
-                    reply = await held.enter_async_context(unpacked(response))
-                body = await held.enter_async_context(aclosing(told(reply.body)))
-                yield Reply(reply.start, body)
-        finally:
-            if not is_whole:
-                # The client left: without this the replica would generate to the end.
-                response.cancel()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What Serve raises, in our words."""
-        try:
-            yield
+            async for part in response:
+                yield part
         except BackPressureError as e:
             raise Overloaded(
                 f"every replica of {self._model_id} is busy and its queue is full; try again soon"
             ) from e
         except (RayActorError, DeploymentUnavailableError) as e:
             raise ReplicaLost(f"the replica of {self._model_id} that had this request died") from e
+        except (GeneratorExit, asyncio.CancelledError):
+            # The client left: without this the replica would generate to the end.
+            response.cancel()
+            raise
 
 
 async def _counted(body: AsyncGenerator[bytes, None], place: Place) -> AsyncGenerator[bytes, None]:

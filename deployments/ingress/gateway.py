@@ -9,7 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -107,8 +107,7 @@ class Gateway:
             except Exception:
                 observed.refused(RoundhouseError("internal error"))
                 raise
-            seen = observed.passing(reply)
-            yield await held.enter_async_context(_closing(seen))
+            yield await held.enter_async_context(observed.passing(reply))
 
     @asynccontextmanager
     async def _answer(self, asked: Completion, observed: Observed) -> AsyncIterator[Reply]:
@@ -258,12 +257,6 @@ def _start(start: ResponseStart, chosen: Chosen) -> ResponseStart:
             **passed,
         },
     )
-
-
-@asynccontextmanager
-async def _closing(reply: Reply) -> AsyncIterator[Reply]:
-    async with aclosing(reply.body):
-        yield reply
 
 
 def _outcome(decision: Decision) -> str:

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from cluster.errors import RoundhouseError
@@ -44,15 +45,21 @@ class Observed:
     began: float = field(default_factory=time.monotonic)
     ttft_s: float | None = None
     tokens: int = 0
+    _is_counted: bool = False
 
     def refused(self, error: RoundhouseError) -> None:
         """It ended before there was an answer."""
         self._count(error.status)
         self._log(error.status, {}, error=error.message)
 
-    def passing(self, reply: Reply) -> Reply:
-        """The reply, counted when its body has been read or given up."""
-        return Reply(reply.start, self._passed(reply))
+    @asynccontextmanager
+    async def passing(self, reply: Reply) -> AsyncIterator[Reply]:
+        """The reply; counted when the block ends, whether its body was read, given up, or never
+        begun."""
+        async with aclosing(self._passed(reply)) as body:
+            yield Reply(reply.start, body)
+        if not self._is_counted:
+            self._ended(self.began, _LEFT, reply.start.headers, None)
 
     async def _passed(self, reply: Reply) -> AsyncGenerator[bytes, None]:
         start = reply.start
@@ -93,6 +100,7 @@ class Observed:
         return metrics.named.use(self.adapter)
 
     def _count(self, status: int) -> None:
+        self._is_counted = True
         metrics.requests.labels(self.model, self._name, self.route, str(status)).inc()
 
     def _log(self, status: int, headers: Mapping[str, str], error: str | None = None) -> None:

@@ -40,7 +40,9 @@ class Membership:
         self._changed = asyncio.Event()
         self._background = Background()
         self._is_member = False
-        catalogue.on_moved(self.announce)
+        self._catalogue = catalogue
+        self._began = time.time()
+        catalogue.on_moved(self._moved)
 
     async def start(self) -> None:
         await self._members.renew(self._report())
@@ -60,6 +62,13 @@ class Membership:
         if self._is_member:
             with contextlib.suppress(StoreUnavailable):
                 await self._members.leave(self._report().id)
+
+    def _moved(self) -> None:
+        # What was there before this process began says nothing of how fast it follows.
+        changed_at = int(self._catalogue.position.partition("-")[0]) / 1000
+        if changed_at > self._began:
+            metrics.event_lag.observe(max(0.0, time.time() - changed_at))
+        self.announce()
 
     async def _renew_for_ever(self) -> None:
         due = time.monotonic() + self._period_s

@@ -1,6 +1,5 @@
 """What every process of the cluster has, once, and how its parts live."""
 
-import time
 from contextlib import AsyncExitStack
 from typing import Protocol, TypeVar
 
@@ -16,10 +15,11 @@ class Part(Protocol):
 
     async def start(self) -> None: ...
 
+    async def stop(self) -> None:
+        """Called once, also when it, or a part before it, could not be started."""
+
     def check(self) -> None:
         """Raise what ended it, so that a health check sees it."""
-
-    async def stop(self) -> None: ...
 
 
 AnyPart = TypeVar("AnyPart", bound=Part)
@@ -40,8 +40,7 @@ class Process:
         self._running = AsyncExitStack()
         self.catalogue = self.add(Catalogue(self.store.registry))
         self.telemetry = self.add(Telemetry(self.store.telemetry, process_id, export))
-        self._began = time.time()
-        self.catalogue.on_moved(self._measure)
+        self.catalogue.on_moved(lambda: metrics.adapters.set(len(self.catalogue.adapters)))
 
     def add(self, part: AnyPart) -> AnyPart:
         """Have a part start behind those added before it, and stop before them."""
@@ -49,7 +48,7 @@ class Process:
         return part
 
     async def start(self) -> None:
-        """Start all parts, or none.
+        """Start all parts, or none: when one cannot, all are stopped.
 
         Raises:
             StoreUnavailable: the store does not answer.
@@ -57,10 +56,11 @@ class Process:
         """
         async with AsyncExitStack() as started:
             started.push_async_callback(self.store.close)
+            for part in self._parts:
+                started.push_async_callback(part.stop)
             await self.store.registry.migrate()
             for part in self._parts:
                 await part.start()
-                started.push_async_callback(part.stop)
             self._running = started.pop_all()
 
     def check(self) -> None:
@@ -70,10 +70,3 @@ class Process:
 
     async def stop(self) -> None:
         await self._running.aclose()
-
-    def _measure(self) -> None:
-        metrics.adapters.set(len(self.catalogue.adapters))
-        # What was there before this process began says nothing of how fast it follows.
-        changed_at = int(self.catalogue.position.partition("-")[0]) / 1000
-        if changed_at > self._began:
-            metrics.event_lag.observe(max(0.0, time.time() - changed_at))

@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 
 from adapter_store.telemetry import STEPS, Counts, Step, TelemetryStore
 from cluster.errors import StoreUnavailable
-from cluster.tasks import PATIENCE_S, cancel, soon
+from cluster.tasks import PATIENCE_S, Background, soon
 from deployments.process import metrics
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Telemetry:
         self._waiting: deque[tuple[int, float, Counts]] = deque(maxlen=_MOST_WAITING)
         self._batches = itertools.count()
         self._ended = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     def on_reading(self, measure: Callable[[], None]) -> None:
         """Have it called before each reading, to set the gauges that nothing else sets."""
@@ -95,19 +95,16 @@ class Telemetry:
     async def start(self) -> None:
         # What was counted before belongs to nobody's bucket.
         self._growth.since_last(metrics.REGISTRY.collect())
-        self._task = asyncio.create_task(self._report_for_ever(), name="telemetry")
+        self._background.start("telemetry", self._report_for_ever())
 
     def check(self) -> None:
         """Raise what ended the reports, so that a health check sees it."""
-        if self._task is not None and self._task.done():
-            self._task.result()
+        self._background.check()
 
     async def stop(self) -> None:
         self._ended.set()
-        if self._task is not None:
-            # A report under way is let finish, if the store lets it.
-            await asyncio.wait([self._task], timeout=PATIENCE_S)
-            await cancel(self._task)
+        # A report under way is let finish, if the store lets it.
+        await self._background.stop(patience_s=PATIENCE_S)
 
     async def exposition(self) -> str:
         """This process's metrics, the engine's too, in Prometheus's text format."""

@@ -7,7 +7,7 @@ body: until then nothing has reached the client, and another replica may take ov
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from cluster.errors import ReplicaLost
@@ -25,17 +25,20 @@ class Part:
     body: bytes
 
 
-async def packed(reply: Reply) -> AsyncGenerator[Part, None]:
-    """The reply in parts."""
-    start: ResponseStart | None = reply.start
+async def packed(answering: AbstractAsyncContextManager[Reply]) -> AsyncGenerator[Part, None]:
+    """The reply in parts; what it holds ends when this does."""
+    start: ResponseStart | None = None
     ready: list[bytes] = []
     came = asyncio.Event()
 
     async def collect() -> None:
+        nonlocal start
         try:
-            async for chunk in reply.body:
-                ready.append(chunk)
-                came.set()
+            async with answering as reply:
+                start = reply.start
+                async for chunk in reply.body:
+                    ready.append(chunk)
+                    came.set()
         finally:
             came.set()
 
@@ -54,7 +57,7 @@ async def packed(reply: Reply) -> AsyncGenerator[Part, None]:
         if start is not None:
             yield Part(start, b"")
     finally:
-        # Once: a second cancellation would end the cleaning up after the first.
+        # In the task, and once: a second cancellation would end the cleaning up after the first.
         task.cancel()
         await asyncio.wait([task])
 

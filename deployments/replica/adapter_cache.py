@@ -14,6 +14,7 @@ from cluster.errors import AdapterLoadFailed, ModelNotFound
 from cluster.means import MovingMean
 from cluster.members import Residency, fewest_first
 from cluster.settings import LoraSettings
+from cluster.tasks import Background
 from deployments.engines.engine import Engine
 from deployments.process import metrics
 from deployments.replica.adapter_files import AdapterFiles
@@ -84,7 +85,8 @@ class AdapterCache:
             lambda key: self._leases[key] > 0,
             is_pinned,
         )
-        self._where = ResidencyView(engine, self._room.worths, self._tell)
+        self._background = Background()
+        self._where = ResidencyView(engine, self._room.worths, self._tell, self._background)
         self._counts = LoadCounts(model)
         self._flights: dict[AdapterKey, asyncio.Task[None]] = {}
         self._leases: Counter[AdapterKey] = Counter()
@@ -92,6 +94,10 @@ class AdapterCache:
         self._leaving: dict[AdapterKey, asyncio.Event] = {}
         self._on_change: list[Callable[[], None]] = []
         self.problems: dict[AdapterKey, str] = {}
+
+    async def stop(self) -> None:
+        """End what is under way; the engine stops next."""
+        await self._background.stop()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have it called when something has moved, is on its way in, or cannot come."""
@@ -141,7 +147,7 @@ class AdapterCache:
         """Whether a version is here, or on its way in."""
         return ref.key in self._room or ref.key in self._flights
 
-    def has_spare(self, size_bytes: int, beside: str | None = None) -> bool:
+    def has_spare(self, size_bytes: int, beside: AdapterKey | None = None) -> bool:
         """Whether one more of that size would fit, if only what is neither wanted here nor needed
         soon moved out.
 
@@ -154,7 +160,7 @@ class AdapterCache:
         """Adapters that others are moved out for, not they."""
         self._room.keep(names)
 
-    def expect(self, waiting: Iterable[str], used: str | None = None) -> None:
+    def expect(self, waiting: Iterable[AdapterKey], used: AdapterKey | None = None) -> None:
         """What requests in an ingress's queue wait for leaves last, the first of it the very last;
         see :meth:`Expected.tell`."""
         self._room.expected.tell(waiting, used)
@@ -186,10 +192,10 @@ class AdapterCache:
             return
         flight = self._flights.get(ref.key)
         if flight is None:
-            flight = asyncio.create_task(self._load(ref), name=f"load {ref.key}")
+            flight = self._background.spawn(f"load {ref.key}", self._load(ref))
             self._flights[ref.key] = flight
             self._tell()
-            flight.add_done_callback(lambda flight: self._landed(ref.key, flight))
+            flight.add_done_callback(lambda _: self._landed(ref.key))
         await asyncio.shield(flight)
 
     async def drop(self, ref: AdapterRef) -> None:
@@ -227,12 +233,9 @@ class AdapterCache:
         for key in [k for k in self.problems if k.name == name]:
             del self.problems[key]
 
-    def _landed(self, key: AdapterKey, flight: asyncio.Task[None]) -> None:
+    def _landed(self, key: AdapterKey) -> None:
         self._flights.pop(key, None)
         self._tell()
-        # Those who waited for it may all have left.
-        if not flight.cancelled() and (error := flight.exception()):
-            logger.debug("%s: %r", flight.get_name(), error)
 
     def _tell(self) -> None:
         for listener in self._on_change:

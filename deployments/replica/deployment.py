@@ -42,7 +42,7 @@ class ModelReplica:
         """Stream the engine's answer."""
         about(call.request_id, call.key or "")
         await self._end_if_dead()
-        async with self._server.answer(call) as reply, contextlib.aclosing(packed(reply)) as parts:
+        async with contextlib.aclosing(packed(self._server.answer(call))) as parts:
             async for part in parts:
                 yield part
 

@@ -81,6 +81,7 @@ class ModelServer:
 
     async def stop(self) -> None:
         await self._process.stop()
+        await self._adapters.stop()
         await self.engine.stop()
 
     async def check_health(self) -> None:

@@ -19,6 +19,7 @@ class PrepareAhead:
         self._model_id = model_id
         self._waiting: asyncio.Queue[tuple[AdapterRef, int]] = asyncio.Queue()
         self._background = Background()
+        self._is_wanted = is_wanted
         if is_wanted:
             catalogue.on_change(self._want)
 
@@ -31,7 +32,8 @@ class PrepareAhead:
                 self._waiting.put_nowait((AdapterRef.of(adapter, version), version.size_bytes))
 
     async def start(self) -> None:
-        self._background.start("prepare ahead", self._prepare_for_ever())
+        if self._is_wanted:
+            self._background.start("prepare ahead", self._prepare_for_ever())
 
     def check(self) -> None:
         self._background.check()

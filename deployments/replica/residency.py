@@ -1,13 +1,12 @@
 """Where everything is, as the engine's worker itself says."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 
+from cluster.adapters import AdapterKey
 from cluster.members import Residency
+from cluster.tasks import Background
 from deployments.engines.engine import Engine
-
-logger = logging.getLogger(__name__)
 
 
 class ResidencyView:
@@ -21,12 +20,14 @@ class ResidencyView:
     def __init__(
         self,
         engine: Engine,
-        worths: Callable[[], Mapping[str, float]],
+        worths: Callable[[], Mapping[AdapterKey, float]],
         on_change: Callable[[], None],
+        background: Background,
     ) -> None:
         self._engine = engine
         self._worths = worths
         self._on_change = on_change
+        self._background = background
         self._refresh: asyncio.Task[None] | None = None
         self._is_stale = False
         self.newest = Residency()
@@ -41,12 +42,9 @@ class ResidencyView:
         """For when the engine has moved something by itself; many calls make one refresh."""
         self._is_stale = True
         if self._refresh is None or self._refresh.done():
-            self._refresh = asyncio.create_task(self._refresh_while_stale(), name="refresh")
+            self._refresh = self._background.spawn("refresh", self._refresh_while_stale())
 
     async def _refresh_while_stale(self) -> None:
         while self._is_stale:
             self._is_stale = False
-            try:
-                await self.refresh()
-            except Exception as e:  # noqa: BLE001  (nobody waits; the health check sees a dead engine)
-                logger.debug("refresh: %r", e)
+            await self.refresh()

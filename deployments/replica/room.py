@@ -57,14 +57,16 @@ class Room:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: AdapterKey) -> bool:
         return key in self._held
 
-    def left(self, coming: Iterable[str]) -> int:
+    def left(self, coming: Iterable[AdapterKey]) -> int:
         """How many more versions fit without moving another out, beside those on their way in."""
         return self._limit.entries - len(self._held.keys() | set(coming))
 
-    def has_spare(self, size_bytes: int, coming: Iterable[str], beside: str | None) -> bool:
+    def has_spare(
+        self, size_bytes: int, coming: Iterable[AdapterKey], beside: AdapterKey | None
+    ) -> bool:
         """Whether one more of that size would fit, if only what is neither wanted here nor needed
         soon moved out.
 
@@ -80,7 +82,7 @@ class Room:
         """Adapters that others are moved out for, not they."""
         self._kept = frozenset(names)
 
-    def worths(self) -> dict[str, float]:
+    def worths(self) -> dict[AdapterKey, float]:
         """What is worth keeping in a slot, by key."""
         return {
             key: math.inf if self._is_pinned(held.ref.name) else self.usage.worth(key)
@@ -88,7 +90,7 @@ class Room:
         }
 
     async def make(
-        self, key: str, size_bytes: int, move_out: Callable[[AdapterRef], Awaitable[None]]
+        self, key: AdapterKey, size_bytes: int, move_out: Callable[[AdapterRef], Awaitable[None]]
     ) -> None:
         """Take room for one more version; `fill` or `give_back` must follow.
 

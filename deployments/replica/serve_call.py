@@ -24,8 +24,8 @@ async def serve_call(
 ) -> AsyncIterator[Reply]:
     """One request on one replica: admit it, hold the adapter, generate.
 
-    The start says where the adapter was found. Errors of ours become an answer: none crosses to the
-    ingress.
+    The start says where the adapter was found. Errors of ours before the body become an answer:
+    none of them crosses to the ingress.
     """
     async with AsyncExitStack() as held:
         try:

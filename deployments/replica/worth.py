@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from cluster.adapters import AdapterKey
+
 # An ingress tells with every call; what none has told of for so long was served, or has left.
 _EXPECTED_S = 2.0
 
@@ -29,9 +31,9 @@ class UsageLog:
     def __init__(self, half_life_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._half_life_s = half_life_s
         self._clock = clock
-        self._usage: dict[str, Usage] = {}
+        self._usage: dict[AdapterKey, Usage] = {}
 
-    def count(self, key: str) -> None:
+    def count(self, key: AdapterKey) -> None:
         now = self._clock()
         usage = self._usage.pop(key, None) or Usage()
         usage.requests = self._decayed(usage, now) + 1
@@ -40,17 +42,17 @@ class UsageLog:
         if len(self._usage) > self._MOST:
             del self._usage[next(iter(self._usage))]
 
-    def cost(self, key: str, size_bytes: int) -> None:
+    def cost(self, key: AdapterKey, size_bytes: int) -> None:
         self._usage.setdefault(key, Usage()).cost_bytes = size_bytes
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: AdapterKey) -> None:
         self._usage.pop(key, None)
 
-    def worth(self, key: str) -> float:
+    def worth(self, key: AdapterKey) -> float:
         usage = self._usage.get(key)
         return self._decayed(usage, self._clock()) * usage.cost_bytes if usage else 0.0
 
-    def rank(self, key: str, *, per_byte: bool = False) -> tuple[float, float]:
+    def rank(self, key: AdapterKey, *, per_byte: bool = False) -> tuple[float, float]:
         """Orders what to give up first: by worth, then by last use."""
         usage = self._usage.get(key)
         if usage is None:
@@ -66,9 +68,9 @@ class Expected:
     when that is believed. Each ingress tells of its own."""
 
     def __init__(self) -> None:
-        self._next: dict[str, tuple[int, float]] = {}
+        self._next: dict[AdapterKey, tuple[int, float]] = {}
 
-    def tell(self, waiting: Iterable[str], used: str | None = None) -> None:
+    def tell(self, waiting: Iterable[AdapterKey], used: AdapterKey | None = None) -> None:
         """What requests in an ingress's queue wait for.
 
         Args:
@@ -79,7 +81,7 @@ class Expected:
         self._next = {k: n for k, n in self._next.items() if n[1] > now and k != used}
         self._next |= {key: (i, now + _EXPECTED_S) for i, key in enumerate(waiting)}
 
-    def nearness(self, key: str) -> float:
+    def nearness(self, key: AdapterKey) -> float:
         """Of its next use in a queue: 1 for the first there, less for those behind, else 0."""
         position, until = self._next.get(key, (0, 0.0))
         return 1 / (1 + position) if until > time.monotonic() else 0.0

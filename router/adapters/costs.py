@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from cluster.adapters import Tier, Version
+from cluster.adapters import AdapterKey, Tier, Version
 from cluster.members import Replica, Report
 from cluster.settings import BaseModelSettings
 
@@ -56,7 +56,7 @@ class LiveCosts:
         served = bool(replicas) or not self.replicas
         return Cost(wait, self._price(model), 0.0, _load(replicas), is_served=served)
 
-    def adapter(self, model: str, key: str, version: Version) -> Cost:
+    def adapter(self, model: str, key: AdapterKey, version: Version) -> Cost:
         """Of a request for `key` (``name@version``): on the replica where it is soonest."""
         able = [m for m in self.replicas.get(model, ()) if key not in m.problems]
         replicas = tuple(able)
@@ -77,7 +77,7 @@ class LiveCosts:
         return self.models[model].price if model in self.models else 0.0
 
 
-def _load_s(member: Replica, key: str, version: Version) -> float:
+def _load_s(member: Replica, key: AdapterKey, version: Version) -> float:
     tier = member.residency.tier(key)
     if tier is Tier.SLOT:
         return 0.0
