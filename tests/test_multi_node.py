@@ -5,7 +5,6 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -72,7 +71,7 @@ def newer(folder, settings):
 
 
 @pytest.fixture
-def adapters(cluster, make_adapter, tmp_path):
+def adapters(cluster, make_adapter, tmp_path) -> None:
     """Three adapters, applied from a file as the chart's job does it."""
     entries = [
         {"name": name, "source": str(make_adapter(name, seed=i))} for i, name in enumerate(NAMES)
@@ -80,7 +79,6 @@ def adapters(cluster, make_adapter, tmp_path):
     file = tmp_path / "adapters.yaml"
     file.write_text(yaml.safe_dump({"adapters": entries}))
     apply(cluster, file)
-    return file
 
 
 def apply(cluster: RayNodes, file) -> None:
@@ -95,7 +93,7 @@ def members(cluster: RayNodes) -> list[dict]:
 
 
 class Load:
-    """Requests all the time, and what came back."""
+    """Requests all the time within a block, and what came back."""
 
     def __init__(self, cluster: RayNodes) -> None:
         self.statuses: Counter[int | str] = Counter()
@@ -103,6 +101,21 @@ class Load:
         self._url = cluster.url
         self._ended = threading.Event()
         self.threads = [threading.Thread(target=self._ask, args=(n,)) for n in NAMES * 2]
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self.threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Until so many more answers have come."""
+        enough = self.statuses.total() + more
+        wait_until(lambda: self.statuses.total() >= enough)
 
     def _ask(self, name: str) -> None:
         while not self._ended.wait(0.02):
@@ -120,57 +133,47 @@ class Load:
                 self.wrong.append(f"{name} asked for, {answer.headers}")
 
 
-@contextmanager
-def load(cluster: RayNodes):
-    it = Load(cluster)
-    for thread in it.threads:
-        thread.start()
-    try:
-        yield it
-    finally:
-        it._ended.set()
-        for thread in it.threads:
-            thread.join()
-
-
-def test_replicas_are_on_different_nodes_and_answer(cluster, adapters):
+@pytest.mark.usefixtures("adapters")
+def test_replicas_are_on_different_nodes_and_answer(cluster):
     on = cluster.replicas(DEPLOYMENT)
     assert len(set(on.values())) == 2, "one per node"
     assert cluster.nodes[0].ip not in on.values(), "the head serves nothing"
     assert {m["node"] for m in members(cluster)} == set(on.values())
-    with load(cluster) as asked:
-        time.sleep(3)
+    with Load(cluster) as asked:
+        asked.wait_for(300)
     assert set(asked.statuses) == {200}, asked.wrong[:3]
     assert not asked.wrong
 
 
-def test_a_node_that_drains_hands_over_and_no_request_fails(cluster, adapters):
+@pytest.mark.usefixtures("adapters")
+def test_a_node_that_drains_hands_over_and_no_request_fails(cluster):
     before = cluster.replicas(DEPLOYMENT)
     cluster.join()
     leaving = next(n for n in cluster.nodes if n.ip == sorted(before.values())[0])
-    with load(cluster) as asked:
-        time.sleep(2)
+    with Load(cluster) as asked:
+        asked.wait_for(100)
         leaving.drain()
         wait_until(lambda: leaving.process.poll() is not None, 90)
         wait_until(lambda: len(cluster.replicas(DEPLOYMENT)) == 2, 60)
         # The replacement holds adapters, too: those asked for were loaded there.
         wait_until(lambda: all(m["residency"]["slots"] for m in members(cluster)), 30)
-        time.sleep(2)
+        asked.wait_for(100)
     assert leaving.ip not in cluster.replicas(DEPLOYMENT).values()
     assert set(asked.statuses) == {200}, (asked.statuses, asked.wrong[:3])
     assert not asked.wrong
 
 
-def test_a_node_that_dies_under_load_is_replaced(cluster, adapters):
+@pytest.mark.usefixtures("adapters")
+def test_a_node_that_dies_under_load_is_replaced(cluster):
     before = cluster.replicas(DEPLOYMENT)
     dying = next(n for n in cluster.nodes if n.ip == sorted(before.values())[0])
-    with load(cluster) as asked:
-        time.sleep(2)
+    with Load(cluster) as asked:
+        asked.wait_for(100)
         dying.lose_power()
         wait_until(lambda: _others(cluster, dying) == 2, 90)
         cluster.wait_until_ready()
         broken = Counter(asked.statuses)
-        time.sleep(5)
+        asked.wait_for(300)
         healed = asked.statuses - broken
     print(json.dumps({"while it healed": broken, "after": healed}))
     assert healed[200] > 20
@@ -183,27 +186,28 @@ def _others(cluster: RayNodes, node) -> int:
     return sum(ip != node.ip for ip in cluster.replicas(DEPLOYMENT).values())
 
 
-def test_changed_settings_apply_in_place_and_replicas_grow_with_the_load(
-    cluster, adapters, settings
-):
+@pytest.mark.usefixtures("adapters")
+def test_changed_settings_apply_in_place_and_replicas_grow_with_the_load(cluster, settings):
     cluster.join()
     before = set(cluster.replicas(DEPLOYMENT))
     grows = MODEL | {"max_replicas": 3, "scale_at": 0.01}
-    with load(cluster) as asked:
+    with Load(cluster) as asked:
         cluster.deploy(settings | {"models": [grows]})
         wait_until(lambda: len(set(cluster.replicas(DEPLOYMENT)) - before) == 3, 120)
         wait_until(lambda: len(members(cluster)) == 3, 30)
     assert set(asked.statuses) == {200}, (asked.statuses, asked.wrong[:3])
 
 
+@pytest.mark.usefixtures("adapters")
 def test_two_clusters_on_one_store_serve_the_same_adapters_and_keep_apart(
-    cluster, newer, adapters, make_adapter
+    cluster, newer, make_adapter
 ):
     """What an upgrade is: the new cluster comes up beside the old one."""
     old_ids, new_ids = ({m["id"] for m in members(at)} for at in (cluster, newer))
     assert old_ids and new_ids and not old_ids & new_ids
-    with load(cluster) as asked, load(newer) as asked_too:
-        time.sleep(3)
+    with Load(cluster) as asked, Load(newer) as asked_too:
+        asked.wait_for(100)
+        asked_too.wait_for(100)
         # What is changed through one is answered by the other.
         source = {"source": str(make_adapter("cron", seed=7)), "name": "cron"}
         wait = {"params": {"replace": True, "wait": True}, "timeout": 30}
@@ -219,11 +223,12 @@ def version_of_cron(at: RayNodes) -> str:
     return answer.headers["x-roundhouse-version"]
 
 
-def test_the_head_dies_and_requests_go_on_until_it_is_replaced(newer, adapters):
+@pytest.mark.usefixtures("adapters")
+def test_the_head_dies_and_requests_go_on_until_it_is_replaced(newer):
     """Ray's own state is in Redis; the old cluster stays beside, as it would."""
     before = newer.replicas(DEPLOYMENT)
-    with load(newer) as asked:
-        time.sleep(1)
+    with Load(newer) as asked:
+        asked.wait_for(50)
         newer.nodes[0].lose_power()
         time.sleep(1)  # connections that the head's own proxy had
         broken = Counter(asked.statuses)
@@ -233,7 +238,7 @@ def test_the_head_dies_and_requests_go_on_until_it_is_replaced(newer, adapters):
         newer.restart_head()
         wait_until(lambda: newer.replicas(DEPLOYMENT) == before, 60)
         healed = Counter(asked.statuses)
-        time.sleep(3)
+        asked.wait_for(100)
         after = asked.statuses - healed
     print(json.dumps({"at first": broken, "without a head": without, "after": after}))
     assert set(after) == {200}, asked.wrong[-3:]

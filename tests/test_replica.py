@@ -1,45 +1,48 @@
 """What Ray is asked to reserve for a replica, and what vLLM is told of it."""
 
+from typing import Any
+
 import pytest
+from ray.serve.deployment import deployment_to_schema
 
 from cluster.errors import ConfigError
 from cluster.settings import BaseModelSettings, Settings
 from deployments.replica.deployment import replica_app
 
 
-def options(**fields):
+def options(**fields) -> dict[str, Any]:
+    """In the words of Ray Serve's configuration."""
     model = BaseModelSettings(id="big", path="none", **fields)
-    settings = Settings(models=(model,))
-    return replica_app(settings, model)._bound_deployment
+    bound = replica_app(Settings(models=(model,)), model)
+    deployment = bound._bound_deployment  # noqa: SLF001  (Ray shows it nowhere else)
+    return deployment_to_schema(deployment).model_dump(exclude_unset=True)
 
 
 @pytest.mark.ray
 def test_without_gpus_the_workers_are_children_of_one_actor():
-    bound = options(tensor_parallel_size=2, cpus_per_replica=3)
-    assert bound.ray_actor_options["num_cpus"] == 3
-    assert bound._replica_config.placement_group_bundles is None
+    told = options(tensor_parallel_size=2, cpus_per_replica=3)
+    assert told["ray_actor_options"]["num_cpus"] == 3
+    assert "placement_group_bundles" not in told
 
 
 @pytest.mark.ray
 def test_gpu_workers_have_a_bundle_each_on_one_node():
-    bound = options(tensor_parallel_size=4, gpus_per_worker=1, cpus_per_replica=2)
-    config = bound._replica_config
-    assert config.placement_group_bundles == [
+    told = options(tensor_parallel_size=4, gpus_per_worker=1, cpus_per_replica=2)
+    assert told["placement_group_bundles"] == [
         {"GPU": 1, "CPU": 2},
         {"GPU": 1},
         {"GPU": 1},
         {"GPU": 1},
     ]
-    assert config.placement_group_strategy == "STRICT_PACK"
-    assert "num_gpus" not in bound.ray_actor_options, "vLLM's worker takes the first bundle's GPU"
+    assert told["placement_group_strategy"] == "STRICT_PACK"
+    assert "num_gpus" not in told["ray_actor_options"], "vLLM's worker takes the first bundle's GPU"
 
 
 @pytest.mark.ray
 def test_fractions_of_gpus():
-    bound = options(tensor_parallel_size=2, gpus_per_worker=0.5)
-    config = bound._replica_config
-    assert config.placement_group_bundles == [{"GPU": 0.5, "CPU": 1}, {"GPU": 0.5}]
-    env = bound.ray_actor_options["runtime_env"]["env_vars"]
+    told = options(tensor_parallel_size=2, gpus_per_worker=0.5)
+    assert told["placement_group_bundles"] == [{"GPU": 0.5, "CPU": 1}, {"GPU": 0.5}]
+    env = told["ray_actor_options"]["runtime_env"]["env_vars"]
     assert env["VLLM_RAY_PER_WORKER_GPUS"] == "0.5"
 
 
