@@ -17,6 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/.$(shell cat requirements/$(LOCK).lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)-$(LOCK)
 DEV_STAMP := .venv/.$(shell cksum < requirements/dev.lock | cut -d' ' -f1)-dev
 PYTEST := $(BIN)/python -m pytest
+# Tests without Ray and engines run side by side.
+WORKERS ?= 2
 
 # pip says a line per package; this makes one line that counts.
 COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
@@ -55,12 +57,12 @@ demo: model ## Serve twelve trained adapters on two replicas; Ctrl-C stops it.
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/roundhouse up $(CONFIG)
 
 test: $(DEV_STAMP) model ## Run all tests, fast ones first.
-	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "not ray and not vllm"
+	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -n $(WORKERS) -m "not ray and not vllm"
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "ray and not vllm"
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "vllm"
 
 test-fast: $(DEV_STAMP) ## Run the tests that need neither Ray nor an engine.
-	@$(PYTEST) -m "not ray and not vllm and not slow"
+	@$(PYTEST) -n $(WORKERS) -m "not ray and not vllm and not slow"
 
 image: ## Build the container image of this LOCK (IMAGE=registry/roundhouse).
 	docker build -f k8s/images/Dockerfile --target $(LOCK) --build-arg LOCK=$(LOCK) \
