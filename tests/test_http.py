@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
@@ -88,7 +88,8 @@ class LocalPool:
             raise ReplicaLost("killed by the test")
         self.open_answers += 1
         try:
-            async with serve_call(self.engine, self.cache, self.admit, call, "local") as reply:
+            async with AsyncExitStack() as held:
+                reply = await serve_call(self.engine, self.cache, self.admit, call, "local", held)
                 yield Reply(reply.start, self._dying(reply))
         finally:
             self.open_answers -= 1

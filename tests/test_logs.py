@@ -50,8 +50,8 @@ async def serve(settings: LoggingSettings, *parts: bytes, error: Exception | Non
     it = Observed("id-1", settings, model="m", adapter="logged", route="auto")
     it.prompt = SECRET if settings.prompts else ""
     with contextlib.suppress(ReplicaLost):
-        async with it.passing(Reply(STREAM, chunks(*parts, error=error))) as reply:
-            await reply.read()
+        async with contextlib.AsyncExitStack() as held:
+            await it.passing(Reply(STREAM, chunks(*parts, error=error)), held).read()
 
 
 async def test_a_request_is_a_line_of_json(configured, capsys):

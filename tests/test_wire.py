@@ -84,9 +84,9 @@ async def test_the_start_waits_for_the_body():
 
 
 async def test_an_answer_without_a_body_has_its_start():
-    async with unpacked(packed(Answer().reply())) as reply:
-        assert reply.start == START
-        assert await reply.read() == b""
+    reply = await unpacked(packed(Answer().reply()))
+    assert reply.start == START
+    assert await reply.read() == b""
 
 
 async def test_no_part_is_no_answer():
@@ -95,16 +95,15 @@ async def test_no_part_is_no_answer():
             yield part
 
     with pytest.raises(ReplicaLost):
-        async with unpacked(nothing()):
-            pass
+        await unpacked(nothing())
 
 
 async def test_unpacked_is_what_was_packed():
     answer = Answer(b"a", b"b")
     await answer.release(2)
-    async with unpacked(packed(answer.reply())) as reply:
-        assert reply.start == START
-        assert await reply.read() == b"ab"
+    reply = await unpacked(packed(answer.reply()))
+    assert reply.start == START
+    assert await reply.read() == b"ab"
 
 
 async def test_an_error_comes_after_what_came_before_it():

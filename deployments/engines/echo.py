@@ -128,32 +128,26 @@ class EchoEngine:
 
     @asynccontextmanager
     async def answer(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Reply]:
-        self._unfinished += 1
-        try:
-            async with self._echo(path, json.loads(body), headers) as reply:
-                yield reply
-        finally:
-            self._unfinished -= 1
-
-    @asynccontextmanager
-    async def _echo(
-        self, path: str, request: dict[str, Any], headers: dict[str, str]
-    ) -> AsyncIterator[Reply]:
+        request = json.loads(body)
         key = AdapterKey(request["model"])
         if key != self._settings.id and key not in self._host:
             error = {"error": {"message": f"{key} is not loaded", "code": 404}}
             yield Reply.whole(ResponseStart(404, _JSON), json.dumps(error).encode())
             return
-        async with self._in_slot(key):
-            said = self._said(path, request, headers)
-            await self._work(self._args.prefill_s)
-            if request.get("stream"):
-                with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
-                async with aclosing(self._stream(said, with_usage)) as events:
-                    yield Reply(ResponseStart(200, _EVENTS), events)
-            else:
-                await self._work(self._args.token_s * len(said.words))
-                yield Reply.whole(ResponseStart(200, _JSON), said.whole())
+        self._unfinished += 1
+        try:
+            async with self._in_slot(key):
+                said = self._said(path, request, headers)
+                await self._work(self._args.prefill_s)
+                if request.get("stream"):
+                    with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
+                    async with aclosing(self._stream(said, with_usage)) as events:
+                        yield Reply(ResponseStart(200, _EVENTS), events)
+                else:
+                    await self._work(self._args.token_s * len(said.words))
+                    yield Reply.whole(ResponseStart(200, _JSON), said.whole())
+        finally:
+            self._unfinished -= 1
 
     def _said(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> "_Said":
         key = AdapterKey(request["model"])

@@ -56,22 +56,17 @@ class ServePool:
     async def answer(self, call: Call, terms: Terms) -> AsyncIterator[Reply]:
         admission = self._admission
         if admission is None:
-            async with self._sent(call) as reply:
-                yield reply
+            async with aclosing(self._parts(call)) as parts:
+                yield await unpacked(parts)
             return
         async with (
             admission.turn(call, terms) as place,
-            self._sent(admission.placed(call, place)) as reply,
-            aclosing(_counted(reply.body, place)) as body,
+            aclosing(self._parts(admission.placed(call, place))) as parts,
         ):
+            reply = await unpacked(parts)
             if reply.start.is_stream:
                 place.has_begun()
-            yield Reply(reply.start, body)
-
-    @asynccontextmanager
-    async def _sent(self, call: Call) -> AsyncIterator[Reply]:
-        async with aclosing(self._parts(call)) as parts, unpacked(parts) as reply:
-            yield reply
+            yield Reply(reply.start, _counted(reply.body, place))
 
     async def _parts(self, call: Call) -> AsyncGenerator[Part, None]:
         """What Serve brings, and what it raises in our words."""

@@ -8,8 +8,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -86,7 +86,6 @@ class Gateway:
         self._record = record
         self._want = want
 
-    @asynccontextmanager
     async def complete(
         self,
         path: str,
@@ -94,23 +93,25 @@ class Gateway:
         request_id: str,
         viewer: Viewer,
         headers: Mapping[str, str],
-    ) -> AsyncIterator[Reply]:
-        """Serve a chat or text completion; `headers` may say how it wants to be served."""
-        observed = Observed(request_id, self._settings.logging)
-        async with AsyncExitStack() as held:
-            try:
-                asked = Completion.read(path, body, viewer, headers, self._settings)
-                reply = await held.enter_async_context(self._answer(asked, observed))
-            except RoundhouseError as e:
-                observed.refused(e)
-                raise
-            except Exception:
-                observed.refused(RoundhouseError("internal error"))
-                raise
-            yield await held.enter_async_context(observed.passing(reply))
+        held: AsyncExitStack,
+    ) -> Reply:
+        """Serve a chat or text completion; `headers` may say how it wants to be served.
 
-    @asynccontextmanager
-    async def _answer(self, asked: Completion, observed: Observed) -> AsyncIterator[Reply]:
+        The reply lives as long as the block `held`.
+        """
+        observed = Observed(request_id, self._settings.logging)
+        try:
+            asked = Completion.read(path, body, viewer, headers, self._settings)
+            reply = await self._answer(asked, observed, held)
+        except RoundhouseError as e:
+            observed.refused(e)
+            raise
+        except Exception:
+            observed.refused(RoundhouseError("internal error"))
+            raise
+        return observed.passing(reply, held)
+
+    async def _answer(self, asked: Completion, observed: Observed, held: AsyncExitStack) -> Reply:
         request_id = observed.request_id
         chosen = await self._choose(asked, asked.sticky_key or request_id)
         self._observe(observed, asked, chosen)
@@ -120,8 +121,7 @@ class Gateway:
         self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
         content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
         call = Call(asked.path, request_id, content, chosen.adapter, self._directory.position)
-        async with self._dispatched(chosen, call, asked.terms) as reply:
-            yield reply
+        return await self._dispatch(chosen, call, asked.terms, held)
 
     async def _choose(self, asked: Completion, key: str) -> Chosen:
         if asked.model != AUTO:
@@ -204,16 +204,16 @@ class Gateway:
             fallback = Decision(adapter=None, confidence=0, route=Route.FALLBACK, reason=reason)
             return [fallback for _ in prompts]
 
-    @asynccontextmanager
-    async def _dispatched(self, chosen: Chosen, call: Call, terms: Terms) -> AsyncIterator[Reply]:
+    async def _dispatch(
+        self, chosen: Chosen, call: Call, terms: Terms, held: AsyncExitStack
+    ) -> Reply:
         pool = self._pools[chosen.base_model]
-        async with AsyncExitStack() as held:
-            try:
-                reply = await held.enter_async_context(pool.answer(call, terms))
-            except ReplicaLost:
-                # Nothing was sent to the client yet, so another replica may start afresh.
-                reply = await held.enter_async_context(pool.answer(call, terms))
-            yield Reply(_start(reply.start, chosen), reply.body)
+        try:
+            reply = await held.enter_async_context(pool.answer(call, terms))
+        except ReplicaLost:
+            # Nothing was sent to the client yet, so another replica may start afresh.
+            reply = await held.enter_async_context(pool.answer(call, terms))
+        return Reply(_start(reply.start, chosen), reply.body)
 
     async def ask(self, adapter: Adapter, version: Version, prompt: str) -> tuple[str, str]:
         """What a version answers to a prompt, and the replica that gave it.
@@ -232,7 +232,9 @@ class Gateway:
         }
         call = Call(CHAT_PATH, uuid.uuid4().hex, encode_json(body), ref, self._directory.position)
         chosen = Chosen(adapter.card.base_model, ref, Route.EXPLICIT)
-        async with self._dispatched(chosen, call, Terms(tokens=EVALUATION_TOKENS)) as reply:
+        async with AsyncExitStack() as held:
+            terms = Terms(tokens=EVALUATION_TOKENS)
+            reply = await self._dispatch(chosen, call, terms, held)
             content = json.loads(await reply.read())
         status = reply.start.status
         if status != 200:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -72,14 +72,12 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
     async def complete(request: Request) -> Response:
         body = await read_json(request, max_body_bytes)
         request.state.is_counted = True  # by the gateway, from here on
-        answering = gateway.complete(
-            request.url.path,
-            body,
-            request_id_of(request),
-            request.state.viewer,
-            request.headers,
-        )
-        return await respond(answering)
+        path, asked_by = request.url.path, request.state.viewer
+        async with AsyncExitStack() as held:
+            reply = await gateway.complete(
+                path, body, request_id_of(request), asked_by, request.headers, held
+            )
+            return await respond(reply, held)
 
     for path in FORMS:
         router.post(path)(complete)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
@@ -12,13 +12,11 @@ from cluster.errors import RoundhouseError
 from deployments.process.call import Reply
 
 
-async def respond(answering: AbstractAsyncContextManager[Reply]) -> Response:
-    """Raises what `answering` raises before its reply has begun."""
-    async with AsyncExitStack() as held:
-        reply = await held.enter_async_context(answering)
-        if reply.start.is_stream:
-            return _Stream(reply, held.pop_all())
-        return Response(await reply.read(), reply.start.status, reply.start.headers)
+async def respond(reply: Reply, held: AsyncExitStack) -> Response:
+    """The response; of a stream, it takes over what is `held`."""
+    if reply.start.is_stream:
+        return _Stream(reply, held.pop_all())
+    return Response(await reply.read(), reply.start.status, reply.start.headers)
 
 
 class _Stream(StreamingResponse):

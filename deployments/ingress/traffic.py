@@ -4,14 +4,14 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from cluster.errors import RoundhouseError
 from cluster.settings import LoggingSettings
 from deployments.process import metrics
-from deployments.process.call import REPLICA_HEADER, RESIDENCY_HEADER, Reply
+from deployments.process.call import REPLICA_HEADER, RESIDENCY_HEADER, Reply, ResponseStart
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,17 @@ class Observed:
         self._count(error.status)
         self._log(error.status, {}, error=error.message)
 
-    @asynccontextmanager
-    async def passing(self, reply: Reply) -> AsyncIterator[Reply]:
-        """The reply; counted when the block ends, whether its body was read, given up, or never
+    def passing(self, reply: Reply, held: AsyncExitStack) -> Reply:
+        """The reply; counted when `held` ends, whether its body was read, given up, or never
         begun."""
-        async with aclosing(self._passed(reply)) as body:
-            yield Reply(reply.start, body)
+        body = self._passed(reply)
+        held.callback(self._left_unread, reply.start)
+        held.push_async_callback(body.aclose)
+        return Reply(reply.start, body)
+
+    def _left_unread(self, start: ResponseStart) -> None:
         if not self._is_counted:
-            self._ended(self.began, _LEFT, reply.start.headers, None)
+            self._ended(self.began, _LEFT, start.headers, None)
 
     async def _passed(self, reply: Reply) -> AsyncGenerator[bytes, None]:
         start = reply.start

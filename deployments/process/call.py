@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cluster.adapters import AdapterKey, AdapterRef
 from cluster.errors import RoundhouseError
@@ -28,8 +29,7 @@ class ResponseStart:
         return replace(self, headers={**self.headers, **headers})
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer that has begun: its start, then its body as it comes.
 
     It is yielded by an `async with`, whose end frees what the answer holds, whether or not the body

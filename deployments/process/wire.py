@@ -7,7 +7,7 @@ body: until then nothing has reached the client, and another replica may take ov
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from cluster.errors import ReplicaLost
@@ -62,9 +62,8 @@ async def packed(answering: AbstractAsyncContextManager[Reply]) -> AsyncGenerato
         await asyncio.wait([task])
 
 
-@asynccontextmanager
-async def unpacked(parts: AsyncIterator[Part]) -> AsyncIterator[Reply]:
-    """What was packed, when its first part is there.
+async def unpacked(parts: AsyncIterator[Part]) -> Reply:
+    """What was packed, when its first part is there; whoever has the parts closes them.
 
     Raises:
         ReplicaLost: there is none.
@@ -72,12 +71,11 @@ async def unpacked(parts: AsyncIterator[Part]) -> AsyncIterator[Reply]:
     first = await anext(parts, None)
     if first is None or first.start is None:
         raise ReplicaLost("the replica ended without an answer")
+    return Reply(first.start, _body(first, parts))
 
-    async def body() -> AsyncGenerator[bytes, None]:
-        if first.body:
-            yield first.body
-        async for part in parts:
-            yield part.body
 
-    async with aclosing(body()) as rest:
-        yield Reply(first.start, rest)
+async def _body(first: Part, rest: AsyncIterator[Part]) -> AsyncGenerator[bytes, None]:
+    if first.body:
+        yield first.body
+    async for part in rest:
+        yield part.body

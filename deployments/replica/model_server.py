@@ -92,9 +92,10 @@ class ModelServer:
     async def answer(self, call: Call) -> AsyncIterator[Reply]:
         """The engine's answer; what is read to its end counts as a request's time."""
         started = time.monotonic()
-        answer = serve_call(self.engine, self._adapters, self._admit, call, self._process.id)
-        async with answer as reply:
-            yield reply
+        async with contextlib.AsyncExitStack() as held:
+            yield await serve_call(
+                self.engine, self._adapters, self._admit, call, self._process.id, held
+            )
         self._service_s.add(time.monotonic() - started)
 
     async def _admit(self, call: Call) -> None:

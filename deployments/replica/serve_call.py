@@ -1,13 +1,7 @@
 """What a replica does with one request."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    aclosing,
-    asynccontextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack
 
 from cluster.adapters import Tier
 from cluster.errors import RoundhouseError
@@ -18,30 +12,31 @@ from deployments.replica.adapter_cache import AdapterCache
 Admit = Callable[[Call], Awaitable[None]]
 
 
-@asynccontextmanager
 async def serve_call(
-    engine: Engine, adapters: AdapterCache, admit: Admit, call: Call, replica_id: str
-) -> AsyncIterator[Reply]:
-    """One request on one replica: admit it, hold the adapter, generate.
+    engine: Engine,
+    adapters: AdapterCache,
+    admit: Admit,
+    call: Call,
+    replica_id: str,
+    held: AsyncExitStack,
+) -> Reply:
+    """One request on one replica: admit it, hold the adapter, generate, as long as `held` lasts.
 
     The start says where the adapter was found. Errors of ours before the body become an answer:
     none of them crosses to the ingress.
     """
-    async with AsyncExitStack() as held:
-        try:
-            await admit(call)
-            tier = await held.enter_async_context(_held(adapters, call))
-            answer = engine.answer(call.path, call.body, {"x-request-id": call.request_id})
-            reply = await held.enter_async_context(answer)
-        except RoundhouseError as e:
-            reply = Reply.refusal(e)
-        else:
-            found = {REPLICA_HEADER: replica_id, RESIDENCY_HEADER: tier}
-            body = reply.body
-            if tier is not Tier.SLOT:
-                body = await held.enter_async_context(aclosing(_moving(body, adapters)))
-            reply = Reply(reply.start.with_headers(found), body)
-        yield reply
+    try:
+        await admit(call)
+        tier = Tier.SLOT  # of the base model, which needs no lease
+        if call.adapter is not None:
+            tier = await held.enter_async_context(adapters.lease(call.adapter))
+        answer = engine.answer(call.path, call.body, {"x-request-id": call.request_id})
+        reply = await held.enter_async_context(answer)
+    except RoundhouseError as e:
+        return Reply.refusal(e)
+    body = reply.body if tier is Tier.SLOT else _moving(reply.body, adapters)
+    found = {REPLICA_HEADER: replica_id, RESIDENCY_HEADER: tier}
+    return Reply(reply.start.with_headers(found), body)
 
 
 async def _moving(
@@ -54,10 +49,3 @@ async def _moving(
             adapters.refresh_soon()
             is_first = False
         yield chunk
-
-
-def _held(adapters: AdapterCache, call: Call) -> AbstractAsyncContextManager[Tier]:
-    """A lease; the base model needs none, it is always there."""
-    if call.adapter is None:
-        return nullcontext(Tier.SLOT)
-    return adapters.lease(call.adapter)
