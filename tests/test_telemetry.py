@@ -193,6 +193,18 @@ async def test_counts_wait_for_the_store_and_keep_their_time(kept, monkeypatch):
 
 
 @pytest.mark.redis
+async def test_reports_at_once_tell_everything_once(kept):
+    now = time.time()
+    telemetry = Telemetry(kept, "twice", nowhere, clock=lambda: now)
+    await telemetry.start()
+    metrics.tokens.labels("twice", "").inc(2)
+    await asyncio.gather(*(telemetry.report() for _ in range(4)))
+    (counts,) = (await kept.counts(HOUR, [HOUR.bucket(now - PERIOD_S / 2)])).values()
+    assert counts["tokens|"] == 2.0
+    await telemetry.stop()
+
+
+@pytest.mark.redis
 async def test_the_history_is_bounded_in_time(kept, store):
     await kept.add_counts("one", 0, time.time(), {HOUR: {"tokens|": 1}, DAY: {"tokens|": 1}})
     key = store.server.keys.history(HOUR.width_s, HOUR.bucket(time.time()))

@@ -86,6 +86,7 @@ class Telemetry:
         self._waiting: deque[tuple[int, float, Counts]] = deque(maxlen=_MOST_WAITING)
         self._batches = itertools.count()
         self._ended = asyncio.Event()
+        self._reporting = asyncio.Lock()
         self._background = Background()
 
     def on_reading(self, measure: Callable[[], None]) -> None:
@@ -148,6 +149,10 @@ class Telemetry:
 
     async def report(self) -> None:
         """Hand over what has been counted since the last time, and the metrics as they are."""
+        async with self._reporting:
+            await self._report()
+
+    async def _report(self) -> None:
         self._measure()
         # In a thread: thousands of series take longer than a token may wait.
         grown = await asyncio.to_thread(self._read)
