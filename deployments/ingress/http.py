@@ -1,14 +1,16 @@
 """HTTP: routes to the gateway's operations, and its errors in OpenAI's shape."""
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from adapter_store.search import Search
 from cluster.decisions import Prompt
@@ -23,9 +25,9 @@ from deployments.ingress.gateway import Gateway
 from deployments.ingress.http_admin import add_changes, add_uploads
 from deployments.ingress.operations import Operations
 from deployments.ingress.overview import Overview
-from deployments.ingress.replies import respond
 from deployments.ingress.views import cluster, describe
 from deployments.process import metrics
+from deployments.process.call import Reply
 from router.adapters.prompts import prompt_of
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
             reply = await gateway.complete(
                 path, body, request_id_of(request), asked_by, request.headers, held
             )
-            return await respond(reply, held)
+            return await _respond(reply, held)
 
     for path in FORMS:
         router.post(path)(complete)
@@ -208,3 +210,31 @@ def route_inputs(value: Any) -> list[Prompt]:
     if not all(isinstance(v, str | list) for v in value):
         raise InvalidRequest("input: every item must be a string or messages", param="input")
     return [prompt_of(v) for v in value]
+
+
+async def _respond(reply: Reply, held: AsyncExitStack) -> Response:
+    """The response; of a stream, it takes over what is `held`."""
+    if reply.start.is_stream:
+        return _Stream(reply, held.pop_all())
+    return Response(await reply.read(), reply.start.status, reply.start.headers)
+
+
+class _Stream(StreamingResponse):
+    """A client that hangs up frees its place: what the reply holds ends with the response."""
+
+    def __init__(self, reply: Reply, held: AsyncExitStack) -> None:
+        super().__init__(_told(reply), reply.start.status, reply.start.headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def _told(reply: Reply) -> AsyncIterator[bytes]:
+    """The status line is out already, so an error in mid-stream is the stream's last event."""
+    try:
+        async for chunk in reply.body:
+            yield chunk
+    except RoundhouseError as e:
+        yield b"data: " + json.dumps(e.body()).encode() + b"\n\n"
