@@ -13,7 +13,7 @@ asked only about prompts that no card fits, and only where such adapters are.
 """
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,18 +84,18 @@ class ArrowRouter:
         adapters = {d: found for d, found in self._adapters.items() if d in digests}
         if not adapters:
             return {}
-        moved = self.deviations(text)
+        moved = self.deviations(text, {m for found in adapters.values() for m in found.vectors})
         return {
             digest: _response(moved, found.vectors) / found.usual / found.bound
             for digest, found in adapters.items()
         }
 
-    def deviations(self, text: str) -> dict[str, torch.Tensor]:
+    def deviations(self, text: str, modules: Iterable[str]) -> dict[str, torch.Tensor]:
         """Module -> (tokens, hidden) x - mu of the module's formula: what a prompt sends into it,
         less what everyday prompts do."""
         with self._lock:
             states = self._states(text)
-        return self._relative(states)
+        return self._relative(states, modules)
 
     def _prototypes(self, tensors: Mapping[str, torch.Tensor]) -> _Prototypes:
         vectors = {}
@@ -108,13 +108,15 @@ class ArrowRouter:
         if not vectors:
             return _Prototypes({}, 1.0, 1.0)
         everyday = np.array(
-            [_response(self._relative(states), vectors) for states in self._everyday]
+            [_response(self._relative(states, vectors), vectors) for states in self._everyday]
         )
         usual = max(float(everyday.mean()), 1e-9)
         return _Prototypes(vectors, usual, float(np.quantile(everyday / usual, _QUIET)))
 
-    def _relative(self, states: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {module: into - self._centre[module] for module, into in states.items()}
+    def _relative(
+        self, states: Mapping[str, torch.Tensor], modules: Iterable[str]
+    ) -> dict[str, torch.Tensor]:
+        return {module: states[module] - self._centre[module] for module in modules}
 
     @torch.inference_mode()
     def _states(self, text: str) -> dict[str, torch.Tensor]:

@@ -126,10 +126,8 @@ class ByCards:
 
     def decide(self, verdict: Verdict, foretold: Foretold) -> Decision:
         """Of one prompt."""
-        ranked = [
-            self.terms.option(self.adapters[label], probability)
-            for label, probability in _ranking(verdict)[:_WEIGHED]
-        ]
+        ranking = _ranking(verdict)[:_WEIGHED]
+        ranked = [self.terms.option(self.adapters[c], p) for c, p in ranking]
         bases = self.terms.bases(foretold)
         reason = self._why_none(verdict)
         if reason is not None:
@@ -137,8 +135,8 @@ class ByCards:
         else:
             choice, reason = self._weigh(ranked, bases, foretold)
         adapter = choice.best.adapter if choice.best else None
-        labels = {self.adapters[c].name: (c, p) for c, p in _ranking(verdict)}
-        label, probability = labels[adapter] if adapter in labels else _ranking(verdict)[0]
+        labels = {self.adapters[c].name: (c, p) for c, p in ranking}
+        label, probability = labels[adapter] if adapter in labels else ranking[0]
         return Decision(
             adapter=adapter,
             version=self.adapters[label].stable.number if adapter else None,

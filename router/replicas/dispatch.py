@@ -17,7 +17,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from cluster.adapters import AdapterKey
 from cluster.members import Residency
@@ -57,7 +57,8 @@ class Holding:
             residency.host_capacity,
         )
 
-    @property
+    # Kept: many calls look at one report.
+    @cached_property
     def all(self) -> frozenset[AdapterKey]:
         return self.slots | self.host | self.loading
 
