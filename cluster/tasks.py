@@ -31,7 +31,7 @@ class Background:
     def repeat(
         self,
         name: str,
-        step: Callable[[], Awaitable[None]],
+        step: Callable[[], Awaitable[object]],
         *,
         otherwise: str | Callable[[], str],
         pause_s: float = 0.0,
@@ -81,7 +81,7 @@ class Background:
 
 
 async def _repeated(
-    step: Callable[[], Awaitable[None]],
+    step: Callable[[], Awaitable[object]],
     otherwise: str | Callable[[], str],
     pause_s: float,
     retry_s: float,

@@ -45,7 +45,7 @@ class Planner:
         self._news.start(await self._store.members.all())
         self._background.repeat(
             "planner",
-            self._step,
+            self.step,
             otherwise="the plan stays as it was",
             pause_s=self._settings.placement.period_s,
             retry_s=self._settings.placement.period_s,
@@ -75,9 +75,6 @@ class Planner:
         metrics.plan_time.observe(time.monotonic() - began)
         await self._news.write()
         return found
-
-    async def _step(self) -> None:
-        await self.step()
 
     async def _plan_all(self, leader: int, members: list[Report]) -> PlacementPlan | None:
         if leader != self._leader:
