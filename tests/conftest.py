@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from adapter_store.embedded import embedded_server
 from adapter_store.files.filesystems import open_filesystem
+from adapter_store.registration import Registrar
 from adapter_store.store import Store
 from cluster.adapters import BaseModelFacts
 from cluster.addresses import free_ports
@@ -85,6 +86,11 @@ async def store(connect: Callable[[], Store]) -> AsyncIterator[Store]:
     await store.close()
 
 
+@pytest.fixture
+def registrar(store: Store, store_settings: StoreSettings, tmp_path: Path) -> Registrar:
+    return Registrar(store, store_settings.model_copy(update={"data_dir": tmp_path / "data"}))
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[None]:
     with s3_server():
@@ -134,33 +140,35 @@ def make_world(
 MakeAdapter = Callable[..., Path]
 
 
+def write_adapter(
+    parent: Path,
+    name: str = "cron",
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    size: int = 8,
+    config: dict[str, Any] | None = None,
+    tensors: dict[str, torch.Tensor] | None = None,
+    **card: Any,
+) -> Path:
+    """Write the folder of an adapter for the echo model; keyword arguments change it."""
+    folder = parent / f"{name}-{seed}"
+    folder.mkdir(exist_ok=True)
+    save_file(
+        random_tensors(rank, size, seed) if tensors is None else tensors,
+        folder / "adapter_model.safetensors",
+    )
+    base = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(base | (config or {})))
+    fields = {"name": name, "base_model": "echo", "examples": [f"an example for {name}"]}
+    (folder / "card.json").write_text(json.dumps(fields | card))
+    return folder
+
+
 @pytest.fixture
 def make_adapter(tmp_path: Path) -> MakeAdapter:
-    """Writes the folder of an adapter for the echo model; keyword arguments change it."""
-
-    def make(
-        name: str = "cron",
-        *,
-        seed: int = 0,
-        rank: int = 4,
-        size: int = 8,
-        config: dict[str, Any] | None = None,
-        tensors: dict[str, torch.Tensor] | None = None,
-        **card: Any,
-    ) -> Path:
-        folder = tmp_path / f"{name}-{seed}"
-        folder.mkdir(exist_ok=True)
-        save_file(
-            random_tensors(rank, size, seed) if tensors is None else tensors,
-            folder / "adapter_model.safetensors",
-        )
-        base = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none"}
-        (folder / "adapter_config.json").write_text(json.dumps(base | (config or {})))
-        fields = {"name": name, "base_model": "echo", "examples": [f"an example for {name}"]}
-        (folder / "card.json").write_text(json.dumps(fields | card))
-        return folder
-
-    return make
+    """Writes adapters into the test's own folder."""
+    return partial(write_adapter, tmp_path)
 
 
 def random_tensors(rank: int, size: int, seed: int) -> dict[str, torch.Tensor]:
@@ -288,10 +296,8 @@ class Standing:
         self._settings = settings
         self._running: Running | None = None
 
-    def up(self, make_adapter: MakeAdapter) -> Running:
-        """It, ready. The first start makes the adapter "moved" and has it registered."""
-        if "preload" not in self._settings:
-            self._settings = self._settings | {"preload": [str(make_adapter("moved"))]}
+    def up(self) -> Running:
+        """It, ready."""
         if self._running is None or self._running.process.poll() is not None:
             self._running = start_cluster(self._folder, self._settings)
         self._running.wait_until_ready(READY_S)
@@ -303,20 +309,18 @@ class Standing:
             self._running.stop()
 
 
-@contextmanager
-def _standing(folder: Path, settings: dict[str, Any]) -> Iterator[Standing]:
-    it = Standing(folder, settings)
-    try:
-        yield it
-    finally:
-        it.stop()
-
-
 @pytest.fixture(scope="session")
 def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
-    settings = {"models": [ECHO], "store": {"lease_s": SHORT_S}}
-    with _standing(tmp_path_factory.mktemp("standing"), settings) as it:
-        yield it
+    """It registers the adapter "moved" as it starts."""
+    folder = tmp_path_factory.mktemp("standing")
+    settings = {
+        "models": [ECHO],
+        "store": {"lease_s": SHORT_S},
+        "preload": [str(write_adapter(folder, "moved"))],
+    }
+    it = Standing(folder, settings)
+    yield it
+    it.stop()
 
 
 @pytest.fixture(scope="session")
@@ -334,20 +338,21 @@ def standing_locked(
     keys = [{"name": "ops", "sha256": admin_key[1], "scope": "admin"}]
     auth = {"enabled": True, "keys": keys}
     settings = {"models": [ECHO | {"replicas": 1}], "auth": auth}
-    with _standing(tmp_path_factory.mktemp("locked"), settings) as it:
-        yield it
+    it = Standing(tmp_path_factory.mktemp("locked"), settings)
+    yield it
+    it.stop()
 
 
 @pytest.fixture
-def locked(standing_locked: Standing, make_adapter: MakeAdapter) -> Running:
+def locked(standing_locked: Standing) -> Running:
     """One that asks for a key, and has one replica."""
-    return standing_locked.up(make_adapter)
+    return standing_locked.up()
 
 
 @pytest.fixture
-def cluster(standing: Standing, make_adapter: MakeAdapter) -> Iterator[Running]:
+def cluster(standing: Standing) -> Iterator[Running]:
     """The one that stands, whole; what a test registers there goes with the test."""
-    running = standing.up(make_adapter)
+    running = standing.up()
     with running.http() as http:
         wait_until(lambda: _is_whole(http), timeout_s=60)
         yield running

@@ -48,13 +48,23 @@ class Node:
         self.process.send_signal(signal.SIGTERM)
 
     def lose_power(self) -> None:
-        """End every process at once, without a farewell."""
+        """End every process at once, without a farewell; they are gone when this returns."""
+        processes: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
             mother = psutil.Process(self.process.pid)
-            for process in [*mother.children(recursive=True), mother]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            processes = [*mother.children(recursive=True), mother]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait(30)
+        wait_until(lambda: all(_is_gone(process) for process in processes), 30)
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        # Whoever adopts it may never ask how it ended; its sockets are closed all the same.
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
 
 
 class RayNodes:
@@ -149,6 +159,13 @@ class RayNodes:
             if r["state"] == "RUNNING"
         }
 
+    def is_head_open(self) -> bool:
+        """Whether the proxy of the head that is there now listens; it starts after the replicas are
+        known."""
+        head = self._alive()[self._ip(1)]
+        proxies = self._http.get("/api/serve/applications/").json()["proxies"]
+        return proxies.get(head, {}).get("status") == "HEALTHY"
+
     def wait_until_ready(self, timeout_s: float = 90) -> None:
         deadline = time.monotonic() + timeout_s
         while not self._is_ready():
@@ -161,9 +178,11 @@ class RayNodes:
         self._http.close()
         shutil.rmtree(self._temp, ignore_errors=True)
 
-    def _alive(self) -> set[str]:
+    def _alive(self) -> dict[str, str]:
+        """Id of the node by address, of those that live."""
         found = self._http.get("/nodes", params={"view": "summary"}).json()["data"]["summary"]
-        return {n["raylet"]["nodeManagerAddress"] for n in found if n["raylet"]["state"] == "ALIVE"}
+        raylets = [node["raylet"] for node in found]
+        return {r["nodeManagerAddress"]: r["nodeId"] for r in raylets if r["state"] == "ALIVE"}
 
     def _application(self) -> dict[str, Any]:
         """As Serve describes it."""

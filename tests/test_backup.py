@@ -30,11 +30,6 @@ def silent(done: int, total: int) -> None:
 
 
 @pytest.fixture
-def registrar(store, tmp_path):
-    return Registrar(store, StoreSettings(data_dir=tmp_path / "root"))
-
-
-@pytest.fixture
 async def elsewhere(redis_url, tmp_path):
     """Another, empty store with blobs of its own."""
     settings = StoreSettings(

@@ -373,7 +373,8 @@ def test_an_adapter_without_a_card_is_known_by_its_weights(tmp_path):
     # To its tokenizer, every word of an everyday prompt is the same unknown one.
     arrow = ArrowRouter(str(tmp_path / "base"), 2, everyday_prompts()[:40])
     text = "w7 w8 w9 w8"
-    direction = arrow.deviations(text)["layers.1.self_attn.q_proj"].mean(dim=0)
+    module = "layers.1.self_attn.q_proj"
+    direction = arrow.deviations(text, [module])[module].mean(dim=0)
     a = torch.randn(4, len(direction), generator=torch.Generator().manual_seed(0)) * 0.01
     a[0] += direction / direction.norm()
     prefix = "base_model.model.model.layers.1.self_attn.q_proj"

@@ -25,11 +25,6 @@ from tests.conftest import ECHO_FACTS, until
 pytestmark = pytest.mark.redis
 
 
-@pytest.fixture
-def registrar(store, tmp_path):
-    return Registrar(store, StoreSettings(data_dir=tmp_path / "root"))
-
-
 async def add(registrar: Registrar, folder, *, mode: str = "create", **fields) -> Stored:
     return await registrar.register(Registration(source=str(folder), **fields), mode=mode)
 
@@ -96,8 +91,8 @@ async def test_a_refusal_leaves_nothing_behind(store, registrar, make_adapter, t
     with pytest.raises(AdapterRefused):
         await registrar.register(Registration(source=str(folder)), mode="create")
     assert [a async for a in store.registry.all()] == []
-    assert [p for p in (tmp_path / "root").rglob("*") if p.is_file()] == []
-    assert list((tmp_path / "root" / "staging").iterdir()) == []
+    assert [p for p in (tmp_path / "data").rglob("*") if p.is_file()] == []
+    assert list((tmp_path / "data" / "staging").iterdir()) == []
 
 
 async def test_the_same_files_are_stored_once(registrar, make_adapter):
@@ -127,7 +122,7 @@ async def test_a_caller_that_gives_up_leaves_no_half_blob(registrar, make_adapte
         await asyncio.gather(task, return_exceptions=True)
     stored = await registrar.register(source, mode="upsert")
     assert await files_of(registrar, stored.version.digest) == stored.version.digest
-    await until(lambda: not list((tmp_path / "root" / "staging").iterdir()))
+    await until(lambda: not list((tmp_path / "data" / "staging").iterdir()))
 
 
 @pytest.mark.parametrize("metadata", ["x", [1], 3])

@@ -87,7 +87,7 @@ def test_down_leaves_nothing_behind_and_a_restart_keeps_what_was_changed_since(
     with nothing_left_behind(cluster):
         cluster.command("down", str(cluster.config))
         assert cluster.process.wait(10) == 0
-    with standing.up(make_adapter).http() as again:
+    with standing.up().http() as again:
         answer = again.post("/v1/chat/completions", json=chat("x", "moved"))
         assert answer.headers["x-roundhouse-version"] == "2"
 

@@ -7,7 +7,6 @@ import time
 import pytest
 
 from adapter_store.catalogue import Catalogue
-from adapter_store.registration import Registrar
 from adapter_store.routing_log import RoutingLog
 from cluster import rollouts
 from cluster.adapters import AdapterKey, AdapterRef, Tier
@@ -23,11 +22,6 @@ from deployments.replica.model_server import ModelServer
 from tests.release_before import release_before
 
 pytestmark = pytest.mark.redis
-
-
-@pytest.fixture
-async def registrar(store, store_settings, tmp_path):
-    return Registrar(store, store_settings.model_copy(update={"data_dir": tmp_path / "data"}))
 
 
 @pytest.fixture
