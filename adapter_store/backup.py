@@ -181,7 +181,8 @@ def _read_registry(tar: tarfile.TarFile) -> tuple[Header, list[Adapter]]:
         )
     try:
         with packed:
-            lines = packed.read().decode().splitlines()
+            # Not at what else separates lines: texts of cards may have it.
+            lines = packed.read().decode().split("\n")
         schema = json.loads(lines[0])["schema_number"]
         if schema > SCHEMA:
             raise InvalidRequest(

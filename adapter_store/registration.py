@@ -29,8 +29,10 @@ from cluster.errors import (
     Unavailable,
     parse,
 )
+from cluster.names import AdapterName
 from cluster.requests import Registration, edited
 from cluster.settings import RESERVED_NAMES, StoreSettings
+from cluster.values import Value
 
 _RESERVE_AGAIN_S = 0.5
 _TRIES = 20
@@ -40,6 +42,10 @@ _AT_ONCE = 4
 _NOT_OF_CARD = {"source", "sha256", "base_fingerprint", "lineage", "promote", "revision"}
 
 Result = TypeVar("Result")
+
+
+class _Named(Value):
+    name: AdapterName
 
 
 class Registrar:
@@ -90,8 +96,11 @@ class Registrar:
     async def _register(
         self, registration: Registration, mode: str, progress: Progress, default_base: str | None
     ) -> Stored:
-        if registration.name is not None and mode == "create":
-            await self._check_free(registration.name)
+        # Before anything is fetched for it.
+        if registration.name is not None:
+            parse(_Named, {"name": registration.name})
+            if mode == "create":
+                await self._check_free(registration.name)
         folder = await self._in_thread(self._sources.fetch, registration.source, progress)
         try:
             sent = await self._in_thread(self._sent_card, registration, folder, default_base)
@@ -108,7 +117,6 @@ class Registrar:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def _check_free(self, name: str) -> None:
-        """Before anything is fetched for it."""
         if await self._registry.get(name) is not None:
             raise name_taken(name)
 
@@ -120,11 +128,12 @@ class Registrar:
         fields = _card_file(folder) | given
         if "name" not in fields:
             fields["name"] = self._sources.name_of(registration.source)
+        parse(_Named, {"name": fields["name"]})
         return _SentCard(fields, default_base)
 
     async def _card(self, sent: "_SentCard", mode: str) -> tuple[Card, BaseModelFacts, int]:
         """The card to store, over the one that is stored; its base model; the stored revision."""
-        stored = await self._registry.get(str(sent.fields["name"]))
+        stored = await self._registry.get(sent.fields["name"])
         card = sent.over(stored.card if stored else None)
         if card.name in RESERVED_NAMES or await self._registry.base_model(card.name) is not None:
             raise InvalidRequest(f"the name {card.name!r} is taken by a model", param="name")

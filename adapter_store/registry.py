@@ -9,6 +9,7 @@ from adapter_store.records import adapter_of, fields_of
 from adapter_store.server import Server, answering, flat
 from cluster.adapters import Adapter, BaseModelFacts, Card, Version
 from cluster.errors import ConfigError, Conflict, ModelNotFound, Stale
+from cluster.names import in_address
 from cluster.values import Value
 
 # The layout of keys and records that this release writes; `lua/migrate.lua` brings older ones here.
@@ -309,7 +310,7 @@ class Registry:
 
 
 def name_taken(name: str) -> Conflict:
-    remedy = f"POST /v1/adapters/{name}/versions adds a version to it"
+    remedy = f"POST /v1/adapters/{in_address(name)}/versions adds a version to it"
     return Conflict(f"adapter {name!r} exists; {remedy}", param="name")
 
 

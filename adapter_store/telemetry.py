@@ -119,7 +119,8 @@ class TelemetryStore:
             await pipe.execute()
 
     async def _note_once(self, happening: Happening, record: str) -> None:
-        what = f"{happening.subject}:{happening.revision}:{happening.text}"
+        # The number first: a name may have a colon.
+        what = f"{happening.revision}:{happening.subject}:{happening.text}"
         keys = [self._keys.journal(loads=False), self._keys.noted(what)]
         args = [record, JOURNAL_LENGTH, _NOTED_MS]
         await self._server.run("note", keys, args, is_precious=False)

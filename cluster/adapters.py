@@ -14,15 +14,12 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from cluster.names import AdapterName
 from cluster.values import Record, Value
 
 # The newest version, and the one that answers to the plain name.
 LATEST, STABLE = "latest", "stable"
 
-AdapterName = Annotated[
-    str,
-    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$", strip_whitespace=False),
-]
 # Not a number: `name@3` is version 3.
 AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,62}$")]
 Owner = Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?)?$")]
@@ -246,7 +243,7 @@ class Adapter(Record):
 class AdapterRef(Value):
     """Enough to load one version into an engine."""
 
-    name: AdapterName
+    name: str
     version: int
     digest: str
 

@@ -23,7 +23,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from cluster.errors import ConfigError
 
-RESERVED_NAMES = frozenset({"auto", "base"})
+# Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
+RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)"})
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -376,4 +377,5 @@ def _is_whole(http: httpx.Client) -> bool:
 def _remove_adapters(http: httpx.Client) -> None:
     for adapter in http.get("/v1/adapters", params={"limit": 1000}).json()["data"]:
         if adapter["name"] != "moved":
-            http.delete(f"/v1/adapters/{adapter['name']}").raise_for_status()
+            name = quote(adapter["name"], safe="")
+            http.delete(f"/v1/adapters/{name}").raise_for_status()

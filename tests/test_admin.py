@@ -118,7 +118,7 @@ async def test_a_value_that_may_be_this_or_that_is_refused_in_words(rh, make_ada
     message = error(refused, 400)["message"]
     assert message.startswith("replicas: Input should be 'auto' or ")
     assert "greater than or equal to 1" in message
-    refused = await add(rh, make_adapter("x"), name="Über")
+    refused = await add(rh, make_adapter("x"), owner="Über")
     assert "lower-case letters" in error(refused, 400)["message"]
     half = {"source": str(make_adapter("x")), "base_fingerprint": "\ud800"}
     refused = await rh.client.post(

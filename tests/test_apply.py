@@ -89,6 +89,21 @@ async def test_what_is_declared_is_registered_and_a_second_time_left_alone(
         assert await at.adapters() == first
 
 
+async def test_any_name_is_applied_and_pruned(endpoint, manifest, make_adapter):
+    name, source = "Org/[b]ü[/b] a?b#c%2F:cat:", str(make_adapter("cron"))
+    async with endpoint() as at:
+        file = manifest(**{name: {"source": source}})
+        assert await at.apply(file) == (
+            0,
+            f"+ {name}: from {source} 1 change made, 0 of 1 adapters as they should be",
+        )
+        assert (await at.apply(file))[1].startswith("0 changes made, 1 of 1")
+        edited = manifest(**{name: {"source": source, "description": "new"}})
+        assert f"~ {name}: description" in (await at.apply(edited))[1]
+        assert f"- {name}" in (await at.apply(manifest(), "--prune"))[1]
+        assert await at.adapters() == {}
+
+
 async def test_an_edit_in_the_file_or_by_hand_is_brought_in_line_without_a_new_version(
     endpoint, manifest, make_adapter
 ):
@@ -216,7 +231,7 @@ async def test_one_that_is_refused_keeps_no_other_out_and_is_told(endpoint, mani
     [
         ([{"name": "cron", "source": "s3://b/k", "tag": "x"}], "adapters.0.tag"),
         ([{"name": "cron"}], "adapters.0.source"),
-        ([{"name": "Cron!", "source": "s3://b/k"}], "adapters.0.name"),
+        ([{"name": "cron@1", "source": "s3://b/k"}], "adapters.0.name"),
         ([{"name": "a", "source": "s3://b/k", "tags": [""]}], "adapters.0.tags.0"),
         ([{"name": "a", "source": "s3://b/k"}] * 2, "named twice"),
         ([{"name": "a", "source": "no/such/folder"}], "does not exist"),

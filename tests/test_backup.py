@@ -61,6 +61,20 @@ async def a_history(store, registrar, make_adapter) -> None:
     await store.registry.delete("gone")
 
 
+async def test_any_name_and_any_text_come_back(store, registrar, elsewhere, make_adapter, tmp_path):
+    names = ("a..b", "org/Name", "日本語/ü|:{}")
+    for name in names:
+        await add(registrar, make_adapter(), name=name, description="two\u2028lines\x85")
+    file = tmp_path / "backup.tar"
+    await back_up(store, registrar.blobs, file, silent)
+    target, target_store = elsewhere
+    done = await restore(target_store, target.blobs, file, silent)
+    assert set(done.restored) == set(names)
+    for name in names:
+        there = await target_store.registry.get(name)
+        assert there.card == (await store.registry.get(name)).card
+
+
 async def test_a_restored_registry_is_the_same(store, registrar, elsewhere, make_adapter, tmp_path):
     await a_history(store, registrar, make_adapter)
     file = tmp_path / "backup.tar"

@@ -203,6 +203,24 @@ def test_add_registers_a_folder_where_it_is_and_says_who_answers(endpoint, run, 
     assert endpoint.asked == [("POST", "/v1/adapters?wait=false&replace=true", body)]
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "a//b", "cron/versions"])
+def test_what_is_no_name_is_not_asked_for(name):
+    refused = CliRunner().invoke(app, ["adapters", "rm", name])
+    assert "is not the name of an adapter" in refused.exception.message
+
+
 def test_add_leaves_a_url_to_the_endpoint(endpoint, run):
     run("adapters", "add", "s3://bucket/cron", "--upload")
     assert endpoint.asked[0][2] == {"source": "s3://bucket/cron", "promote": True}
+
+
+def test_a_name_is_shown_as_it_is_and_asked_for_by_its_address(endpoint, run, monkeypatch):
+    name = "org/[red]x[/]:cat: ü"
+    monkeypatch.setitem(CRON, "name", name)
+    assert "org/[red]x[/]" in run("adapters", "list")
+    assert run("adapters", "edit", name, "--pin") == f"{name} has revision 3"
+    said = run("adapters", "add", "s3://bucket/x", "--no-promote", "--no-wait")
+    assert f"registered {name}@2" in said
+    assert f"`roundhouse adapters rollout '{name}'`" in said
+    address = "/v1/adapters/org%2F%5Bred%5Dx%5B%2F%5D%3Acat%3A%20%C3%BC"
+    assert endpoint.asked[0][:2] == ("PATCH", address)

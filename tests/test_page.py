@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -160,6 +161,25 @@ def test_hostile_content_is_text(page, http, make_adapter):
     expect(page.get_by_text("does not exist")).to_be_visible()
     assert page.locator("main img, main script").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+
+
+def test_any_name_has_a_page(page, http, make_adapter):
+    name = "Org/a?b#c%d e|f: ü"
+    for seed in (0, 1):
+        source = {"source": str(make_adapter("odd", seed=seed)), "name": name}
+        http.post("/v1/adapters?replace=true&wait=true", json=source).raise_for_status()
+    page.goto("/#/map")
+    page.get_by_label("Search adapters").fill("ORG/")
+    page.get_by_role("link", name=name, exact=True).click()
+    expect(page).to_have_url(re.compile("#/adapter/Org%2Fa%3Fb%23c%25d%20e%7Cf%3A%20%C3%BC$"))
+    expect(page.get_by_role("heading", name=f"Adapter {name}")).to_be_visible()
+    page.get_by_role("button", name="Roll back").click()
+    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    at = f"/v1/adapters/{quote(name, safe='')}"
+    wait_until(lambda: http.get(at).json()["aliases"]["stable"] == 1)
+    page.goto(f"/#/adapter/{quote(name, safe='/')}")
+    page.reload()
+    expect(page.get_by_role("heading", name=f"Adapter {name}")).to_be_visible()
 
 
 @pytest.fixture

@@ -62,12 +62,17 @@ async def test_a_folder_without_a_card_needs_the_base_model(registrar, make_adap
 
 
 @pytest.mark.parametrize(
-    "name", ["../up", "a/b", "Cron", "a b", "", "auto", "base", "echo", "-x", "a" * 65, "x@1"]
+    "name", ["../up", "a//b", "\ud800", "", "auto", "base", "echo", "(other)", "a" * 256, "x@1"]
 )
 async def test_names_that_could_mislead_are_refused(registrar, make_adapter, name):
     with pytest.raises(InvalidRequest) as refused:
         sent = Registration(source=str(make_adapter()), name=name)
         await registrar.register(sent, mode="create")
+    assert refused.value.param == "name"
+    folder = make_adapter(name="cron")
+    (folder / "card.json").write_text(json.dumps({"name": name, "base_model": "echo"}))
+    with pytest.raises(InvalidRequest) as refused:
+        await add(registrar, folder)
     assert refused.value.param == "name"
 
 

@@ -22,7 +22,7 @@ return once(KEYS[8], function()
       and (new.lineage == cjson.null
         or (type(version.lineage) == 'table'
           and version.lineage.transformation == new.lineage.transformation
-          and table.concat(version.lineage.parents, ' ') == table.concat(new.lineage.parents, ' ')))
+          and cjson.encode(version.lineage.parents) == cjson.encode(new.lineage.parents)))
   end
   local number = nil
   local fields = redis.call('HGETALL', KEYS[1])

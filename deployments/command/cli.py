@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import RoundhouseError, parse
+from cluster.names import from_header
 from deployments.command import cli_adapters, cli_apply, cli_router, cli_store
 from deployments.command.cli_common import (
     DEFAULT_CONFIG,
@@ -101,7 +102,7 @@ def status(url: Url = LOCAL, api_key: Key = None, as_json: AsJson = False) -> No
             member["id"],
             member["model"],
             member["node"],
-            f"{len(held['slots'])}/{held['slot_capacity']}: {', '.join(held['slots'])}",
+            escape(f"{len(held['slots'])}/{held['slot_capacity']}: {', '.join(held['slots'])}"),
             f"{len(held['host'])}/{held['host_capacity'] - held['slot_capacity']}",
             str(member["ongoing"]),
             escape("; ".join(f"{k}: {v}" for k, v in member["problems"].items())),
@@ -140,7 +141,8 @@ def route(
     if as_json:
         print_json(decision)
         return
-    console.print(f"[bold]{decision['adapter'] or 'base model'}[/]  {escape(decision['reason'])}")
+    chosen = escape(decision["adapter"] or "base model")
+    console.print(f"[bold]{chosen}[/]  {escape(decision['reason'])}")
     console.print(
         f"confidence {decision['confidence']:.2f}; in scope {decision['in_scope']:.2f}, threshold "
         f"{decision['threshold']:.2f}"
@@ -148,7 +150,7 @@ def route(
     table = Table("candidate", "score", "cost", "residency", "expected wait")
     for candidate in decision["candidates"]:
         table.add_row(
-            candidate["adapter"] or f"{candidate['model']} (base model)",
+            escape(candidate["adapter"] or f"{candidate['model']} (base model)"),
             f"{candidate['score']:.3f}",
             f"{candidate['cost']:.3f}",
             candidate["residency"] or "",
@@ -156,7 +158,7 @@ def route(
         )
     console.print(table)
     for name, constraint in decision["excluded"].items():
-        console.print(f"{name} would be better, but for {escape(constraint)}")
+        console.print(escape(f"{name} would be better, but for {constraint}"))
     for found in decision["evidence"]:
         console.print(f"{found['share']:5.0%} of the score: {escape(found['example'])}")
 
@@ -187,7 +189,7 @@ def chat(
         for piece in client.stream_chat(body):
             if isinstance(piece, dict):
                 adapter, route_ = piece["x-roundhouse-adapter"], piece["x-roundhouse-route"]
-                console.print(f"[dim]{adapter} ({route_})[/]")
+                console.print(f"[dim]{escape(f'{from_header(adapter)} ({route_})')}[/]")
             else:
                 console.out(piece, end="", highlight=False)
         console.print()

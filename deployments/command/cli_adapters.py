@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ from deployments.command.cli_common import (
     console,
     print_json,
     quoted,
+    say,
 )
 from deployments.command.cli_progress import bar, followed, measured, send_files
 
@@ -109,7 +111,7 @@ def list_(
         aliases = adapter["aliases"]
         stable = next(v for v in adapter["versions"] if v["number"] == aliases["stable"])
         table.add_row(
-            adapter["name"],
+            escape(adapter["name"]),
             str(aliases["stable"]),
             str(aliases["latest"]),
             adapter["base_model"],
@@ -160,7 +162,7 @@ def edit(
     if revision is not None:
         changes["revision"] = revision
     adapter = client_of(url, api_key).patch(f"/v1/adapters/{quoted(name)}", changes)
-    console.print(f"{name} has revision {adapter['revision']}", highlight=False)
+    say(f"{name} has revision {adapter['revision']}")
 
 
 @app.command("alias")
@@ -177,10 +179,10 @@ def alias(
     client, path = client_of(url, api_key), f"/v1/adapters/{quoted(name)}/aliases/{quoted(alias)}"
     if version is None:
         client.delete(path)
-        console.print(f"{name}@{alias} is gone", highlight=False)
+        say(f"{name}@{alias} is gone")
         return
     adapter = client.put(path, {"version": version})
-    console.print(f"{name}@{alias} is version {adapter['aliases'][alias]}", highlight=False)
+    say(f"{name}@{alias} is version {adapter['aliases'][alias]}")
 
 
 @app.command("rollout")
@@ -218,7 +220,7 @@ def rollout(
     if as_json:
         print_json(adapter)
     else:
-        console.print(_told(adapter), highlight=False)
+        say(_told(adapter))
     ended = adapter["last_rollout"]
     if not adapter["rollout"] and ended and ended["outcome"] == "rolled_back":
         raise typer.Exit(1)
@@ -236,7 +238,7 @@ def rollback(
     """Stop a rollout, or go back to an earlier version, at once."""
     body = {} if version is None else {"version": version}
     adapter = client_of(url, api_key).post(f"/v1/adapters/{quoted(name)}/rollback", body, wait=True)
-    console.print(f"{name} is answered by version {adapter['aliases']['stable']}", highlight=False)
+    say(f"{name} is answered by version {adapter['aliases']['stable']}")
 
 
 @app.command("rm")
@@ -251,7 +253,7 @@ def rm(
     if version:
         path += f"/versions/{quoted(version)}"
     client_of(url, api_key).delete(path)
-    console.print(f"removed {name}", highlight=False)
+    say(f"removed {name}")
 
 
 def _within_reach(source: str, client: Client, progress: Progress, *, sends: bool) -> str:
@@ -264,12 +266,11 @@ def _within_reach(source: str, client: Client, progress: Progress, *, sends: boo
 
 def _tell_registered(adapter: dict[str, Any]) -> None:
     name, aliases = adapter["name"], adapter["aliases"]
-    console.print(f"registered {name}@{aliases['latest']}", highlight=False)
+    say(f"registered {name}@{aliases['latest']}")
     if aliases["stable"] != aliases["latest"]:
-        console.print(
+        say(
             f"{name} is still answered by version {aliases['stable']}; "
-            f"`roundhouse adapters rollout {name}` changes that",
-            highlight=False,
+            f"`roundhouse adapters rollout {shlex.quote(name)}` changes that"
         )
 
 

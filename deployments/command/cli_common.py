@@ -6,12 +6,12 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
 import typer
 from rich.console import Console
 
 from cluster.errors import InvalidRequest
+from cluster.names import in_address, is_whole
 
 if TYPE_CHECKING:
     from deployments.command.client import Client
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path("roundhouse.yaml")
 LOCAL = "http://127.0.0.1:8000"
 
-console = Console()
-errors = Console(stderr=True)
+# What stands between two colons in a name is no picture.
+console = Console(emoji=False)
+errors = Console(stderr=True, emoji=False)
 
 Config = Annotated[
     Path, typer.Argument(envvar="ROUNDHOUSE_CONFIG", help="The settings file.", show_default=True)
@@ -43,9 +44,14 @@ def client_of(url: str, api_key: str | None) -> Client:
 
 def quoted(name: str) -> str:
     """A name as one segment of a URL, whatever characters it has."""
-    if name.strip("./") == "":
+    if name in (".", "..") or not is_whole(name):
         raise InvalidRequest(f"{name!r} is not the name of an adapter", param="name")
-    return quote(name, safe="")
+    return in_address(name)
+
+
+def say(text: str) -> None:
+    """A line as it is: names may have what is markup elsewhere."""
+    console.print(text, markup=False, highlight=False)
 
 
 def print_json(value: Any) -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn())
+    doing = TextColumn("{task.description}", markup=False)
+    columns = (doing, BarColumn(bar_width=24), DownloadColumn())
     return Progress(*columns, console=console, transient=True)
 
 

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, StringConstraints, field_validator
 
-from cluster.adapters import AdapterName, Card
+from cluster.adapters import Card
 from cluster.errors import InvalidRequest, parse
+from cluster.names import AdapterName
 from cluster.requests import Registration, RolloutRequest
 from cluster.values import Value
 

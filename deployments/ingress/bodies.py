@@ -6,10 +6,27 @@ import uuid
 from typing import Any
 
 from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.routing import Match
+from starlette.types import Scope
 
 from cluster.errors import InvalidRequest, PayloadTooLarge
+from cluster.names import is_whole
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+
+
+class NameRoute(APIRoute):
+    """Takes `{name:path}` for a name, slashes and all, only where it can be one.
+
+    So `PATCH /v1/adapters/x/versions` is no change of an adapter `x/versions`, whatever the order
+    of the routes, and an address with a slash at its end is redirected as any other.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        values = found.get("path_params", {}).values()
+        return (match, found) if all(map(is_whole, values)) else (Match.NONE, {})
 
 
 def request_id_of(request: Request) -> str:

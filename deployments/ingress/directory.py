@@ -1,6 +1,6 @@
 """What there is, for whoever asks: names and what they mean, listings, nothing of others."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -62,21 +62,37 @@ class Directory:
         """
         if model in self.base_models:
             return Chosen(model, None, Route.EXPLICIT)
-        found = self._catalogue.find(model)
+        name = self.meant(model, viewer)
+        found = self._catalogue.find(name)
         if found is None or not viewer.may_see(found[0].card):
-            raise ModelNotFound(model, self.names_like(model, viewer))
+            raise ModelNotFound(model, self.names_like(name, viewer))
         adapter, version = found
         if adapter.card.base_model not in self.base_models:
             raise Unavailable(f"no replicas serve {adapter.card.base_model}, the base of {model}")
-        if model == adapter.name:
+        if name == adapter.name:
             version = rollouts.pick(adapter, key)
         return Chosen(adapter.card.base_model, AdapterRef.of(adapter, version), Route.EXPLICIT)
 
+    def meant(self, model: str, viewer: Viewer) -> str:
+        """The name (or `name@version`) without the base model that may stand before it, as in
+        `base:name` and `base|name`.
+
+        A name that is an adapter's own comes first; one of no adapter is given back.
+        """
+        base = self._base_before(model)
+        if base is None or self.seen(_plain(model), viewer):
+            return model
+        rest = model[len(base) + 1 :]
+        adapter = self.seen(_plain(rest), viewer)
+        return rest if adapter is not None and adapter.card.base_model == base else model
+
     def names_like(self, model: str, viewer: Viewer) -> list[str]:
         """Names that the client may have meant; versions, when the adapter is there."""
-        name = model.partition("@")[0]
-        if adapter := self.seen(name, viewer):
+        if adapter := self.seen(_plain(model), viewer):
             return [adapter.key(version) for version in adapter.versions.values()]
+        if base := self._base_before(model):
+            before = model[: len(base) + 1]
+            return [before + a.name for a in self._visible(viewer) if a.card.base_model == base]
         return [AUTO, *self.base_models, *self.visible(viewer)]
 
     def seen(self, name: str, viewer: Viewer) -> Adapter | None:
@@ -90,7 +106,14 @@ class Directory:
 
     def visible(self, viewer: Viewer) -> list[str]:
         """The names of all adapters that a caller may know of."""
-        return [a.name for a in self._catalogue.adapters.values() if viewer.may_see(a.card)]
+        return [a.name for a in self._visible(viewer)]
+
+    def _visible(self, viewer: Viewer) -> Iterator[Adapter]:
+        return (a for a in self._catalogue.adapters.values() if viewer.may_see(a.card))
+
+    def _base_before(self, model: str) -> str | None:
+        """The base model that stands before a name."""
+        return next((b for b in self.base_models if model.startswith((f"{b}:", f"{b}|"))), None)
 
     def eyes(self, viewer: Viewer) -> Eyes:
         """What of other processes' reports a caller may see."""
@@ -135,3 +158,8 @@ class Directory:
         if adapter is None:
             raise ModelNotFound(name, self.visible(viewer), param="name")
         return adapter
+
+
+def _plain(model: str) -> str:
+    """The name without a version."""
+    return model.partition("@")[0]

@@ -24,6 +24,7 @@ from cluster.errors import (
     RoundhouseError,
     Unavailable,
 )
+from cluster.names import in_header
 from cluster.settings import Settings
 from deployments.ingress.completion import CHAT_PATH, Completion, encode_json
 from deployments.ingress.directory import AUTO, Chosen, Directory
@@ -190,6 +191,7 @@ class Gateway:
     async def route(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         """The decisions alone; that it is the base model when the prompt router does not answer."""
         viewer, base_models = constraints.viewer, self._directory.base_models
+        constraints = constraints.renamed(lambda name: self._directory.meant(name, viewer))
         if constraints.base_model is not None and constraints.base_model not in base_models:
             raise ModelNotFound(constraints.base_model, base_models, param="constraints.base_model")
         for name in constraints.adapters or ():
@@ -253,7 +255,7 @@ def _start(start: ResponseStart, chosen: Chosen) -> ResponseStart:
     return ResponseStart(
         int(start.status),
         {
-            "x-roundhouse-adapter": chosen.adapter.name if chosen.adapter else "base",
+            "x-roundhouse-adapter": in_header(chosen.adapter.name) if chosen.adapter else "base",
             "x-roundhouse-version": str(chosen.adapter.version) if chosen.adapter else "",
             "x-roundhouse-route": chosen.route,
             **passed,

@@ -16,7 +16,7 @@ from adapter_store.search import Search
 from cluster.decisions import Prompt
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
-from deployments.ingress.bodies import read_json, request_id_of
+from deployments.ingress.bodies import NameRoute, read_json, request_id_of
 from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
@@ -55,8 +55,8 @@ def build_http(
 
         return [Depends(check)]
 
-    client = APIRouter(dependencies=asks_for(CLIENT))
-    changes = APIRouter(dependencies=asks_for(ADMIN))
+    client = APIRouter(dependencies=asks_for(CLIENT), route_class=NameRoute)
+    changes = APIRouter(dependencies=asks_for(ADMIN), route_class=NameRoute)
     _add_inference(client, offered.gateway, max_body_bytes)
     _add_reading(client, offered.directory)
     _add_feedback(client, changes, offered.feedback, max_body_bytes)
@@ -99,7 +99,7 @@ def _add_reading(router: APIRouter, directory: Directory) -> None:
     async def models(request: Request) -> dict[str, Any]:
         return {"object": "list", "data": directory.models(request.state.viewer)}
 
-    @router.get("/v1/models/{model}")
+    @router.get("/v1/models/{model:path}")
     async def model(model: str, request: Request) -> dict[str, Any]:
         return directory.model(model, request.state.viewer)
 
@@ -122,11 +122,11 @@ def _add_reading(router: APIRouter, directory: Directory) -> None:
         # Not by way of FastAPI's own conversion: it is JSON already, and may be long.
         return JSONResponse({"object": "list", "data": page, "next": following})
 
-    @router.get("/v1/adapters/{name}")
+    @router.get("/v1/adapters/{name:path}")
     async def show(name: str, request: Request) -> dict[str, Any]:
         return describe(directory.adapter(name, request.state.viewer))
 
-    @router.get("/v1/adapters/{name}/versions")
+    @router.get("/v1/adapters/{name:path}/versions")
     async def versions(name: str, request: Request) -> dict[str, Any]:
         adapter = describe(directory.adapter(name, request.state.viewer))
         return {"object": "list", "data": adapter["versions"], "aliases": adapter["aliases"]}

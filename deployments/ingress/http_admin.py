@@ -52,21 +52,21 @@ def add_changes(router: APIRouter, admin: AdapterAdmin, max_body_bytes: int) -> 
     _add_versions(router, admin, body_of)
     _add_vllm(router, admin, body_of)
 
-    @router.patch("/v1/adapters/{name}")
+    @router.patch("/v1/adapters/{name:path}")
     async def edit(name: str, request: Request) -> dict[str, Any]:
         return describe(await admin.edit(name, await body_of(request)))
 
-    @router.delete("/v1/adapters/{name}")
+    @router.delete("/v1/adapters/{name:path}")
     async def delete(name: str, revision: int | None = None) -> dict[str, Any]:
         await admin.delete(name, revision=revision)
         return {"name": name, "deleted": True}
 
-    @router.put("/v1/adapters/{name}/aliases/{alias}")
+    @router.put("/v1/adapters/{name:path}/aliases/{alias}")
     async def set_alias(name: str, alias: str, request: Request) -> dict[str, Any]:
         wanted = parse(AliasRequest, await body_of(request))
         return describe(await admin.set_alias(name, alias, wanted))
 
-    @router.delete("/v1/adapters/{name}/aliases/{alias}")
+    @router.delete("/v1/adapters/{name:path}/aliases/{alias}")
     async def delete_alias(name: str, alias: str) -> dict[str, Any]:
         return describe(await admin.delete_alias(name, alias))
 
@@ -88,21 +88,21 @@ def _add_registration(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> 
     async def add(request: Request, wait: bool = False, replace: bool = False) -> Response:
         return await register(request, "upsert" if replace else "create", wait)
 
-    @router.put("/v1/adapters/{name}")
+    @router.put("/v1/adapters/{name:path}")
     async def put(name: str, request: Request, wait: bool = False) -> Response:
         return await register(request, "upsert", wait, name=name)
 
-    @router.post("/v1/adapters/{name}/versions")
+    @router.post("/v1/adapters/{name:path}/versions")
     async def add_version(name: str, request: Request, wait: bool = False) -> Response:
         return await register(request, "update", wait, name=name)
 
 
 def _add_versions(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
-    @router.delete("/v1/adapters/{name}/versions/{version}")
+    @router.delete("/v1/adapters/{name:path}/versions/{version}")
     async def delete_version(name: str, version: str) -> dict[str, Any]:
         return describe(await admin.delete_version(name, version))
 
-    @router.post("/v1/adapters/{name}/rollout")
+    @router.post("/v1/adapters/{name:path}/rollout")
     async def roll_out(name: str, request: Request, wait: bool = False) -> Response:
         wanted = parse(RolloutRequest, await body_of(request))
 
@@ -111,7 +111,7 @@ def _add_versions(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None
 
         return await _answer(request, operation)
 
-    @router.post("/v1/adapters/{name}/rollback")
+    @router.post("/v1/adapters/{name:path}/rollback")
     async def roll_back(name: str, request: Request, wait: bool = False) -> dict[str, Any]:
         # A rollback is made in a hurry: without a body it goes back by one.
         wanted = parse(RollbackRequest, await body_of(request, may_be_empty=True))

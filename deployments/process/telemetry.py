@@ -39,7 +39,8 @@ def nowhere(_: Iterable[Metric]) -> None:
     """The export of a process that has none."""
 
 
-# Sample -> its short name in the history, and the labels that are told apart there, in this order.
+# Sample -> its short name in the history, and the labels that are told apart there, in this order;
+# the adapter is the last one.
 _HISTORY = {
     "roundhouse_requests_total": ("requests", ("status", "adapter")),
     "roundhouse_output_tokens_total": ("tokens", ("adapter",)),
@@ -213,10 +214,16 @@ def parts_of(field: str) -> tuple[str, str, str | None]:
 
     The adapter is "" for the base model, and None where adapters are not told apart.
     """
-    name, *values = field.split(_SEPARATOR)
-    labels = _LABELS.get(name, ())
-    adapter = values.pop(labels.index(_ADAPTER)) if _ADAPTER in labels else None
+    name, values = _split(field)
+    adapter = values.pop() if _ADAPTER in _LABELS.get(name, ()) else None
     return name, values[0] if values else "", adapter
+
+
+def _split(field: str) -> tuple[str, list[str]]:
+    """What was counted, and the values of its labels; an adapter's name may have separators."""
+    name, _, rest = field.partition(_SEPARATOR)
+    labels = _LABELS.get(name, ())
+    return name, rest.split(_SEPARATOR, len(labels) - 1) if labels else []
 
 
 def _for_step(step: Step, grown: Counts) -> Counts:
@@ -224,9 +231,9 @@ def _for_step(step: Step, grown: Counts) -> Counts:
         return grown
     counts: Counts = {}
     for field, by in grown.items():
-        name, *values = field.split(_SEPARATOR)
+        name, values = _split(field)
         if _ADAPTER in _LABELS[name]:
-            values[_LABELS[name].index(_ADAPTER)] = ""
+            values[-1] = ""
         total = _SEPARATOR.join((name, *values))
         counts[total] = counts.get(total, 0.0) + by
     return counts

@@ -1,12 +1,13 @@
 """What a caller demands of the choice: in the body, in headers, or in the prompt itself."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from cluster.adapters import OPERATOR, Card, Viewer
+from cluster.names import from_header
 from cluster.values import Value
 
 HEADER_PREFIX = "x-roundhouse-"
@@ -62,6 +63,12 @@ class Constraints(Value):
         """Whether an adapter may be chosen, as far as its card says."""
         return self.viewer.may_see(card) and self.objection(card) is None
 
+    def renamed(self, meant: Callable[[str], str]) -> "Constraints":
+        """With the names that the caller means by those that were sent."""
+        adapters = None if self.adapters is None else tuple(meant(n) for n in self.adapters)
+        exclude = tuple(meant(name) for name in self.exclude)
+        return self.model_copy(update={"adapters": adapters, "exclude": exclude})
+
     @property
     def on_cards(self) -> "Constraints":
         """Only what is asked of cards: equal for requests that leave the same adapters."""
@@ -74,7 +81,8 @@ class Constraints(Value):
         )
 
 
-_LISTS = ("adapters", "exclude", "tags")
+_NAMES = ("adapters", "exclude")
+_LISTS = (*_NAMES, "tags")
 _PLAIN = ("base_model", "min_confidence", "max_latency_s", "max_price")
 _HEADERS = {f"{HEADER_PREFIX}{name.replace('_', '-')}": name for name in (*_LISTS, *_PLAIN)} | {
     f"{HEADER_PREFIX}weight-{name}": f"weights.{name}" for name in CostWeights.model_fields
@@ -93,6 +101,8 @@ def merged(headers: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
 def constraints_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
     """Constraints as ``x-roundhouse-…`` headers carry them, not yet checked.
 
+    Names are percent-encoded where they are not plain, as answers have them.
+
     ``x-roundhouse-tags: fast,short``, ``x-roundhouse-max-latency-s: 0.5``,
     ``x-roundhouse-weight-latency: 0.1``.
     """
@@ -104,6 +114,8 @@ def constraints_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         group, _, name = field.rpartition(".")
         if name in _LISTS:
             value = [part.strip() for part in value.split(",") if part.strip()]
+        if name in _NAMES:
+            value = [from_header(part) for part in value]
         (found.setdefault(group, {}) if group else found)[name] = value
     return found
 

@@ -3,7 +3,7 @@
 import { askForKey } from "./actions.js";
 import { follow, state } from "./api.js";
 import { adapterView, replicaView } from "./details.js";
-import { el } from "./dom.js";
+import { decoded, el } from "./dom.js";
 import { events, overview, placementView, routing, traffic } from "./overview.js";
 
 const main = document.querySelector("#main");
@@ -14,7 +14,8 @@ const OF_ONE = ["adapter", "replica"];
 let shown = () => {};
 
 function show() {
-  const [view, subject] = location.hash.replace(/^#\/?/, "").split("/").map(decoded);
+  // Slashes of a name are part of it, whether they are encoded or not.
+  const [view, subject] = location.hash.match(/^#?\/?([^/]*)\/?(.*)$/).slice(1).map(decoded);
   const isKnown = VIEWS.has(view) && Boolean(subject) === OF_ONE.includes(view);
   main.replaceChildren();
   shown = VIEWS.get(isKnown ? view : "")(main, subject);
@@ -22,16 +23,8 @@ function show() {
     if (a.hash === `#/${isKnown ? view : ""}`) a.setAttribute("aria-current", "page");
     else a.removeAttribute("aria-current");
   }
-  document.title = `Roundhouse${isKnown && view ? ` · ${subject ?? view}` : ""}`;
+  document.title = `Roundhouse${isKnown && view ? ` · ${subject || view}` : ""}`;
   refresh();
-}
-
-function decoded(part) {
-  try {
-    return decodeURIComponent(part);
-  } catch {
-    return part;
-  }
 }
 
 function refresh() {

@@ -34,7 +34,8 @@ export function adapterView(parent, name) {
     live(parent, "Rollout", () => adapter ? rollout(adapter) : el("p", { class: "empty", text: "–" })),
     live(parent, "Where it is", (page) => where(page, name)),
     live(parent, "In the last hour", (page) => {
-      const t = page.traffic[name];
+      // An adapter may have the name of what every object has.
+      const t = Object.hasOwn(page.traffic, name) ? page.traffic[name] : null;
       const asked = ["demand", rate(demand(page).get(name) ?? 0), "Requests a second of late, decayed"];
       if (!t) return tiles([asked]);
       return tiles([

@@ -24,6 +24,15 @@ const link = (hash, text) => el("a", { href: hash }, foreign(text, { most: 80, k
 export const adapterLink = (name) => link(`#/adapter/${encodeURIComponent(name)}`, name);
 export const replicaLink = (id) => link(`#/replica/${encodeURIComponent(id)}`, id);
 
+/** What was percent-encoded; as it is, where it was not. */
+export function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 /** A table: `columns` are {title, tip, number, cell(row)}. */
 export function table(columns, rows, { empty, label }) {
   if (!rows.length) return el("p", { class: "empty", text: empty });

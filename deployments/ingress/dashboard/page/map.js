@@ -123,7 +123,7 @@ export class PlacementMap {
     // What is somewhere but no longer registered is on its way out, and shown.
     const gone = [...this.cells.keys()].filter((name) => !adapters.has(name)).map((name) => ({ name, tags: [], owner: "", base_model: "", description: "", gone: true }));
     const matching = [...all, ...gone].filter((row) =>
-      (!text || row.name.includes(text.toLowerCase()) || row.description.toLowerCase().includes(text.toLowerCase()))
+      (!text || row.name.toLowerCase().includes(text.toLowerCase()) || row.description.toLowerCase().includes(text.toLowerCase()))
       && (!tag || row.tags.includes(tag)) && (!owner || row.owner === owner) && (!base || row.base_model === base));
     const isCold = (row) => !this.cells.has(row.name) && !(this.demand.get(row.name) > 0.001);
     const hidden = cold || text ? 0 : matching.filter(isCold).length;

@@ -59,7 +59,7 @@ const TRAFFIC = [
   ["tokens", "tokens", count, "Generated tokens"],
   ["loads", "loads", count, "Loads into an engine's memory"],
 ];
-const NAMES = { "": "base model", "(unknown)": "refused before an adapter was chosen", "(other)": "adapters beyond those told apart" };
+const NAMES = new Map([["", "base model"], ["(unknown)", "refused before an adapter was chosen"], ["(other)", "adapters beyond those told apart"]]);
 
 export function traffic(parent) {
   const filter = { text: "", sort: "requests", down: true };
@@ -76,10 +76,10 @@ export function traffic(parent) {
   const table_ = live(parent, "Adapters in the last hour", (page) => {
     shown = page;
     const order = filter.down ? 1 : -1;
-    const rows = Object.entries(page.traffic).filter(([name]) => (NAMES[name] ?? name).includes(filter.text))
+    const rows = Object.entries(page.traffic).filter(([name]) => (NAMES.get(name) ?? name).toLowerCase().includes(filter.text.toLowerCase()))
       .sort(([, a], [, b]) => order * ((b[filter.sort] ?? 0) - (a[filter.sort] ?? 0))).slice(0, 300);
     return table([
-      { title: "adapter", cell: ([name]) => name in NAMES ? el("span", { class: "soft", text: NAMES[name] }) : adapterLink(name) },
+      { title: "adapter", cell: ([name]) => NAMES.has(name) ? el("span", { class: "soft", text: NAMES.get(name) }) : adapterLink(name) },
       ...TRAFFIC.map(([field, title, show, tip]) => ({
         title, number: true, tip, head: sorter(field, title), cell: ([, t]) => show(t[field]),
         sorted: filter.sort === field ? (filter.down ? "descending" : "ascending") : null,

@@ -1,7 +1,7 @@
 // The prompt box: which adapter would answer, why, and what it says.
 
 import { Refused, ask, askJson } from "./api.js";
-import { adapterLink, el, foreign, percent, table } from "./dom.js";
+import { adapterLink, decoded, el, foreign, percent, table } from "./dom.js";
 
 export function promptBox(parent) {
   const text = el("textarea", { rows: "2", "aria-label": "Prompt", placeholder: "A prompt: see which adapter would answer it" });
@@ -62,6 +62,6 @@ async function streamed(prompt, out) {
       pre.append(event.choices?.[0]?.delta?.content ?? "");
     }
   }
-  const headers = ["adapter", "replica", "residency"].map((name) => `${name} ${answer.headers.get(`x-roundhouse-${name}`)}`);
+  const headers = ["adapter", "replica", "residency"].map((name) => `${name} ${decoded(answer.headers.get(`x-roundhouse-${name}`))}`);
   out.append(el("p", { class: "soft", text: headers.join(" · ") }));
 }
