@@ -2,42 +2,17 @@
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from cluster.adapters import LATEST, STABLE, Adapter, Card, Lineage, Rollout, RolloutEnd, Version
+from cluster.adapters import LATEST, STABLE, Adapter, Card, Rollout, RolloutEnd, Version
 from cluster.values import Record
 
 logger = logging.getLogger(__name__)
 
 Kept = TypeVar("Kept", bound=Record)
-
-
-def new_version(
-    *,
-    digest: str,
-    size_bytes: int,
-    rank: int,
-    target_modules: tuple[str, ...],
-    base_fingerprint: str = "",
-    signed_by: str = "",
-    lineage: Lineage | None = None,
-) -> Version:
-    """A version not yet numbered (0): the store numbers it when it is put."""
-    return Version(
-        number=0,
-        digest=digest,
-        size_bytes=size_bytes,
-        rank=rank,
-        target_modules=target_modules,
-        created_at=time.time(),
-        base_fingerprint=base_fingerprint,
-        signed_by=signed_by,
-        lineage=lineage,
-    )
 
 
 def fields_of(adapter: Adapter) -> dict[str, str]:

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.blobs import BlobStore, remove_abandoned
-from adapter_store.files.door import check_adapter, check_base, check_sha256, read_json_object
+from adapter_store.files.door import check_adapter, check_base, check_sha256
 from adapter_store.files.filesystems import storage
+from adapter_store.files.peft_config import read_json_object
 from adapter_store.files.signatures import signer_of
 from adapter_store.files.sources import CARD_FILE, Progress, Sources, staging_of
 from adapter_store.files.uploads import UPLOAD, Uploads
-from adapter_store.records import new_version
 from adapter_store.registry import BlobUnreserved, Stored, name_taken
 from adapter_store.store import Store
 from cluster.adapters import BaseModelFacts, Card, Version
@@ -160,11 +160,12 @@ class Registrar:
             folder, self._settings.trusted_keys, required=self._settings.require_signature
         )
         checked = check_adapter(folder, base)
-        return new_version(
+        return Version(
             digest=checked.digest,
             size_bytes=checked.size_bytes,
             rank=checked.rank,
             target_modules=checked.target_modules,
+            notices=checked.notices,
             base_fingerprint=base.fingerprint,
             signed_by=signed_by,
             lineage=registration.lineage,

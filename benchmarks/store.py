@@ -28,11 +28,10 @@ from rich.console import Console
 from adapter_store.catalogue import Catalogue
 from adapter_store.embedded import embedded_server
 from adapter_store.plans import Plans
-from adapter_store.records import new_version
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.store import Store
 from benchmarks.adapters import write_adapter
-from cluster.adapters import Card
+from cluster.adapters import Card, Version
 from cluster.errors import RoundhouseError
 from cluster.settings import Settings, StoreSettings, parse_settings
 from deployments.command.client import Client
@@ -152,7 +151,7 @@ async def _fill(store: Store, size: int) -> None:
             tags=(f"tag-{i % 50}", "demo"),
         )
         digest = f"{i:064x}"
-        weights = new_version(digest=digest, size_bytes=1, rank=8, target_modules=("q_proj",))
+        weights = Version(digest=digest, size_bytes=1, rank=8, target_modules=("q_proj",))
         async with turns:
             reservation = await store.blob_refs.reserve(digest)
             await store.registry.put(card, weights, reservation, mode="create")

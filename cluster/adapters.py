@@ -1,6 +1,7 @@
 """What an adapter is: its card, its versions, what points to them, and who may see it."""
 
 import json
+import time
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -141,15 +142,18 @@ class Lineage(Record):
 class Version(Record):
     """One immutable set of weights."""
 
-    number: int
+    number: int = Field(0, description="0: not numbered yet, which the store does")
     digest: str = Field(description="sha256 over the file names and contents")
     size_bytes: int
     rank: int
     target_modules: tuple[str, ...]
-    created_at: float = Field(description="Unix time in seconds")
+    created_at: float = Field(default_factory=time.time, description="Unix time in seconds")
     base_fingerprint: str = Field("", description="of the base model that it was checked against")
     signed_by: str = Field("", description="the trusted key whose signature was verified")
     lineage: Lineage | None = None
+    notices: tuple[str, ...] = Field(
+        (), description="what is odd about the files, and was served all the same"
+    )
 
 
 class Gate(Record):
@@ -266,3 +270,12 @@ class BaseModelFacts(Record):
     linear_shapes: dict[str, tuple[int, int]] = Field(
         description="module path -> (out_features, in_features), where an adapter may attach"
     )
+    embedding_shapes: dict[str, tuple[int, int]] = Field(
+        default_factory=dict, description="module path -> (vocabulary, size), likewise"
+    )
+    closed_modules: tuple[str, ...] = Field(
+        (), description="paths of layers that its engine cannot adapt"
+    )
+    name: str = Field("", description="as its makers call it")
+    chat_template: str = Field("", description="sha256 of it; empty where there is none")
+    vocabulary: str = Field("", description="sha256 over its tokens and their numbers")

@@ -159,7 +159,13 @@ def write_adapter(
         random_tensors(rank, size, seed) if tensors is None else tensors,
         folder / "adapter_model.safetensors",
     )
-    base = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "bias": "none"}
+    base = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(base | (config or {})))
     fields = {"name": name, "base_model": "echo", "examples": [f"an example for {name}"]}
     (folder / "card.json").write_text(json.dumps(fields | card))

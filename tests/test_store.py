@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from adapter_store.embedded import embedded_server
-from adapter_store.records import new_version
 from adapter_store.registry import Event, Stored
 from adapter_store.server import is_before
 from adapter_store.store import Store
@@ -22,7 +21,7 @@ def card(name: str = "cron", **fields) -> Card:
 
 
 def version(digest: str = "d1") -> Version:
-    return new_version(digest=digest, size_bytes=10, rank=4, target_modules=("q_proj",))
+    return Version(digest=digest, size_bytes=10, rank=4, target_modules=("q_proj",))
 
 
 async def put(store: Store, card: Card, version: Version, **how) -> Stored:

@@ -7,6 +7,7 @@ hf://ORG/REPO[@REVISION][/FOLDER]    https://host/folder/ upload://ID
 
 import contextlib
 import lzma
+import re
 import shutil
 import tarfile
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, NoReturn
 
+from adapter_store.files.beside import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from adapter_store.files.blobs import CONFIG, FILES, WEIGHTS
 from adapter_store.files.filesystems import open_filesystem
 from adapter_store.files.signatures import SIGNATURE
@@ -28,10 +30,39 @@ CARD_FILE = "card.json"
 Progress = Callable[[str, int, int | None], None]
 
 WANTED = (*FILES, CARD_FILE, SIGNATURE)
+# Looked at where they are, and never missed; a tokenizer only where it need not be fetched.
+_BESIDE = (CHAT_TEMPLATE, TOKENIZER_CONFIG)
+_BESIDE_HERE = (*_BESIDE, TOKENIZER)
 ARCHIVES = (".zip", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar", ".tgz")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# A file of a folder without an adapter's weights -> what the folder is, and what to do.
+_OTHER_FOLDERS = {
+    r"adapter_model(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)": (
+        "is a part of an adapter that was saved in shards; load it with peft and save it again, "
+        "with a max_shard_size that holds all of it"
+    ),
+    r"adapters\.(safetensors|npz)": (
+        "is an adapter of MLX; convert it to peft's form (names, and transposed matrices)"
+    ),
+    r"pytorch_lora_weights\.(safetensors|bin)": (
+        "is an adapter of an image model, as diffusers saves it; this serves language models"
+    ),
+    r"train_config\.json": (
+        "is of a policy that LeRobot trained; robots' policies are not language models"
+    ),
+    r".*\.gguf": ("is llama.cpp's; register the peft folder that it was made from"),
+    r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?": (
+        "is a whole model, not an adapter; serve it as a base model, or register the adapter's own "
+        "folder"
+    ),
+    r".*\.(bin|pt|pth|ckpt)": (
+        "is a pickle file, which can run code when it is read; save the adapter as "
+        f"{WEIGHTS} (peft: save_pretrained(..., safe_serialization=True))"
+    ),
+    r"checkpoint-\d+": "is a folder of a training run; register one such folder, not the run",
+}
 _CHUNK = 4 * 2**20
 _SMALL_BYTES = 1 << 20
+_TOKENIZER_BYTES = 64 << 20
 _LONG_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -125,6 +156,10 @@ class Sources:
                 _refuse(f"{name} leads out of {path}, or is not a plain file; copy the file itself")
             with file.open("rb") as data:
                 self._copy(data, folder / name, file.stat().st_size, progress)
+        for name in _BESIDE_HERE:
+            file = path / name
+            if file.is_file() and file.stat().st_size <= _limit_beside(name):
+                shutil.copyfile(file, folder / name)
         _check_complete(folder, [p.name for p in path.iterdir()])
 
     def _fetch_remote(self, source: str, folder: Path, progress: Progress) -> None:
@@ -136,9 +171,13 @@ class Sources:
                 self._extract(archive, folder, progress)
             return
         found = []
-        for name in WANTED:
-            with contextlib.suppress(FileNotFoundError):
+        for name in (*WANTED, *_BESIDE):
+            # Object stores that may not be listed call what is missing forbidden.
+            absent = FileNotFoundError if name in FILES else (FileNotFoundError, PermissionError)
+            with contextlib.suppress(absent):
                 size = _size(files, f"{path}/{name}")
+                if name in _BESIDE and (size is None or size > _limit_beside(name)):
+                    continue
                 with files.open(f"{path}/{name}", "rb") as data:
                     self._copy(data, folder / name, size, progress)
                 found.append(name)
@@ -160,7 +199,11 @@ class Sources:
                         "bytes (store.max_adapter_bytes)"
                     )
                 names.append(path.name)
-                if path.name not in WANTED:
+                if path.name in _BESIDE_HERE and member.size_bytes > _limit_beside(path.name):
+                    continue
+                if path.name not in (*WANTED, *_BESIDE_HERE):
+                    continue
+                if path.name in _BESIDE_HERE and not member.is_plain:
                     continue
                 if not member.is_plain:
                     _refuse(f"the archive's member {member.name[:100]!r} is not a plain file")
@@ -172,7 +215,7 @@ class Sources:
         _check_complete(folder, names)
 
     def _copy(self, data: IO[bytes], target: Path, size: int | None, progress: Progress) -> None:
-        is_small = target.name in (CONFIG, CARD_FILE, SIGNATURE)
+        is_small = target.name != WEIGHTS
         limit = _SMALL_BYTES if is_small else self._max_bytes
         done = 0
         with target.open("wb") as out:
@@ -201,16 +244,18 @@ def _local_path(source: str) -> Path:
         raise AdapterRefused(f"source: {e}", param="source") from e
 
 
+def _limit_beside(name: str) -> int:
+    return _TOKENIZER_BYTES if name == TOKENIZER else _SMALL_BYTES
+
+
 def _check_complete(folder: Path, found: list[str]) -> None:
-    pickled = [name for name in found if name.endswith(_PICKLES)]
     for name in FILES:
         if (folder / name).is_file():
             continue
-        if name == WEIGHTS and pickled:
-            _refuse(
-                f"{pickled[0][:100]} is a pickle file, which can run code when it is read; save "
-                f"the adapter as {WEIGHTS} (peft: save_pretrained(..., safe_serialization=True))"
-            )
+        for kind, remedy in _OTHER_FOLDERS.items():
+            other = next((f for f in sorted(found) if re.fullmatch(kind, f)), None)
+            if name == WEIGHTS and other is not None:
+                _refuse(f"{other[:100]} {remedy}")
         _refuse(f"{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}")
 
 

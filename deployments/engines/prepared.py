@@ -14,21 +14,18 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from vllm.config.lora import LoRAConfig
-from vllm.lora.peft_helper import PEFTHelper
 
-from adapter_store.files.blobs import WEIGHTS
+from adapter_store.files.reading import AdaptedLayer, opened_tensors, read_adapter
+from cluster.adapters import BaseModelFacts
 
 FILE = "prepared.safetensors"
-
-_A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
 class Layer:
     """One adapted layer: A (rank, in) and B (out, rank), the scale folded into B.
 
-    `name` is that of A's tensor in peft's file.
+    `name` is that which peft gives the tensor of A.
     """
 
     name: str
@@ -36,28 +33,33 @@ class Layer:
     b: torch.Tensor
 
 
-def write(source: Path, target: Path, config: LoRAConfig, *, transpose_b: bool) -> None:
+def write(
+    source: Path, target: Path, base: BaseModelFacts, dtype: torch.dtype, *, transpose_b: bool
+) -> None:
     """Prepare the peft adapter in `source` as `target` / :data:`FILE`.
 
     Raises:
-        ValueError: something that vLLM or this format does not take; says what.
+        AdapterRefused: as at the door; see :func:`adapter_store.files.reading.read_adapter`.
     """
-    helper = PEFTHelper.from_local_dir(str(source), max_position_embeddings=None)
-    helper.validate_legal(config)
-    tensors = safetensors.torch.load_file(source / WEIGHTS)
-    names = sorted(name.removesuffix(_A) for name in tensors if name.endswith(_A))
-    if set(tensors) != {name + half for name in names for half in (_A, _B)}:
-        raise ValueError("tensors other than pairs of lora_A.weight and lora_B.weight")
-    index, parts = [], []
-    for name in names:
-        module = name.removeprefix("base_model.model.")
-        _, scale = helper.get_rank_and_scaling(module)
-        a = tensors[name + _A].to(config.lora_dtype)
-        b = tensors[name + _B].to(config.lora_dtype) * scale
-        index.append({"name": name + _A, "in": a.shape[1], "out": b.shape[0], "rank": a.shape[0]})
-        parts += [a.reshape(-1), (b.T if transpose_b else b).reshape(-1)]
+    index: list[dict[str, Any]] = []
+    parts: list[torch.Tensor] = []
+    reading = read_adapter(source, base)
+    with opened_tensors(source) as tensors:
+        for layer in reading.layers:
+            a = tensors.get_tensor(layer.a).to(dtype)
+            b = tensors.get_tensor(layer.b).to(dtype) * layer.scale
+            index.append(
+                {"name": _name(layer), "in": a.shape[1], "out": b.shape[0], "rank": layer.rank}
+            )
+            parts += [a.reshape(-1), (b.T if transpose_b else b).reshape(-1)]
     header = {"layers": json.dumps(index), "transposed": json.dumps(transpose_b)}
     safetensors.torch.save_file({"all": torch.cat(parts)}, target / FILE, header)
+
+
+def _name(layer: AdaptedLayer) -> str:
+    """What peft calls the tensor of A."""
+    kind = "lora_embedding_A" if layer.is_embedding else "lora_A.weight"
+    return f"base_model.model.{layer.module}.{kind}"
 
 
 def read(folder: Path) -> Iterator[Layer]:

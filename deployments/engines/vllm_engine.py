@@ -28,6 +28,7 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from adapter_store.files.beside import template_of, vocabulary_of
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.members import Residency
@@ -67,12 +68,13 @@ class VllmEngine:
         models = self._app.state.openai_serving_models
         models.lora_requests = self._loaded
         models.model_name = self._name_in_answers
-        return base_model_facts(self._settings, self._args.model)
+        return self._facts
 
     async def start_engine(self) -> None:
         """The engine without its OpenAI layer: `self.llm`."""
         self.llm = AsyncLLM.from_vllm_config(self._checked_config())
         self._lora_config = self.llm.vllm_config.lora_config
+        self._facts = base_model_facts(self._settings, self._args.model)
         await self._check_plugin()
 
     async def stop(self) -> None:
@@ -84,10 +86,16 @@ class VllmEngine:
     @property
     def layout(self) -> str:
         dtype = str(self._lora_config.lora_dtype).removeprefix("torch.")
-        return f"vllm-{dtype}-{'rank-major' if current_platform.is_cpu() else 'out-major'}"
+        return f"vllm-2-{dtype}-{'rank-major' if current_platform.is_cpu() else 'out-major'}"
 
     def prepare(self, source: Path, target: Path) -> None:
-        prepared.write(source, target, self._lora_config, transpose_b=current_platform.is_cpu())
+        prepared.write(
+            source,
+            target,
+            self._facts,
+            self._lora_config.lora_dtype,
+            transpose_b=current_platform.is_cpu(),
+        )
 
     async def load(self, ref: AdapterRef, folder: Path) -> None:
         name = str(ref.key)  # vLLM sends it to its workers, and takes plain strings alone
@@ -247,6 +255,9 @@ def base_model_facts(settings: BaseModelSettings, path: str) -> BaseModelFacts:
         fingerprint=hashlib.sha256(described.encode()).hexdigest(),
         max_rank=settings.lora.max_rank,
         linear_shapes=shapes,
+        name=settings.path,
+        chat_template=template_of(Path(path)),
+        vocabulary=vocabulary_of(Path(path)),
     )
 
 

@@ -1,0 +1,85 @@
+"""What trainers leave beside an adapter: its tokenizer and chat template, which are not used here.
+
+Prompts are made with the base model's own. Where the adapter was trained with others, its user
+should know.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from adapter_store.files.blobs import CONFIG
+from adapter_store.files.peft_config import read_json_object
+from cluster.adapters import BaseModelFacts
+
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def notices_beside(folder: Path, base: BaseModelFacts) -> list[str]:
+    """What differs between the base model that an adapter was trained on, as its folder shows it,
+    and the one that it will run on."""
+    notices = []
+    named = read_json_object(folder / CONFIG).get("base_model_name_or_path")
+    if isinstance(named, str) and named and not _is_kin(named, base):
+        notices.append(
+            f"it was trained on {named[:200]!r}, by its configuration; its shapes fit {base.id} "
+            f"({base.name or base.architecture}), on which it will run"
+        )
+    if base.chat_template and template_of(folder) not in ("", base.chat_template):
+        notices.append(
+            "its folder has another chat template than the base model; prompts are made with the "
+            "base model's"
+        )
+    if base.vocabulary and vocabulary_of(folder) not in ("", base.vocabulary):
+        notices.append(
+            "its folder has another tokenizer than the base model; the base model's is used, which "
+            "may not know its added tokens"
+        )
+    return notices
+
+
+def template_of(folder: Path) -> str:
+    """sha256 of the chat template in a folder; "" where there is none."""
+    file = folder / CHAT_TEMPLATE
+    template: Any = file.read_text(errors="replace") if file.is_file() else ""
+    template = template or _object(folder / TOKENIZER_CONFIG).get("chat_template")
+    if not isinstance(template, str) or not template.strip():
+        return ""
+    return hashlib.sha256(template.strip().encode(errors="replace")).hexdigest()
+
+
+def vocabulary_of(folder: Path) -> str:
+    """sha256 over the tokens and their numbers in a folder's tokenizer; "" where there is none."""
+    tokenizer = _object(folder / TOKENIZER)
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens") or []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # of a unigram model: token and score, by number
+        vocabulary = {str(entry[0]): n for n, entry in enumerate(vocabulary) if entry}
+    if not isinstance(vocabulary, dict) or not isinstance(added, list):
+        return ""
+    more = {t.get("content"): t.get("id") for t in added if isinstance(t, dict)}
+    tokens = sorted(f"{token}\0{number}" for token, number in (vocabulary | more).items())
+    return hashlib.sha256("\n".join(tokens).encode(errors="replace")).hexdigest()
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is none: it is not what is served."""
+    try:
+        value = json.loads(file.read_bytes()) if file.is_file() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_kin(named: str, base: BaseModelFacts) -> bool:
+    """Whether two names may well be of one model: `unsloth/llama-3-8b-bnb-4bit`, `llama3-8b`."""
+    trained, *here = (_plain(name) for name in (named, base.name, base.id))
+    return any(name and (name in trained or trained in name) for name in here)
+
+
+def _plain(name: str) -> str:
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"-(bnb-\d+bit|unsloth|gptq|awq|\d+bit)", "", last))

@@ -1,0 +1,163 @@
+"""What the tensors of an adapter's file are, by their names: as peft writes them, or nearly so."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from adapter_store.files.blobs import WEIGHTS
+from cluster.adapters import BaseModelFacts
+from cluster.errors import AdapterRefused
+
+_PREFIX = "base_model.model."
+# `.default` and the like: peft's name of the adapter in the model, which its own files leave out.
+_FACTOR = re.compile(
+    r"(?P<path>.+)\.lora_(?:(?P<linear>[AB])(?:\.(?P<of>[^.]+))?\.weight"
+    r"|embedding_(?P<embedding>[AB])(?:\.(?P<of_embedding>[^.]+))?)"
+)
+# What wraps a model while it is trained, and leaves its name in the paths.
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# What may stand before the path that a model and its kin share.
+_LEADING = frozenset({"base_model", "language_model", "model", "module", "text_model"})
+
+# Part of a tensor's name -> what such a file is.
+_OTHERS = {
+    "lora_magnitude_vector": "DoRA's; train plain LoRA, or convert it with peft's save_as_lora",
+    "lora_diag": "KaSA's; train plain LoRA",
+    "lora_E": "AdaLoRA's; convert it with peft's save_as_lora",
+    "hada_w": "LoHa's; convert it with peft's save_as_lora",
+    "lokr_w": "LoKr's; convert it with peft's save_as_lora",
+    "ia3_l": "IA3's, which scales activations; train LoRA",
+    "oft_": "OFT's, which rotates weights; train LoRA",
+    "boft_": "BOFT's, which rotates weights; train LoRA",
+    "vera_lambda": "VeRA's; convert it with peft's save_as_lora",
+    "prompt_embeddings": "a trained prompt's; train LoRA",
+    "lora_monteclora": "MonteCLoRA's, which samples its weights; train plain LoRA",
+    "lora_unet_": "of an image model's adapter (kohya); this is a language model",
+    "lora_te_": "of an image model's adapter (kohya); this is a language model",
+    ".lora_down.": "named as diffusers does; save the adapter with peft's save_pretrained",
+    ".lora_up.": "named as diffusers does; save the adapter with peft's save_pretrained",
+    ".lora_a": "MLX's; convert them to peft's form (lora_A.weight, transposed)",
+    ".lora_b": "MLX's; convert them to peft's form (lora_B.weight, transposed)",
+}
+
+
+class Factor(NamedTuple):
+    """One half of an adapted layer.
+
+    Attributes:
+        path: of the layer in the model that was trained, as peft's configuration means it.
+        module: the base model's path of it; None where it has none.
+        half: ``A`` or ``B``.
+        adapter: what peft calls the adapter within the model; mostly left out.
+    """
+
+    tensor: str
+    path: str
+    module: str | None
+    half: str
+    is_embedding: bool
+    adapter: str
+
+    @property
+    def is_renamed(self) -> bool:
+        return self.module is not None and self.tensor.partition(".lora_")[0] != (
+            _PREFIX + self.module
+        )
+
+
+class TensorNames:
+    """Finds the base model's layer for a tensor of an adapter."""
+
+    def __init__(self, base: BaseModelFacts) -> None:
+        self._base = base
+        self._modules = base.linear_shapes.keys() | base.embedding_shapes.keys()
+        by_core = defaultdict(list)
+        for module in self._modules:
+            by_core[_core(module)].append(module)
+        self._by_core = {core: found[0] for core, found in by_core.items() if len(found) == 1}
+
+    def factor(self, name: str) -> Factor | None:
+        """What half of which layer a tensor is; None for anything else."""
+        found = _FACTOR.fullmatch(name)
+        if found is None:
+            return None
+        path = ".".join(s for s in found["path"].split(".") if s not in _WRAPPERS)
+        path = path.removeprefix(_PREFIX)
+        module = path if path in self._modules else self._by_core.get(_core(path))
+        return Factor(
+            tensor=name,
+            path=path,
+            module=module,
+            half=found["linear"] or found["embedding"],
+            is_embedding=found["embedding"] is not None,
+            adapter=found["of"] or found["of_embedding"] or "",
+        )
+
+    def is_copy(self, name: str) -> bool:
+        """Whether a tensor is of the base model's own embeddings, which peft saves with an adapter
+        that is trained on them."""
+        return name.endswith((".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight"))
+
+    def refusal(self, name: str, shape: Iterable[int], trained_on: str) -> AdapterRefused:
+        """Why a tensor that is no factor cannot be served.
+
+        Args:
+            trained_on: the base model's name, as the adapter's configuration has it.
+        """
+        shown, size = repr(name[:200]), list(shape)
+        for part, what in _OTHERS.items():
+            if part in name:
+                return _refused(f"{shown} is {what}")
+        if name.endswith((".embed_tokens.weight", ".lm_head.weight", ".wte.weight")):
+            return _refused(
+                f"{shown} is a whole matrix of {size}: the vocabulary was resized, or the "
+                "embedding trained, with the adapter. Serve the merged model as a base model, or, "
+                "where no new tokens are used, save with save_embedding_layers=False"
+            )
+        if name.endswith(".bias"):
+            return _refused(f"{shown} is a bias; train with bias='none' and lora_bias=False")
+        if ".modules_to_save." in name or name.endswith((".score.weight", ".classifier.weight")):
+            return _refused(f"{shown} is a whole module; only LoRA on modules can be served")
+        if name.endswith(".weight") and ".lora_" not in name:
+            return _refused(f"{shown} is a whole matrix of {size}; is this a merged model?")
+        return _refused(f"{shown} belongs to no LoRA layer{_of(trained_on)}")
+
+    def no_such_layer(self, factor: Factor, trained_on: str) -> AdapterRefused:
+        """Why a factor cannot be served whose layer the base model has not."""
+        base = self._base
+        shown = repr(factor.tensor[:200])
+        if factor.path in base.closed_modules or _core(factor.path) in map(
+            _core, base.closed_modules
+        ):
+            return _refused(
+                f"{shown} adapts {factor.path}, which {base.id} has, but its engine cannot adapt; "
+                "train without this module"
+            )
+        kin = re.sub(r"\.\d+\.", ".0.", factor.path)
+        if kin != factor.path and (kin in self._modules or _core(kin) in self._by_core):
+            return _refused(
+                f"{shown}: {base.id} has such a layer, but not so many of them; the adapter was "
+                f"trained on a larger model{_of(trained_on)}"
+            )
+        near = next(iter(sorted(self._modules)), "none")
+        return _refused(
+            f"{shown} belongs to no layer of {base.id} ({base.architecture}), whose layers have "
+            f"names such as {near}; it was trained on another base model{_of(trained_on)}"
+        )
+
+
+def _core(path: str) -> str:
+    """A module's path without what differs between a model alone and the same within another."""
+    segments = path.split(".")
+    while len(segments) > 1 and segments[0] in _LEADING:
+        segments = segments[1:]
+    return ".".join(segments)
+
+
+def _of(trained_on: str) -> str:
+    return f" ({trained_on[:100]})" if trained_on else ""
+
+
+def _refused(why: str) -> AdapterRefused:
+    return AdapterRefused(f"{WEIGHTS}: {why}", param="source")
