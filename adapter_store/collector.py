@@ -50,7 +50,7 @@ async def collect(
         if dry_run:
             is_garbage = await store.blob_refs.condemn(digest, for_s=0)
         else:
-            is_garbage = await _remove(store, blobs, digest)
+            is_garbage = await remove_unneeded(store, blobs, digest)
         if is_garbage:
             digests.append(digest)
             total += size_bytes
@@ -62,7 +62,8 @@ async def collect(
     return Collected(blobs=tuple(digests), blob_bytes=total, uploads=tuple(outdated))
 
 
-async def _remove(store: Store, blobs: BlobStore, digest: str) -> bool:
+async def remove_unneeded(store: Store, blobs: BlobStore, digest: str) -> bool:
+    """Remove a blob that no version uses and nobody reserves; returns whether it was so."""
     deadline = time.monotonic() + _CONDEMNED_S
     if not await store.blob_refs.condemn(digest, for_s=_CONDEMNED_S):
         return False

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adapter_store.collector import remove_unneeded
 from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.blobs import BlobStore, remove_abandoned
 from adapter_store.files.door import check_adapter, check_base, check_sha256
@@ -44,14 +45,30 @@ _NOT_OF_CARD = {"source", "sha256", "base_fingerprint", "lineage", "promote", "r
 Result = TypeVar("Result")
 
 
+# Has files loaded by a replica of a base model (its id); returns whether one runs.
+Prove = Callable[[str, str], Awaitable[bool]]
+
+
 class _Named(Value):
     name: AdapterName
 
 
-class Registrar:
-    """Takes adapters in."""
+async def unproven(_base_model: str, _digest: str) -> bool:
+    """Where no replica can be asked."""
+    return False
 
-    def __init__(self, store: Store, settings: StoreSettings) -> None:
+
+class Registrar:
+    """Takes adapters in.
+
+    Args:
+        prove: asked of each digest before it becomes a version. Raises AdapterRefused when no
+            replica can load it, and Unavailable when it cannot be tried now.
+    """
+
+    def __init__(self, store: Store, settings: StoreSettings, prove: Prove = unproven) -> None:
+        self._store = store
+        self._prove = prove
         self._registry = store.registry
         self._refs = store.blob_refs
         self._settings = settings
@@ -185,6 +202,7 @@ class Registrar:
                 await asyncio.sleep(_RESERVE_AGAIN_S)  # the collector is removing it
                 continue
             await self._in_thread(self._commit, folder, version.digest)
+            version = await self._proven(sent, version, reservation)
             # Read now: others may have changed the card while the files were on their way.
             card, _, revision = await self._card(sent, mode)
             try:
@@ -203,6 +221,27 @@ class Registrar:
                 if registration.revision is not None:
                     raise
         raise Unavailable("the blob store is too slow, or its collector hangs; try again")
+
+    async def _proven(self, sent: "_SentCard", version: Version, reservation: str) -> Version:
+        """No version is recorded that a replica would refuse: what passed the door is loaded once.
+
+        Raises:
+            AdapterRefused, Unavailable: nothing of it stays.
+        """
+        stored = await self._registry.get(str(sent.fields["name"]))
+        if stored is not None and any(version.is_same(v) for v in stored.versions.values()):
+            return version
+        base_model = sent.over(stored.card if stored else None).base_model
+        try:
+            is_proven = await self._prove(base_model, version.digest)
+        except BaseException:
+            await self._refs.release(version.digest, reservation)
+            await remove_unneeded(self._store, self.blobs, version.digest)
+            raise
+        if is_proven:
+            return version
+        untried = f"no replica of {base_model} ran when it was registered, so none had loaded it"
+        return version.model_copy(update={"notices": (*version.notices, untried)})
 
     def _commit(self, folder: Path, digest: str) -> None:
         with storage("the blob store"):

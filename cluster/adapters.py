@@ -155,6 +155,10 @@ class Version(Record):
         (), description="what is odd about the files, and was served all the same"
     )
 
+    def is_same(self, other: "Version") -> bool:
+        """Whether both are the same files, checked against the same base model."""
+        return (self.digest, self.base_fingerprint) == (other.digest, other.base_fingerprint)
+
 
 class Gate(Record):
     """How much worse than the old version a new one may be."""
@@ -244,6 +248,10 @@ class Adapter(Record):
         return self.versions.get(number) if number is not None else None
 
 
+# In the place of a name, which none is.
+_ON_TRIAL = "/trial"
+
+
 class AdapterRef(Value):
     """Enough to load one version into an engine."""
 
@@ -258,6 +266,11 @@ class AdapterRef(Value):
     @classmethod
     def of(cls, adapter: Adapter, version: Version) -> "AdapterRef":
         return cls(name=adapter.name, version=version.number, digest=version.digest)
+
+    @classmethod
+    def on_trial(cls, digest: str) -> "AdapterRef":
+        """For files that are no version yet; the same files have the same key."""
+        return cls(name=_ON_TRIAL, version=int(digest[:12], 16), digest=digest)
 
 
 class BaseModelFacts(Record):

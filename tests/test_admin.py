@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import tarfile
 import time
 
@@ -315,14 +316,42 @@ async def test_a_canary_that_goes_bad_is_rolled_back_during_its_run(rh, make_ada
     assert {await version_for(rh, str(i)) for i in range(20)} == {"1"}
 
 
+def lose_files(tmp_path, digest: str) -> None:
+    """A version's blob, and what the node has made of it."""
+    for folder in (tmp_path / "data" / "blobs" / digest[:2], *(tmp_path / "node").glob(digest + "*")):
+        shutil.rmtree(folder)
+
+
 async def test_a_version_that_no_replica_can_load_is_rolled_back(rh, make_adapter, tmp_path):
     await two_versions(rh, make_adapter, before=range(20), after=range(20))
-    digest = (await call(rh, "GET", "cron"))["versions"][1]["digest"]
-    for file in (tmp_path / "data" / "blobs" / digest[:2] / digest).iterdir():
-        file.unlink()
+    lose_files(tmp_path, (await call(rh, "GET", "cron"))["versions"][1]["digest"])
     shown = await call(rh, "POST", "cron/rollout", {}, wait=True)
     assert shown["last_rollout"]["outcome"] == "rolled_back"
     assert "cron@2" in shown["last_rollout"]["reason"]
+
+
+async def test_what_no_replica_can_load_is_refused_and_leaves_nothing(rh, make_adapter, tmp_path):
+    await add(rh, make_adapter("cron"))
+    before = await call(rh, "GET", "cron")
+    blobs = sorted((tmp_path / "data" / "blobs").rglob("*.*"))
+    torn = make_adapter("cron", seed=1, config={"echo_refuses": "its wheels are square"})
+    for name, ways in {"cron": {"replace": True}, "new": {}}.items():
+        refused = await rh.client.post(
+            "/v1/adapters", json={"source": str(torn), "name": name}, params=ways
+        )
+        message = error(refused, 400)["message"]
+        assert "its wheels are square" in message
+        assert "trial" not in message
+    assert await call(rh, "GET", "cron") == before
+    assert sorted((tmp_path / "data" / "blobs").rglob("*.*")) == blobs
+    assert (await rh.client.get("/v1/adapters/new")).status_code == 404
+    assert (await ask(rh, "cron")).headers["x-roundhouse-version"] == "1"
+    # Nothing of it stays on the replica.
+    await until(lambda: rh.pool.cache.residency.host + rh.pool.cache.residency.slots == ("cron@1",))
+    assert not rh.pool.cache.problems
+    second = {"source": str(make_adapter("cron", seed=2))}
+    added = await call(rh, "POST", "cron/versions", second, expect=201)
+    assert added["aliases"]["stable"] == 2, "a refused one has no number"
 
 
 async def test_a_gate_waits_for_loads_and_sees_one_that_fails_later(rh, store, make_adapter):
@@ -368,9 +397,7 @@ async def test_a_stable_version_that_cannot_be_loaded_does_not_hold_its_cure_up(
     rh, make_adapter, tmp_path
 ):
     await two_versions(rh, make_adapter, before=range(20), after=range(20))
-    digest = (await call(rh, "GET", "cron"))["versions"][0]["digest"]
-    for file in (tmp_path / "data" / "blobs" / digest[:2] / digest).iterdir():
-        file.unlink()
+    lose_files(tmp_path, (await call(rh, "GET", "cron"))["versions"][0]["digest"])
     shown = await call(rh, "POST", "cron/rollout", {}, wait=True)
     assert shown["last_rollout"]["outcome"] == "done"
     assert shown["last_rollout"]["evaluation"]["accuracy_before"] == 0

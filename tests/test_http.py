@@ -34,6 +34,7 @@ from deployments.process.telemetry import Telemetry
 from deployments.replica.adapter_cache import AdapterCache
 from deployments.replica.adapter_files import AdapterFiles
 from deployments.replica.serve_call import serve_call
+from deployments.replica.trials import Trials
 from router.adapters.prompt_router import PromptRouter
 from tests.conftest import ECHO_FACTS, until
 
@@ -69,11 +70,19 @@ class LocalPool:
         self.engine = EchoEngine(settings)
         files = AdapterFiles(blobs, node_cache, self.engine)
         self.cache = AdapterCache(self.engine, files, settings.lora)
+        self.trials = Trials(self.cache)
         self.is_full = False
         self.deaths_left = 0
         self.dies_after: int | None = None
         self.open_answers = 0
         self.terms: list[Terms] = []
+
+    def running(self) -> list[str]:
+        return ["local"]
+
+    @asynccontextmanager
+    async def sent(self, call) -> AsyncIterator[Reply]:
+        yield await self.trials.answer(call.adapter)
 
     async def admit(self, call) -> None:
         """This replica sees the ingress's own catalogue: there is nothing to wait for."""
@@ -148,6 +157,7 @@ async def world(
         it.chooser.router.update(catalogue.adapters)
 
     catalogue.on_change(learn)
+    process.add(it.pool.trials)
 
     async def deployments():
         return (DeploymentState(name="Model-echo", status="HEALTHY", running=1),)
@@ -230,7 +240,7 @@ async def test_the_first_request_finds_the_adapter_on_the_node_the_second_in_a_s
 ):
     await add(rh, make_adapter("cron"))
     tiers = [(await ask(rh, "cron")).headers["x-roundhouse-residency"] for _ in range(2)]
-    assert tiers == [Tier.REMOTE, Tier.SLOT]
+    assert tiers == [Tier.NODE, Tier.SLOT], "it was loaded once, on trial"
 
 
 async def test_completions_work_like_chat(rh):

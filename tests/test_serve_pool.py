@@ -78,14 +78,14 @@ class Response:
 async def test_what_serve_raises_before_the_answer_is_told_in_our_words(raised, told):
     handle = Handle(raised)
     with pytest.raises(told):
-        async with ServePool("m", handle, None).answer(BASE, Terms()):
+        async with ServePool("m", handle, Fleet(None, PlacementSettings()), None).answer(BASE, Terms()):
             pass
     assert handle.cancelled == 0, "there is nothing left to end"
 
 
 async def test_a_replica_that_dies_in_mid_answer_is_told_from_the_body():
     handle = Handle(Part(START, EVENT), RayActorError())
-    async with ServePool("m", handle, None).answer(BASE, Terms()) as reply:
+    async with ServePool("m", handle, Fleet(None, PlacementSettings()), None).answer(BASE, Terms()) as reply:
         assert await anext(reply.body) == EVENT
         with pytest.raises(ReplicaLost):
             await anext(reply.body)
@@ -94,7 +94,7 @@ async def test_a_replica_that_dies_in_mid_answer_is_told_from_the_body():
 
 async def test_a_client_that_leaves_ends_the_call_and_one_that_reads_to_the_end_does_not():
     handle = Handle(Part(START, EVENT), Part(None, EVENT))
-    pool = ServePool("m", handle, None)
+    pool = ServePool("m", handle, Fleet(None, PlacementSettings()), None)
     async with pool.answer(BASE, Terms()) as reply:
         assert await reply.read() == 2 * EVENT
     assert handle.cancelled == 0
@@ -111,7 +111,7 @@ async def test_the_queue_hears_what_was_generated_and_whether_it_was_all():
     fleet.take([member(places=2, slots=("a@1",))])
     model = BaseModelSettings(id="m", path="none", engine="echo", max_ongoing=2)
     admission = Admission(fleet, model, DispatchSettings(), AdmissionSettings(), "")
-    pool = ServePool("m", Handle(Part(START, EVENT), Part(None, 2 * EVENT)), admission)
+    pool = ServePool("m", Handle(Part(START, EVENT), Part(None, 2 * EVENT)), fleet, admission)
     fleet.want("a")
     async with pool.answer(call("a"), Terms()) as reply:
         await anext(reply.body)

@@ -173,8 +173,8 @@ class Sources:
         found = []
         for name in (*WANTED, *_BESIDE):
             # Object stores that may not be listed call what is missing forbidden.
-            absent = FileNotFoundError if name in FILES else (FileNotFoundError, PermissionError)
-            with contextlib.suppress(absent):
+            forbidden = () if name in FILES else (PermissionError,)
+            with contextlib.suppress(FileNotFoundError, *forbidden):
                 size = _size(files, f"{path}/{name}")
                 if name in _BESIDE and (size is None or size > _limit_beside(name)):
                     continue

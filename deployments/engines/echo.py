@@ -98,9 +98,11 @@ class EchoEngine:
     async def load(self, ref: AdapterRef, folder: Path) -> None:
         if not all((folder / name).is_file() for name in FILES):
             raise AdapterLoadFailed(f"the engine could not load {ref.key}: no adapter in {folder}")
+        config = json.loads((folder / CONFIG).read_bytes())
+        if why := config.get("echo_refuses"):
+            raise AdapterLoadFailed(f"the engine could not load {ref.key}: {why}")
         await asyncio.sleep(self._args.load_s)
         self._host.append(ref.key)
-        config = json.loads((folder / CONFIG).read_text())
         self._answers[ref.key] = config.get("echo_answers", {})
         if len(self._slots) < self._settings.lora.slots:
             self._slots[ref.key] = None

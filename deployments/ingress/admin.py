@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.catalogue import Catalogue
-from adapter_store.registration import Registrar
-from adapter_store.registry import Changed
+from adapter_store.registration import Prove, Registrar, unproven
+from adapter_store.registry import Changed, Stored
 from adapter_store.store import Store
 from cluster import rollouts
 from cluster.adapters import Adapter, AdapterKey, AliasName, Card, Gate, Tier, Version
@@ -38,14 +38,19 @@ class AdapterAdmin:
     """The operations that change adapters.
 
     Each returns when this process answers by the change: its caller reads its own writes.
+
+    Args:
+        prove: that a replica can load what is to be registered.
     """
 
-    def __init__(self, settings: Settings, store: Store, catalogue: Catalogue) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, catalogue: Catalogue, prove: Prove = unproven
+    ) -> None:
         self._settings = settings
         self._registry = store.registry
         self._members = store.members
         self._catalogue = catalogue
-        self._registrar = Registrar(store, settings.store)
+        self._registrar = Registrar(store, settings.store, prove)
         self.uploads = self._registrar.uploads
 
     # -- registration -----------------------------------------------------------------------
@@ -58,12 +63,8 @@ class AdapterAdmin:
         wait: bool,
         tell: Tell,
         default_base: str | None = None,
-    ) -> tuple[Adapter, bool]:
-        """Store an adapter; with `wait`, return when every live process has taken it in.
-
-        Returns:
-            The adapter, and whether a new version was made.
-        """
+    ) -> Stored:
+        """Store an adapter; with `wait`, return when every live process has taken it in."""
         loop = asyncio.get_running_loop()
 
         def progress(what: str, done: int, total: int | None) -> None:
@@ -76,7 +77,7 @@ class AdapterAdmin:
         await self._settle(stored.position)
         if wait:
             await self._confirmed(stored.adapter, stored.version, stored.position, tell)
-        return stored.adapter, stored.is_new_version
+        return stored
 
     async def load(self, name: str, path: str, *, replace: bool) -> None:
         """What vLLM calls loading an adapter; returns when every replica has it."""

@@ -46,18 +46,28 @@ class ServePool:
     """The replicas of a base model behind a Serve handle. Implements `ReplicaPool`."""
 
     def __init__(
-        self, model_id: str, handle: DeploymentHandle, admission: Admission | None
+        self, model_id: str, handle: DeploymentHandle, fleet: Fleet, admission: Admission | None
     ) -> None:
         self._model_id = model_id
+        self._fleet = fleet
         self._handle = handle.options(stream=True, method_name="answer")
         self._admission = admission
+
+    def running(self) -> list[str]:
+        replicas = self._fleet.replicas(self._model_id)
+        return [replica.id for replica in sorted(replicas, key=lambda r: r.ongoing)]
+
+    @asynccontextmanager
+    async def sent(self, call: Call) -> AsyncIterator[Reply]:
+        async with aclosing(self._parts(call)) as parts:
+            yield await unpacked(parts)
 
     @asynccontextmanager
     async def answer(self, call: Call, terms: Terms) -> AsyncIterator[Reply]:
         admission = self._admission
         if admission is None:
-            async with aclosing(self._parts(call)) as parts:
-                yield await unpacked(parts)
+            async with self.sent(call) as reply:
+                yield reply
             return
         async with (
             admission.turn(call, terms) as place,
@@ -142,7 +152,7 @@ class Ingress:
         self._fleet = process.add(Fleet(members, settings.placement))
         self._admissions: list[Admission] = []
         pools = {
-            model_id: ServePool(model_id, handle, self._admission_of(model_id))
+            model_id: ServePool(model_id, handle, self._fleet, self._admission_of(model_id))
             for model_id, handle in models.items()
         }
         chooser = ServeChooser(router, settings.router)

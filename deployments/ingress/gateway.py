@@ -60,6 +60,12 @@ class ReplicaPool(Protocol):
             ReplicaLost: the replica died while it had the call; from the body, too.
         """
 
+    def running(self) -> list[str]:
+        """The replicas that live, those that are least busy first."""
+
+    def sent(self, call: Call) -> AbstractAsyncContextManager[Reply]:
+        """Send the call to the replica that it names, past the queue."""
+
 
 class Chooser(Protocol):
     """The prompt router, wherever it runs."""

@@ -79,8 +79,9 @@ def _add_registration(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> 
         sent = parse(Registration, {**await body_of(request), **fixed})
 
         async def operation(tell: Tell) -> tuple[int, dict[str, Any]]:
-            adapter, is_new = await admin.register(sent, mode=mode, wait=wait, tell=tell)
-            return 200 if mode == "upsert" and not is_new else 201, describe(adapter)
+            stored = await admin.register(sent, mode=mode, wait=wait, tell=tell)
+            status = 200 if mode == "upsert" and not stored.is_new_version else 201
+            return status, {**describe(stored.adapter), "notices": stored.version.notices}
 
         return await _answer(request, operation)
 

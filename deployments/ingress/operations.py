@@ -12,6 +12,7 @@ from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Chooser, Gateway, ReplicaPool
 from deployments.ingress.overview import Overview
+from deployments.ingress.proof import Proof
 from deployments.ingress.rollout_driver import RolloutDriver
 from deployments.process.process import Process
 
@@ -54,7 +55,7 @@ def operations(
         gateway,
         directory,
         overview,
-        AdapterAdmin(settings, store, catalogue),
+        AdapterAdmin(settings, store, catalogue, Proof(pools).prove),
         Feedback(log),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log),
     )

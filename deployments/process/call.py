@@ -10,6 +10,8 @@ from cluster.errors import RoundhouseError
 
 REPLICA_HEADER = "x-roundhouse-replica"
 RESIDENCY_HEADER = "x-roundhouse-residency"
+# A call that loads an adapter and asks nothing of it, before it is registered.
+TRIAL_PATH = "trial"
 
 
 @dataclass(frozen=True)

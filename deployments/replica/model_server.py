@@ -14,7 +14,7 @@ from cluster.members import Replica
 from cluster.settings import BaseModelSettings, Settings
 from deployments.engines.engine import Engine
 from deployments.process import metrics
-from deployments.process.call import Call, Reply
+from deployments.process.call import TRIAL_PATH, Call, Reply
 from deployments.process.membership import Membership
 from deployments.process.process import Process
 from deployments.replica.adapter_cache import AdapterCache
@@ -24,6 +24,7 @@ from deployments.replica.follower import Follower
 from deployments.replica.prepare_ahead import PrepareAhead
 from deployments.replica.serve_call import serve_call
 from deployments.replica.sharing import Sharing
+from deployments.replica.trials import Trials
 
 _CATCH_UP_S = 5.0
 
@@ -63,13 +64,14 @@ class ModelServer:
             settings.placement,
             process.id,
         )
+        self._trials = Trials(self._adapters)
         ahead = PrepareAhead(
             catalogue, files, model_id, is_wanted=settings.node_cache.prepare_ahead
         )
         membership = Membership(store.members, catalogue, self.report, self._refresh)
         self._adapters.on_change(membership.announce)
         process.telemetry.on_reading(self._measure)
-        for part in (membership, self._follower, ahead):
+        for part in (membership, self._follower, ahead, self._trials):
             process.add(part)
 
     async def start(self) -> None:
@@ -91,6 +93,9 @@ class ModelServer:
     @contextlib.asynccontextmanager
     async def answer(self, call: Call) -> AsyncIterator[Reply]:
         """The engine's answer; what is read to its end counts as a request's time."""
+        if call.path == TRIAL_PATH and call.adapter is not None:
+            yield await self._trials.answer(call.adapter)
+            return
         started = time.monotonic()
         async with contextlib.AsyncExitStack() as held:
             yield await serve_call(
