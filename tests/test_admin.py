@@ -318,7 +318,10 @@ async def test_a_canary_that_goes_bad_is_rolled_back_during_its_run(rh, make_ada
 
 def lose_files(tmp_path, digest: str) -> None:
     """A version's blob, and what the node has made of it."""
-    for folder in (tmp_path / "data" / "blobs" / digest[:2], *(tmp_path / "node").glob(digest + "*")):
+    for folder in (
+        tmp_path / "data" / "blobs" / digest[:2],
+        *(tmp_path / "node").glob(digest + "*"),
+    ):
         shutil.rmtree(folder)
 
 

@@ -78,14 +78,18 @@ class Response:
 async def test_what_serve_raises_before_the_answer_is_told_in_our_words(raised, told):
     handle = Handle(raised)
     with pytest.raises(told):
-        async with ServePool("m", handle, Fleet(None, PlacementSettings()), None).answer(BASE, Terms()):
+        async with ServePool("m", handle, Fleet(None, PlacementSettings()), None).answer(
+            BASE, Terms()
+        ):
             pass
     assert handle.cancelled == 0, "there is nothing left to end"
 
 
 async def test_a_replica_that_dies_in_mid_answer_is_told_from_the_body():
     handle = Handle(Part(START, EVENT), RayActorError())
-    async with ServePool("m", handle, Fleet(None, PlacementSettings()), None).answer(BASE, Terms()) as reply:
+    async with ServePool("m", handle, Fleet(None, PlacementSettings()), None).answer(
+        BASE, Terms()
+    ) as reply:
         assert await anext(reply.body) == EVENT
         with pytest.raises(ReplicaLost):
             await anext(reply.body)

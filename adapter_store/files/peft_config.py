@@ -47,7 +47,7 @@ _OF_TRAINING = frozenset(
 _STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 # Long for any pattern that a trainer wrote; a hostile one would take for ever.
-_MATCHING_S = 5.0
+_MATCHING_S = 3.0
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

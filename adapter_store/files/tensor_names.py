@@ -61,9 +61,8 @@ class Factor(NamedTuple):
 
     @property
     def is_renamed(self) -> bool:
-        return self.module is not None and self.tensor.partition(".lora_")[0] != (
-            _PREFIX + self.module
-        )
+        prefix = self.tensor.partition(".lora_")[0]
+        return bool(self.adapter) or prefix != f"{_PREFIX}{self.module}"
 
 
 class TensorNames:

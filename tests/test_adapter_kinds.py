@@ -1,0 +1,265 @@
+"""Adapters as trainers save them: served as peft would, or refused, with nothing left behind."""
+
+import asyncio
+import json
+import math
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapter_store.embedded import embedded_server
+from adapter_store.files.blobs import CONFIG, WEIGHTS
+from adapter_store.files.door import check_adapter
+from adapter_store.registration import Registrar
+from adapter_store.store import Store
+from cluster.adapters import AdapterRef
+from cluster.errors import AdapterRefused
+from cluster.requests import Registration
+from cluster.settings import BaseModelSettings, StoreSettings
+from tests.adapter_kinds import ATTENTION, CLOSE, REFUSED, RESULTS, SERVED, Kind
+from tests.tiny_model import VOCABULARY, write_tiny_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
+
+PROMPT = [(7 * i + 3) % VOCABULARY for i in range(24)]
+
+
+class Bench:
+    """A real engine on a tiny model, a real store, and peft in float32 beside them."""
+
+    def __init__(self, folder: Path, url: str, runner: asyncio.Runner) -> None:
+        from transformers import AutoModelForCausalLM
+
+        from deployments.engines.vllm_engine import VllmEngine
+
+        self.folder, self.runner = folder, runner
+        model = folder / "tiny"
+        write_tiny_model(model)
+        (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+        self.base = AutoModelForCausalLM.from_pretrained(model)
+        self.path = str(model)
+        self.engine = VllmEngine(
+            BaseModelSettings(
+                id="tiny",
+                path=self.path,
+                lora={"slots": 2, "host_entries": 4, "max_rank": 8},
+                engine_args={"dtype": "float32", "max_model_len": 64, "enforce_eager": True},
+            )
+        )
+        self.settings = StoreSettings(url=url, data_dir=folder / "data", namespace=uuid.uuid4().hex)
+        self.answers: list[float] = []
+        runner.run(self._start())
+
+    async def _start(self) -> None:
+        self.facts = await self.engine.start()
+        self.store = Store(self.settings)
+        await self.store.registry.put_base_model(self.facts)
+        self.registrar = Registrar(self.store, self.settings, self._prove)
+
+    async def stop(self) -> None:
+        await self.store.close()
+        await self.engine.stop()
+
+    def make(self, kind: Kind, name: str) -> Path:
+        """What peft saves; the kind's change is not made yet."""
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        fields = {"r": 4, "lora_alpha": 8, "target_modules": list(ATTENTION)} | kind.lora
+        torch.manual_seed(len(name))
+        model = get_peft_model(self.base, LoraConfig(**fields, task_type="CAUSAL_LM"))
+        for key, value in model.named_parameters():
+            if "lora_" in key:
+                torch.nn.init.normal_(value, std=0.2)
+        model.save_pretrained(self.folder / name)
+        self.base = model.unload()
+        return self.folder / name
+
+    def register(self, folder: Path, name: str) -> tuple[str, ...]:
+        """Registers it, and keeps what it answers; returns the notices."""
+        sent = Registration(source=str(folder), name=name, base_model="tiny")
+        stored = self.runner.run(self.registrar.register(sent, mode="create"))
+        return stored.version.notices
+
+    async def _prove(self, _: str, digest: str) -> bool:
+        """What a replica does."""
+        with self.registrar.blobs.opened(digest) as source:
+            await self.load(digest, source)
+        return True
+
+    async def load(self, digest: str, source: Path) -> None:
+        """Loads an adapter, keeps what it answers, and lets it go."""
+        ref = AdapterRef.on_trial(digest)
+        with tempfile.TemporaryDirectory() as target:
+            self.engine.prepare(source, Path(target))
+            await self.engine.load(ref, Path(target))
+        self.answers = await self._log_probabilities(str(ref.key))
+        await self.engine.unload(ref)
+
+    async def _log_probabilities(self, model: str) -> list[float]:
+        body = {"model": model, "prompt": PROMPT, "max_tokens": 1, "echo": True, "logprobs": 0}
+        sent = json.dumps(body).encode()
+        async with self.engine.answer("/v1/completions", sent, {"x-request-id": "r"}) as reply:
+            answer = json.loads(await reply.read())
+        found: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"]
+        return found[1 : len(PROMPT)]
+
+    def of_peft(self, folder: Path) -> list[float]:
+        import torch
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(self.base, folder)
+        model.eval()
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([PROMPT])).logits[0]
+        self.base = model.unload()
+        found = logits.log_softmax(-1)[range(len(PROMPT) - 1), PROMPT[1:]]
+        return [float(value) for value in found]
+
+    def is_empty(self) -> bool:
+        """Whether nothing is stored, and no file left."""
+        blobs = self.settings.root / "blobs"
+        left = [p for p in blobs.rglob("*") if p.is_file()] if blobs.exists() else []
+        staged = list((self.settings.root / "staging").iterdir())
+        return self.runner.run(self.store.registry.is_empty()) and not left and not staged
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("kinds")
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        embedded_server(folder / "store") as server,
+        asyncio.Runner() as runner,
+    ):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        bench = Bench(folder, server.url, runner)
+        yield bench
+        runner.run(bench.stop())
+
+
+@pytest.fixture(scope="module")
+def found(bench) -> Iterator[dict[str, Any]]:  # noqa: ARG001  (refusals come first: store is empty)
+    """What happened to each kind; held against what the docs say."""
+    rows: dict[str, Any] = {}
+    yield rows
+    if os.environ.get("ROUNDHOUSE_WRITE_KINDS"):
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def documented(what: str) -> dict[str, Any]:
+    if os.environ.get("ROUNDHOUSE_WRITE_KINDS"):
+        return {}
+    row: dict[str, Any] = json.loads(RESULTS.read_text())[what]
+    return row
+
+
+@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.what)
+def test_it_is_refused_by_its_name_and_leaves_nothing(bench, found, kind):
+    folder = bench.make(kind, f"refused-{REFUSED.index(kind)}")
+    kind.change(folder)
+    with pytest.raises(AdapterRefused) as refusal:
+        bench.register(folder, "a")
+    assert kind.refused in refusal.value.message
+    assert bench.is_empty()
+    found[kind.what] = {"says": f"refused: {refusal.value.message}".replace("|", "\\|")}
+    assert documented(kind.what).items() <= found[kind.what].items()
+
+
+@pytest.mark.parametrize("kind", SERVED, ids=lambda kind: kind.what)
+def test_it_answers_as_peft_does(bench, found, kind):
+    folder = bench.make(kind, f"served-{SERVED.index(kind)}")
+    expected = None if kind.as_changed else bench.of_peft(folder)
+    kind.change(folder)
+    notices = bench.register(folder, folder.name)
+    expected = expected or bench.of_peft(folder)
+    difference = max(abs(a - b) for a, b in zip(bench.answers, expected, strict=True))
+    assert difference < CLOSE
+    assert any((kind.notice or "") in notice for notice in notices or ("",)), notices
+    assert bool(notices) == bool(kind.notice), notices
+    says = "; ".join(["served", *notices]).replace("|", "\\|")
+    found[kind.what] = {"says": says, "difference": difference}
+    assert documented(kind.what).get("says", says) == says
+
+
+VALUES = st.none() | st.booleans() | st.integers(-1, 70) | st.floats() | st.text(max_size=4)
+ODD = st.recursive(
+    VALUES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+)
+MODULES = st.sampled_from([*ATTENTION, "up_proj", "lm_head", "c_attn", "layers.0.mlp.down_proj"])
+# What is often right comes often: an adapter that passes needs all of it to be.
+CONFIGS = st.fixed_dictionaries(
+    {
+        "peft_type": st.just("LORA"),
+        "r": st.integers(1, 9),
+        "lora_alpha": st.integers(-20, 20) | st.floats(-2e3, 2e3),
+        "target_modules": st.just(list(ATTENTION))
+        | st.lists(MODULES, min_size=1)
+        | st.sampled_from(["all-linear", r".*_proj", r"model\.layers\.1\..*", "(", "q_proj"]),
+    },
+    optional={
+        "rank_pattern": st.dictionaries(MODULES, st.integers(1, 9), max_size=2),
+        "alpha_pattern": st.dictionaries(MODULES, st.floats(-100, 100), max_size=2),
+        "use_rslora": st.booleans(),
+        "layers_to_transform": st.just([]) | st.lists(st.integers(0, 3), max_size=2),
+        "exclude_modules": st.just([]) | MODULES | st.lists(MODULES, max_size=2),
+        "init_lora_weights": st.sampled_from([True, False, "gaussian", "eva", "pissa", "x"]),
+    },
+)
+OFTEN = st.sampled_from(["base_model.model."] * 4 + ["", "base_model.model.model.", "_orig_mod."])
+DTYPES = st.sampled_from(["float32"] * 4 + ["float16", "bfloat16", "float64", "int8"])
+TENSORS = st.lists(
+    st.tuples(
+        OFTEN,
+        st.sampled_from([0, 1, 2, 2, 3]),
+        st.sampled_from([*(f"self_attn.{m}" for m in ATTENTION), "mlp.up_proj", "mlp.down_proj"]),
+        st.none() | st.none() | st.integers(1, 9),
+        DTYPES,
+        st.sampled_from([0.0, 0.1, 0.1, 900.0, 2000.0]),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(config=CONFIGS, odd=st.dictionaries(st.text(max_size=12), ODD, max_size=1), drawn=TENSORS)
+def test_what_the_door_lets_pass_the_engine_takes(bench, config, odd, drawn):
+    """Whatever configuration comes with whatever tensors: one that is refused is refused at the
+    door, and one that passes is loaded and answers with numbers."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = bench.folder / "fuzzed"
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config | odd))
+    tensors = {}
+    for prefix, layer, module, rank, dtype, size in drawn:
+        out, size_in = bench.facts.linear_shapes.get(f"model.layers.{layer}.{module}", (128, 128))
+        name = f"{prefix}model.layers.{layer}.{module}.lora"
+        rows = rank or config["r"]
+        tensors[f"{name}_A.weight"] = torch.full((rows, size_in), size).to(getattr(torch, dtype))
+        tensors[f"{name}_B.weight"] = torch.full((out, rows), size).to(getattr(torch, dtype))
+    save_file(tensors, folder / WEIGHTS)
+    try:
+        check_adapter(folder, bench.facts)
+    except AdapterRefused as e:
+        assert e.message
+        return
+    bench.runner.run(bench.load(uuid.uuid4().hex, folder))
+    assert all(math.isfinite(value) for value in bench.answers)
