@@ -56,8 +56,13 @@ class Keys:
 
     @property
     def base_models(self) -> str:
-        """Hash: base model id -> facts as JSON."""
+        """Hash: base model id -> those facts that the release before knows, as JSON."""
         return self._key("base-models")
+
+    @property
+    def facts(self) -> str:
+        """Hash: base model id -> facts as JSON."""
+        return self._key("base-model-facts")
 
     def adapter(self, name: str) -> str:
         """Hash: card, revision, alias:<alias>, version:<number>, previous, [last_]rollout."""
@@ -91,6 +96,19 @@ class Keys:
     def once(self, token: str) -> str:
         """The reply to a change, for a minute, should its answer get lost on the way."""
         return self._key("once", token)
+
+    def resolving(self, name: str) -> str:
+        """Who fetches an adapter that was asked for; expires, so that another takes over."""
+        return self._key("resolving", name)
+
+    def unresolved(self, name: str) -> str:
+        """Why an adapter that was asked for cannot be had; expires, so that it is tried again."""
+        return self._key("unresolved", name)
+
+    @property
+    def resolved(self) -> str:
+        """Sorted set: adapter that was fetched when asked for -> Unix time of the last request."""
+        return self._key("resolved")
 
     def driver(self, name: str) -> str:
         """Who moves the adapter's rollout on; expires, so that another takes over."""

@@ -15,10 +15,26 @@ logger = logging.getLogger(__name__)
 Kept = TypeVar("Kept", bound=Record)
 
 
+# The release that shares the store in an upgrade may not know these: they stand beside what it
+# reads, or are left out where they say nothing.
+_BESIDE_VERSION = {"notices"}
+_BESIDE_CARD = {"resolved_from"}
+
+
+def card_as_kept(card: Card) -> str:
+    return card.model_dump_json(exclude=None if card.resolved_from else _BESIDE_CARD)
+
+
+def version_as_kept(version: Version, *, numbered: bool = True) -> str:
+    """Without its notices, which are kept apart."""
+    return version.model_dump_json(exclude=_BESIDE_VERSION | (set() if numbered else {"number"}))
+
+
 def fields_of(adapter: Adapter) -> dict[str, str]:
     """The adapter's hash, without the revision, which only scripts write."""
-    fields = {"card": adapter.card.model_dump_json(), "previous": json.dumps(adapter.previous)}
-    fields |= {f"version:{n}": v.model_dump_json() for n, v in adapter.versions.items()}
+    fields = {"card": card_as_kept(adapter.card), "previous": json.dumps(adapter.previous)}
+    fields |= {f"version:{n}": version_as_kept(v) for n, v in adapter.versions.items()}
+    fields |= {f"notices:{n}": json.dumps(v.notices) for n, v in adapter.versions.items()}
     fields |= {f"alias:{alias}": str(n) for alias, n in adapter.aliases.items()}
     if adapter.rollout:
         fields["rollout"] = adapter.rollout.model_dump_json()
@@ -33,7 +49,9 @@ def adapter_of(fields: Mapping[str, str]) -> Adapter:
     for field, value in fields.items():
         kind, _, rest = field.partition(":")
         if kind == "version":
-            versions[int(rest)] = Version.model_validate_json(value)
+            notices = json.loads(fields.get(f"notices:{rest}", "[]"))
+            version = Version.model_validate_json(value)
+            versions[int(rest)] = version.model_copy(update={"notices": tuple(notices)})
         elif kind == "alias":
             aliases[rest] = int(value)
     # A process of an older release, in the midst of an upgrade, writes none.

@@ -85,6 +85,7 @@ class Registrar:
         mode: str,
         progress: Progress | None = None,
         default_base: str | None = None,
+        resolved_from: str = "",
     ) -> Stored:
         """Check an adapter and store it; `mode` as in :meth:`Registry.put`.
 
@@ -93,6 +94,7 @@ class Registrar:
         Args:
             progress: called from other threads.
             default_base: the base model where neither the caller nor the card names one.
+            resolved_from: see :class:`Card`.
 
         Raises:
             AdapterRefused: the files or the card do not pass; nothing was stored.
@@ -100,7 +102,7 @@ class Registrar:
             StoreUnavailable: the same call may be made again, whether it was recorded or not.
         """
         task = asyncio.create_task(
-            self._register(registration, mode, progress or _silence, default_base)
+            self._register(registration, mode, progress or _silence, default_base, resolved_from)
         )
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -111,7 +113,12 @@ class Registrar:
         return stored
 
     async def _register(
-        self, registration: Registration, mode: str, progress: Progress, default_base: str | None
+        self,
+        registration: Registration,
+        mode: str,
+        progress: Progress,
+        default_base: str | None,
+        resolved_from: str,
     ) -> Stored:
         # Before anything is fetched for it.
         if registration.name is not None:
@@ -121,6 +128,7 @@ class Registrar:
         folder = await self._in_thread(self._sources.fetch, registration.source, progress)
         try:
             sent = await self._in_thread(self._sent_card, registration, folder, default_base)
+            sent.fields["resolved_from"] = resolved_from
             _, base, _ = await self._card(sent, mode)
             progress("checking", 0, None)
             version = await self._in_thread(self._admit, registration, folder, base)

@@ -1,11 +1,12 @@
 """The registry in Redis: cards, versions, aliases, events; every change is one script."""
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from redis.exceptions import ResponseError
 
-from adapter_store.records import adapter_of, fields_of
+from adapter_store.records import adapter_of, card_as_kept, fields_of, version_as_kept
 from adapter_store.server import Server, answering, flat
 from cluster.adapters import Adapter, BaseModelFacts, Card, Version
 from cluster.errors import ConfigError, Conflict, ModelNotFound, Stale
@@ -17,6 +18,8 @@ SCHEMA = 3
 # Writers that meet on one adapter take turns; this many lost turns in a row are not chance.
 _MAX_TRIES = 100
 _PAGE = 500
+# Of a base model, what the release knows that may share the store in an upgrade.
+_FACTS_BEFORE = {"id", "architecture", "fingerprint", "max_rank", "linear_shapes"}
 
 Result = TypeVar("Result")
 
@@ -147,9 +150,10 @@ class Registry:
             keys.reserved(version.digest),
             self._server.once(),
         ]
-        put = version.model_dump_json(exclude={"number"})
+        put = version_as_kept(version, numbered=False)
         expected = "" if revision is None else revision
-        args = [card.name, card.model_dump_json(), put, reservation, mode, expected, int(promote)]
+        args = [card.name, card_as_kept(card), put, reservation, mode, expected, int(promote)]
+        args.append(json.dumps(version.notices))
         reply: tuple[int, str, int, list[str]]
         try:
             reply = await self._server.run("put_version", written, args)
@@ -265,11 +269,15 @@ class Registry:
     # -- base models ----------------------------------------------------------------------
 
     async def put_base_model(self, facts: BaseModelFacts) -> None:
+        brief = facts.model_dump_json(include=_FACTS_BEFORE)
         with answering():
-            await self._server.redis.hset(self._keys.base_models, facts.id, facts.model_dump_json())
+            await self._server.redis.hset(self._keys.base_models, facts.id, brief)
+            await self._server.redis.hset(self._keys.facts, facts.id, facts.model_dump_json())
 
     async def base_model(self, model_id: str) -> BaseModelFacts | None:
-        facts = await self._server.field(self._keys.base_models, model_id)
+        facts = await self._server.field(self._keys.facts, model_id)
+        if facts is None:  # only a replica of the release before has told of it yet
+            facts = await self._server.field(self._keys.base_models, model_id)
         return BaseModelFacts.model_validate_json(facts) if facts else None
 
     # -- backup ---------------------------------------------------------------------------

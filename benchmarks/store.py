@@ -162,8 +162,8 @@ async def _fill(store: Store, size: int) -> None:
 def _gateway(settings: Settings, store: Store, known: Catalogue) -> Any:
     from fastapi import FastAPI
 
-    from deployments.ingress.admin import AdapterAdmin
     from deployments.ingress.auth import Authoriser
+    from deployments.ingress.changes.admin import AdapterAdmin
     from deployments.ingress.feedback import Feedback
     from deployments.ingress.http import build_http
 

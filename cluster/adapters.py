@@ -106,6 +106,11 @@ class Card(Record):
     replicas: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=10_000)] = Field(
         "auto", description="how many replicas are to hold it; auto: those with room"
     )
+    resolved_from: str = Field(
+        "",
+        description="where it was fetched from because somebody asked for it (store.resolve); it "
+        "leaves when nobody has for a while, unless this is emptied",
+    )
     metadata: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -125,6 +125,10 @@ class AdapterRefused(InvalidRequest):
     code = "adapter_refused"
 
 
+class SourceMissing(AdapterRefused):
+    """There is nothing at the place that a source names."""
+
+
 class OutOfScope(InvalidRequest):
     """No adapter fits the prompt, and the settings say to refuse such ones."""
 
@@ -212,6 +216,13 @@ class Unavailable(RoundhouseError):
     type = "service_unavailable_error"
     code = "unavailable"
     retry_after_s = 2.0
+
+
+class BeingFetched(Unavailable):
+    """An adapter is on its way in, for longer than the request would wait."""
+
+    code = "being_fetched"
+    retry_after_s = 5.0
 
 
 class ReplicaLost(Unavailable):

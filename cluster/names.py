@@ -71,6 +71,11 @@ def _problems_of_parts(parts: list[str]) -> Iterator[str]:
         yield f"'/{taken[0]}' is an address below an adapter; rename that part"
 
 
+def is_name(name: str) -> bool:
+    """Whether an adapter may be called so."""
+    return next(_problems(name), None) is None
+
+
 AdapterName = Annotated[
     str,
     AfterValidator(_checked),

@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -99,6 +100,22 @@ class StoreSettings(Section):
         ("file", "hf", "s3", "gs", "az", "https", "upload"),
         description="Where adapters may be registered from.",
     )
+    resolve: tuple[str, ...] = Field(
+        (),
+        description="Places whose adapters are fetched, registered and loaded when a request names "
+        "one that is not registered: hf://my-org/*, s3://bucket/adapters/*, /a/folder/*.",
+    )
+    resolve_patience_s: float = Field(
+        30,
+        gt=0,
+        description="A request waits so long for that; then it gets 503 and may ask again.",
+    )
+    resolve_again_s: float = Field(
+        60, gt=0, description="What could not be had is not looked for again so long."
+    )
+    resolve_idle_s: float = Field(
+        86_400, gt=0, description="What was fetched so leaves when nobody asks for it so long."
+    )
     max_adapter_bytes: int = Field(
         4 * 2**30, gt=0, description="Larger adapters, archives and uploads are refused."
     )
@@ -124,6 +141,23 @@ class StoreSettings(Section):
     def _signatures_can_be_checked(self) -> Self:
         if self.require_signature and not self.trusted_keys:
             raise ValueError("require_signature is true but trusted_keys is empty")
+        return self
+
+    @field_validator("resolve")
+    @classmethod
+    def _open_ended(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            before = pattern.removesuffix("*")
+            if before == pattern or "*" in before or not before.endswith("/"):
+                raise ValueError(f"{pattern!r} must end in '/*', such as hf://my-org/*")
+        return patterns
+
+    @model_validator(mode="after")
+    def _resolves_from_sources(self) -> Self:
+        for pattern in self.resolve:
+            scheme = pattern.partition("://")[0] if "://" in pattern else "file"
+            if scheme not in self.sources or scheme == "upload":
+                raise ValueError(f"resolve: {pattern} is of no kind that `sources` allows")
         return self
 
     @property

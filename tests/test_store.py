@@ -7,6 +7,7 @@ from adapter_store.embedded import embedded_server
 from adapter_store.registry import Event, Stored
 from adapter_store.server import is_before
 from adapter_store.store import Store
+from cluster import rollouts
 from cluster.adapters import Card, Version
 from cluster.errors import Conflict, ModelNotFound, StoreUnavailable, Unavailable
 from cluster.members import Replica, Router
@@ -173,3 +174,17 @@ def test_positions_order_as_numbers(earlier, later):
     assert is_before(earlier, later)
     assert not is_before(later, earlier)
     assert not is_before(later, later)
+
+
+async def test_what_is_odd_about_a_version_is_kept_with_it_and_goes_with_it(store):
+    odd = version("a" * 64).model_copy(update={"notices": ("alpha is 0",)})
+    for one in (odd, version("b" * 64)):
+        reservation = await store.blob_refs.reserve(one.digest)
+        await store.registry.put(card("cron"), one, reservation, mode="upsert")
+    adapter = await store.registry.get("cron")
+    assert [v.notices for v in adapter.versions.values()] == [("alpha is 0",), ()]
+    changed = await store.registry.change(
+        "cron", lambda a: rollouts.remove_version(a, a.versions[1])
+    )
+    assert changed.adapter.versions[2].notices == ()
+    assert (await store.registry.get("cron")).versions.keys() == {2}

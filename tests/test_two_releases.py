@@ -38,7 +38,9 @@ async def catalogue(store):
 @pytest.fixture
 def before(store, store_settings, tmp_path):  # noqa: ARG001  (it puts the base model)
     settings = store_settings.model_copy(update={"data_dir": tmp_path / "data"})
-    with release_before(tmp_path / "before", settings.model_dump_json()) as process:
+    with release_before(
+        tmp_path / "before", settings.model_dump_json(exclude_unset=True)
+    ) as process:
 
         async def ask(command: str, **fields):
             return await asyncio.to_thread(process, command, **fields)

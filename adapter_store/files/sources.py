@@ -22,7 +22,7 @@ from adapter_store.files.blobs import CONFIG, FILES, WEIGHTS
 from adapter_store.files.filesystems import open_filesystem
 from adapter_store.files.signatures import SIGNATURE
 from adapter_store.files.uploads import UPLOAD, Uploads
-from cluster.errors import AdapterRefused, RoundhouseError, Unavailable
+from cluster.errors import AdapterRefused, RoundhouseError, SourceMissing, Unavailable
 from cluster.settings import StoreSettings
 
 CARD_FILE = "card.json"
@@ -147,7 +147,7 @@ class Sources:
             self._extract(path, folder, progress)
             return
         if not path.is_dir():
-            _refuse(f"{path} is not a folder or an archive")
+            raise SourceMissing(f"{path} is not a folder or an archive", param="source")
         for name in WANTED:
             file = path / name
             if not file.exists():
@@ -256,7 +256,10 @@ def _check_complete(folder: Path, found: list[str]) -> None:
             other = next((f for f in sorted(found) if re.fullmatch(kind, f)), None)
             if name == WEIGHTS and other is not None:
                 _refuse(f"{other[:100]} {remedy}")
-        _refuse(f"{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}")
+        missing = AdapterRefused if found else SourceMissing
+        raise missing(
+            f"{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}", param="source"
+        )
 
 
 def _size(files: Any, path: str) -> int | None:
@@ -345,7 +348,7 @@ def _explained(source: str) -> Iterator[None]:
         if isinstance(e.__cause__, OSError) and not isinstance(e.__cause__, FileNotFoundError):
             # What fsspec makes of a web server that does not answer.
             raise Unavailable(f"{source} cannot be reached: {e.__cause__}", param="source") from e
-        raise AdapterRefused(f"{source}: there is no such place", param="source") from e
+        raise SourceMissing(f"{source}: there is no such place", param="source") from e
     except PermissionError as e:
         raise AdapterRefused(
             f"{e.filename or source} cannot be read by the server: {e.strerror or e}",

@@ -2,7 +2,7 @@
 -- `latest` moves to the version; `stable` does, too, when asked to or when there is none yet.
 -- KEYS: adapter, names, events, sequence, blob, issued, reserved, once
 -- ARGV: name, card (JSON), version (JSON without number), reservation, mode (create | update |
---   upsert), expected revision ('' any, 0 none), '1' to make it stable
+--   upsert), expected revision ('' any, 0 none), '1' to make it stable, notices (JSON)
 -- Returns {number, event id, 1 when the version is new, the adapter's fields}, or an error
 -- EXISTS | MISSING | STALE | ROLLING | UNRESERVED.
 return once(KEYS[8], function()
@@ -43,7 +43,7 @@ return once(KEYS[8], function()
   if is_new then
     number = redis.call('HINCRBY', KEYS[6], ARGV[1], 1)
     local version = string.gsub(ARGV[3], '^{', '{"number":' .. number .. ',')
-    redis.call('HSET', KEYS[1], 'version:' .. number, version)
+    redis.call('HSET', KEYS[1], 'version:' .. number, version, 'notices:' .. number, ARGV[8])
     redis.call('SADD', KEYS[5], ARGV[1] .. '@' .. number)
   end
   redis.call('HSET', KEYS[1], 'card', ARGV[2], 'alias:latest', number)

@@ -3,7 +3,7 @@
 A request goes one way: `http` authorises it, `completion` reads it once, `gateway` has it routed
 (`directory` knows names, `deployment` reaches the prompt router), `admission` finds its replica
 with what `fleet` knows; what comes back is counted by `traffic` and streamed by `http`. Beside that
-way: `admin` and `http_admin` change adapters, `rollout_driver` moves rollouts on, `overview` is the
+way: `changes` of adapters, `resolver` fetches those that are not registered, `overview` is the
 cluster as a viewer may see it, `dashboard` the page. `operations` wires it all.
 
 What is decided is elsewhere and pure (`router`, `cluster.rollouts`). It knows replicas by their

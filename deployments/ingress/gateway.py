@@ -28,6 +28,7 @@ from cluster.names import in_header
 from cluster.settings import Settings
 from deployments.ingress.completion import CHAT_PATH, Completion, encode_json
 from deployments.ingress.directory import AUTO, Chosen, Directory
+from deployments.ingress.resolver import Resolver
 from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import Observed
 from deployments.process import metrics
@@ -85,6 +86,7 @@ class Gateway:
         pools: Mapping[str, ReplicaPool],
         record: Callable[[RoutedRequest], None],
         want: Callable[[str | None, str], None],
+        resolver: Resolver,
     ) -> None:
         self._settings = settings
         self._directory = directory
@@ -92,6 +94,7 @@ class Gateway:
         self._pools = pools
         self._record = record
         self._want = want
+        self._resolver = resolver
 
     async def complete(
         self,
@@ -126,13 +129,15 @@ class Gateway:
         self._refuse_when_out_of_scope(chosen)
         # It counts from here on, not when its turn comes: time to have the adapter in place.
         self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
+        if chosen.adapter is not None:
+            self._resolver.used(chosen.adapter.name)
         content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
         call = Call(asked.path, request_id, content, chosen.adapter, self._directory.position)
         return await self._dispatch(chosen, call, asked.terms, held)
 
     async def _choose(self, asked: Completion, key: str) -> Chosen:
         if asked.model != AUTO:
-            return self._directory.resolve(asked.model, asked.viewer, key)
+            return await self._named(asked, key)
         began = time.monotonic()
         (decision,) = await self.route([asked.prompt], asked.constraints)
         metrics.routing_time.observe(time.monotonic() - began)
@@ -141,6 +146,17 @@ class Gateway:
             metrics.confidence.observe(decision.confidence)
         chosen = self._follow(decision, asked.constraints, key)
         return replace(chosen, decision=decision, prompt=asked.prompt)
+
+    async def _named(self, asked: Completion, key: str) -> Chosen:
+        """What the client's own name means; an adapter may have to be fetched for it."""
+        try:
+            return self._directory.resolve(asked.model, asked.viewer, key)
+        except ModelNotFound:
+            patience_s = asked.terms.first_token_s
+            name = await self._resolver.name_of(asked.model, patience_s)
+            if name is None:
+                raise
+            return self._directory.resolve(name, asked.viewer, key)
 
     def _follow(self, decision: Decision, constraints: Constraints, key: str) -> Chosen:
         """What a decision means now."""

@@ -17,12 +17,12 @@ from cluster.decisions import Prompt
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
 from deployments.ingress.bodies import NameRoute, read_json, request_id_of
+from deployments.ingress.changes.http import add_changes, add_uploads
 from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
-from deployments.ingress.http_admin import add_changes, add_uploads
 from deployments.ingress.operations import Operations
 from deployments.ingress.overview import Overview
 from deployments.ingress.views import cluster, describe

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from cluster.members import DeploymentState
 from cluster.settings import Settings
-from deployments.ingress.admin import AdapterAdmin
+from deployments.ingress.changes.admin import AdapterAdmin
+from deployments.ingress.changes.proof import Proof
+from deployments.ingress.changes.rollout_driver import RolloutDriver
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Chooser, Gateway, ReplicaPool
 from deployments.ingress.overview import Overview
-from deployments.ingress.proof import Proof
-from deployments.ingress.rollout_driver import RolloutDriver
+from deployments.ingress.resolver import Resolver
 from deployments.process.process import Process
 
 
@@ -49,13 +50,15 @@ def operations(
     recorder = process.add(RoutingRecorder(log))
     directory = Directory(catalogue, pools)
     overview = Overview(settings, store.members, store.plans, directory, deployments)
-    gateway = Gateway(settings, directory, chooser, pools, recorder.record, want)
+    admin = AdapterAdmin(settings, store, catalogue, Proof(pools).prove)
+    resolver = process.add(Resolver(settings.store, store, catalogue, admin.blobs, admin.resolve))
+    gateway = Gateway(settings, directory, chooser, pools, recorder.record, want, resolver)
     process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))
     return Operations(
         gateway,
         directory,
         overview,
-        AdapterAdmin(settings, store, catalogue, Proof(pools).prove),
+        admin,
         Feedback(log),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log),
     )

@@ -14,8 +14,8 @@ from adapter_store.files.uploads import PART_BYTES, Uploads
 from cluster.errors import InvalidRequest, ModelNotFound, NotFound, RoundhouseError, parse
 from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
 from cluster.values import Value
-from deployments.ingress.admin import AdapterAdmin, Tell, nobody
 from deployments.ingress.bodies import check_characters, check_content_type, read_json
+from deployments.ingress.changes.admin import AdapterAdmin, Tell, nobody
 from deployments.ingress.views import describe
 
 # Does something, tells of its progress, returns the answer's status and body.

@@ -52,6 +52,7 @@ class AdapterAdmin:
         self._catalogue = catalogue
         self._registrar = Registrar(store, settings.store, prove)
         self.uploads = self._registrar.uploads
+        self.blobs = self._registrar.blobs
 
     # -- registration -----------------------------------------------------------------------
 
@@ -63,6 +64,7 @@ class AdapterAdmin:
         wait: bool,
         tell: Tell,
         default_base: str | None = None,
+        resolved_from: str = "",
     ) -> Stored:
         """Store an adapter; with `wait`, return when every live process has taken it in."""
         loop = asyncio.get_running_loop()
@@ -71,13 +73,28 @@ class AdapterAdmin:
             loop.call_soon_threadsafe(tell, {"event": what, "done": done, "total": total})
 
         stored = await self._registrar.register(
-            registration, mode=mode, progress=progress, default_base=default_base
+            registration,
+            mode=mode,
+            progress=progress,
+            default_base=default_base,
+            resolved_from=resolved_from,
         )
         tell({"event": "stored", "version": stored.version.number})
         await self._settle(stored.position)
         if wait:
             await self._confirmed(stored.adapter, stored.version, stored.position, tell)
         return stored
+
+    async def resolve(self, source: str, name: str) -> None:
+        """Register what a request has asked for; it leaves again when nobody does."""
+        await self.register(
+            parse(Registration, {"source": source, "name": name}),
+            mode="create",
+            wait=False,
+            tell=nobody,
+            default_base=self._settings.fallback_model,
+            resolved_from=source,
+        )
 
     async def load(self, name: str, path: str, *, replace: bool) -> None:
         """What vLLM calls loading an adapter; returns when every replica has it."""

@@ -1,0 +1,55 @@
+"""Adapters that were fetched because somebody asked for them: who fetches, what failed, what is
+still asked for."""
+
+import time
+from collections.abc import Iterable
+
+from adapter_store.server import Server, answering
+
+
+class Resolutions:
+    """Every method raises :class:`StoreUnavailable` when the server does not answer."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._keys = server.keys
+
+    async def begin(self, name: str, process: str, *, for_s: float) -> bool:
+        """Whether `process` is the one that fetches an adapter now; again, to go on with it."""
+        redis, key, ms = self._server.redis, self._keys.resolving(name), round(for_s * 1000)
+        with answering():
+            if await redis.set(key, process, nx=True, px=ms):
+                return True
+            return await redis.get(key) == process and bool(await redis.pexpire(key, ms))
+
+    async def end(self, name: str) -> None:
+        with answering():
+            await self._server.redis.delete(self._keys.resolving(name))
+
+    async def fail(self, name: str, why: str, *, for_s: float) -> None:
+        """Remember for a while that an adapter cannot be had; `why` is "" when there is none."""
+        with answering():
+            await self._server.redis.set(self._keys.unresolved(name), why, px=round(for_s * 1000))
+
+    async def failure(self, name: str) -> str | None:
+        """Why an adapter could not be had a while ago; None when it was not tried."""
+        return await self._server.text(self._keys.unresolved(name))
+
+    async def used(self, names: Iterable[str]) -> None:
+        """Somebody asks for adapters that were fetched so."""
+        now = time.time()
+        if scores := dict.fromkeys(names, now):
+            with answering():
+                await self._server.redis.zadd(self._keys.resolved, scores)
+
+    async def idle(self, for_s: float) -> list[str]:
+        """Those that nobody has asked for in so many seconds."""
+        with answering():
+            found = await self._server.redis.zrangebyscore(
+                self._keys.resolved, "-inf", time.time() - for_s
+            )
+        return [str(name) for name in found]
+
+    async def forget(self, name: str) -> None:
+        with answering():
+            await self._server.redis.zrem(self._keys.resolved, name)
