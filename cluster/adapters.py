@@ -3,7 +3,7 @@
 import json
 import time
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -278,6 +278,28 @@ class AdapterRef(Value):
         return cls(name=_ON_TRIAL, version=int(digest[:12], 16), digest=digest)
 
 
+class Experts(Record):
+    """The experts of one layer, whose weights transformers keeps in two stacked parameters.
+
+    peft calls their pairs `PATH.base_layer` (gate and up together) and `PATH` (down): A has the
+    rows of all experts, (count * rank, in), and B the columns, (out, count * rank).
+    """
+
+    count: int
+    gate_up: tuple[int, int] = Field(description="(out_features, in_features) of one expert")
+    down: tuple[int, int]
+    each: str = Field("", description="path of single experts, as older files name them, or empty")
+    parts: tuple[str, ...] = Field((), description="names of an expert's gate, up and down there")
+
+
+class LayerShape(NamedTuple):
+    """What a pair must have: A (experts * rank, columns), B (rows, experts * rank)."""
+
+    rows: int
+    columns: int
+    experts: int = 1
+
+
 class BaseModelFacts(Record):
     """What adapters must match, as the engine that serves the base model reports it."""
 
@@ -291,9 +313,34 @@ class BaseModelFacts(Record):
     embedding_shapes: dict[str, tuple[int, int]] = Field(
         default_factory=dict, description="module path -> (vocabulary, size), likewise"
     )
+    experts: dict[str, Experts] = Field(
+        default_factory=dict, description="module path -> its experts, where they may be adapted"
+    )
     closed_modules: tuple[str, ...] = Field(
         (), description="paths of layers that its engine cannot adapt"
     )
     name: str = Field("", description="as its makers call it")
     chat_template: str = Field("", description="sha256 of it; empty where there is none")
     vocabulary: str = Field("", description="sha256 over its tokens and their numbers")
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Paths of all layers that may be adapted, single experts aside."""
+        stacked = {name for path in self.experts for name in (path, f"{path}.base_layer")}
+        return frozenset(self.linear_shapes.keys() | self.embedding_shapes.keys() | stacked)
+
+    def shape_of(self, module: str) -> LayerShape:
+        """Of a layer that may be adapted; raises KeyError for any other."""
+        if module in self.linear_shapes:
+            return LayerShape(*self.linear_shapes[module])
+        if module in self.embedding_shapes:
+            vocabulary, size = self.embedding_shapes[module]
+            return LayerShape(size, vocabulary)
+        if (experts := self.experts.get(module.removesuffix(".base_layer"))) is not None:
+            shape = experts.gate_up if module.endswith(".base_layer") else experts.down
+            return LayerShape(*shape, experts.count)
+        path, _, part = module.rpartition(".")
+        single = next(e for e in self.experts.values() if e.each == path.rpartition(".")[0])
+        if part == single.parts[2]:
+            return LayerShape(*single.down)
+        return LayerShape(single.gate_up[0] // 2, single.gate_up[1])

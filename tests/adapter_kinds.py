@@ -139,6 +139,17 @@ SERVED = [
     Kind("VeLoRA", change=config(velora_config={"num_groups": 32})),
     Kind("dropout", {"lora_dropout": 0.3}),
     Kind("`fan_in_fan_out`", change=config(fan_in_fan_out=True)),
+    Kind("on the head", {"target_modules": ["q_proj", "lm_head"]}, notice="is a copy of the base"),
+    Kind(
+        "on the embedding",
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        notice="is a copy of the base",
+    ),
+    Kind(
+        "on head and embedding, saved without copies",
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        change=tensors(lambda t: {k: v for k, v in t.items() if "base_layer" not in k}),
+    ),
     Kind("float16", change=cast("float16"), as_changed=True),
     Kind("bfloat16", change=cast("bfloat16"), as_changed=True),
     Kind("float64", change=cast("float64"), notice="its tensors are float64"),
@@ -233,11 +244,6 @@ REFUSED = [
     ),
     Kind("QA-LoRA", change=config(use_qalora=True), refused="QA-LoRA"),
     Kind("BD-LoRA", change=config(use_bdlora={"nblocks": 2}), refused="block-diagonal"),
-    Kind(
-        "`target_parameters`",
-        change=config(target_parameters=["experts.up"]),
-        refused="target_parameters",
-    ),
     Kind("a variant that nobody knows", change=config(use_sparkle=True), refused="use_sparkle"),
     Kind(
         "a method that nobody knows",
@@ -253,6 +259,11 @@ REFUSED = [
     Kind(
         "a resized vocabulary",
         change=with_tensor("base_model.model.lm_head.weight", 520, 128),
+        refused="is a whole matrix of [520, 128]: the vocabulary was resized",
+    ),
+    Kind(
+        "a resized vocabulary, adapted",
+        change=with_tensor("base_model.model.lm_head.base_layer.weight", 520, 128),
         refused="is a whole matrix of [520, 128]: the vocabulary was resized",
     ),
     Kind(

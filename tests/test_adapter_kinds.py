@@ -1,155 +1,30 @@
 """Adapters as trainers save them: served as peft would, or refused, with nothing left behind."""
 
-import asyncio
 import json
 import math
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapter_store.embedded import embedded_server
 from adapter_store.files.blobs import CONFIG, WEIGHTS
 from adapter_store.files.door import check_adapter
-from adapter_store.registration import Registrar
-from adapter_store.store import Store
-from cluster.adapters import AdapterRef
 from cluster.errors import AdapterRefused
-from cluster.requests import Registration
-from cluster.settings import BaseModelSettings, StoreSettings
-from tests.adapter_kinds import ATTENTION, CLOSE, REFUSED, RESULTS, SERVED, Kind
-from tests.tiny_model import VOCABULARY, write_tiny_model
+from tests.adapter_kinds import ATTENTION, CLOSE, REFUSED, RESULTS, SERVED
+from tests.engine_bench import Bench, engine_bench
+from tests.tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
-
-PROMPT = [(7 * i + 3) % VOCABULARY for i in range(24)]
-
-
-class Bench:
-    """A real engine on a tiny model, a real store, and peft in float32 beside them."""
-
-    def __init__(self, folder: Path, url: str, runner: asyncio.Runner) -> None:
-        from transformers import AutoModelForCausalLM
-
-        from deployments.engines.vllm_engine import VllmEngine
-
-        self.folder, self.runner = folder, runner
-        model = folder / "tiny"
-        write_tiny_model(model)
-        (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
-        self.base = AutoModelForCausalLM.from_pretrained(model)
-        self.path = str(model)
-        self.engine = VllmEngine(
-            BaseModelSettings(
-                id="tiny",
-                path=self.path,
-                lora={"slots": 2, "host_entries": 4, "max_rank": 8},
-                engine_args={"dtype": "float32", "max_model_len": 64, "enforce_eager": True},
-            )
-        )
-        self.settings = StoreSettings(url=url, data_dir=folder / "data", namespace=uuid.uuid4().hex)
-        self.answers: list[float] = []
-        runner.run(self._start())
-
-    async def _start(self) -> None:
-        self.facts = await self.engine.start()
-        self.store = Store(self.settings)
-        await self.store.registry.put_base_model(self.facts)
-        self.registrar = Registrar(self.store, self.settings, self._prove)
-
-    async def stop(self) -> None:
-        await self.store.close()
-        await self.engine.stop()
-
-    def make(self, kind: Kind, name: str) -> Path:
-        """What peft saves; the kind's change is not made yet."""
-        import torch
-        from peft import LoraConfig, get_peft_model
-
-        fields = {"r": 4, "lora_alpha": 8, "target_modules": list(ATTENTION)} | kind.lora
-        torch.manual_seed(len(name))
-        model = get_peft_model(self.base, LoraConfig(**fields, task_type="CAUSAL_LM"))
-        for key, value in model.named_parameters():
-            if "lora_" in key:
-                torch.nn.init.normal_(value, std=0.2)
-        model.save_pretrained(self.folder / name)
-        self.base = model.unload()
-        return self.folder / name
-
-    def register(self, folder: Path, name: str) -> tuple[str, ...]:
-        """Registers it, and keeps what it answers; returns the notices."""
-        sent = Registration(source=str(folder), name=name, base_model="tiny")
-        stored = self.runner.run(self.registrar.register(sent, mode="create"))
-        return stored.version.notices
-
-    async def _prove(self, _: str, digest: str) -> bool:
-        """What a replica does."""
-        with self.registrar.blobs.opened(digest) as source:
-            await self.load(digest, source)
-        return True
-
-    async def load(self, digest: str, source: Path) -> None:
-        """Loads an adapter, keeps what it answers, and lets it go."""
-        ref = AdapterRef.on_trial(digest)
-        with tempfile.TemporaryDirectory() as target:
-            self.engine.prepare(source, Path(target))
-            await self.engine.load(ref, Path(target))
-        self.answers = await self._log_probabilities(str(ref.key))
-        await self.engine.unload(ref)
-
-    async def _log_probabilities(self, model: str) -> list[float]:
-        body = {"model": model, "prompt": PROMPT, "max_tokens": 1, "echo": True, "logprobs": 0}
-        sent = json.dumps(body).encode()
-        async with self.engine.answer("/v1/completions", sent, {"x-request-id": "r"}) as reply:
-            answer = json.loads(await reply.read())
-        found: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"]
-        return found[1 : len(PROMPT)]
-
-    def of_peft(self, folder: Path) -> list[float]:
-        import torch
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(self.base, folder)
-        model.eval()
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([PROMPT])).logits[0]
-        self.base = model.unload()
-        found = logits.log_softmax(-1)[range(len(PROMPT) - 1), PROMPT[1:]]
-        return [float(value) for value in found]
-
-    def is_empty(self) -> bool:
-        """Whether nothing is stored, and no file left."""
-        blobs = self.settings.root / "blobs"
-        left = [p for p in blobs.rglob("*") if p.is_file()] if blobs.exists() else []
-        staged = list((self.settings.root / "staging").iterdir())
-        return self.runner.run(self.store.registry.is_empty()) and not left and not staged
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("kinds")
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        embedded_server(folder / "store") as server,
-        asyncio.Runner() as runner,
-    ):
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        bench = Bench(folder, server.url, runner)
+    with engine_bench(tmp_path_factory.mktemp("kinds"), write_tiny_model) as bench:
         yield bench
-        runner.run(bench.stop())
 
 
 @pytest.fixture(scope="module")

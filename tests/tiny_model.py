@@ -1,6 +1,7 @@
 """A random Llama that starts in seconds, with four heads so that two workers can share it."""
 
 from pathlib import Path
+from typing import Any
 
 VOCABULARY = 512
 
@@ -8,10 +9,7 @@ VOCABULARY = 512
 def write_tiny_model(folder: Path) -> dict[str, tuple[int, int]]:
     """Write a checkpoint whose words are `w0` to `w511`; returns the shapes of linear layers."""
     import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -25,6 +23,22 @@ def write_tiny_model(folder: Path) -> dict[str, tuple[int, int]]:
         initializer_range=0.1,
     )
     model = LlamaForCausalLM(config)
+    head = model.get_output_embeddings()
+    write_random(folder, model)
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def write_random(folder: Path, model: Any) -> None:
+    """Write the checkpoint of a model with random weights, and the tokenizer."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
     model.save_pretrained(folder)
     words = WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")
     tokenizer = Tokenizer(words)
@@ -32,9 +46,3 @@ def write_tiny_model(folder: Path) -> dict[str, tuple[int, int]]:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2"
     ).save_pretrained(folder)
-    head = model.get_output_embeddings()
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }

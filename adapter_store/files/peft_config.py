@@ -114,12 +114,12 @@ class PeftConfig:
         return self._targets.fit(module)
 
     def rank_of(self, module: str) -> int:
-        found: int = self._ranks.of(module, self.rank)
+        found: int = self._ranks.of(_in_patterns(module), self.rank)
         return found
 
     def scale_of(self, module: str) -> float:
         """What B A is multiplied with: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
-        alpha: float = self._alphas.of(module, self.alpha)
+        alpha: float = self._alphas.of(_in_patterns(module), self.alpha)
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -207,11 +207,13 @@ class _Targets:
     excluded: _Names
     layers: frozenset[int]
     layer_patterns: tuple[_Pattern, ...]
+    parameters: _Names
 
     @classmethod
     def read(cls, config: dict[str, Any], until: float) -> "_Targets":
         named = config.get("target_modules")
-        if not named:
+        parameters = config.get("target_parameters")
+        if not named and not parameters:
             _refuse("target_modules", named, "name the modules that were trained, as peft does")
         layers = config.get("layers_to_transform")
         indexes = [layers] if isinstance(layers, int) else layers or []
@@ -223,7 +225,10 @@ class _Targets:
         found = [rf"(?:^|.*?\.){parent}\.(?P<index>\d+)\." for parent in parents]
         found = found or [r".*?\.[^.]*\.(?P<index>\d+)\."]
         return cls(
-            named=None if named == "all-linear" else _Names.read("target_modules", named, until),
+            named=(
+                None if named == "all-linear" else _Names.read("target_modules", named or [], until)
+            ),
+            parameters=_Names.read("target_parameters", parameters or [], until),
             excluded=_Names.read("exclude_modules", config.get("exclude_modules") or [], until),
             layers=frozenset(indexes),
             layer_patterns=tuple(_Pattern.read("layers_pattern", p, until) for p in found),
@@ -232,6 +237,8 @@ class _Targets:
     def fit(self, module: str) -> bool:
         if self.excluded.fit(module):
             return False
+        if any(self.parameters.fit(parameter) for parameter in _parameters(module)):
+            return True
         if self.named is None:
             return module.rpartition(".")[2] != "lm_head"
         if not self.named.fit(module):
@@ -245,6 +252,23 @@ class _Targets:
             if found := pattern.match(module):
                 return int(found["index"])
         return None
+
+
+def _in_patterns(module: str) -> str:
+    """The name that patterns of ranks and alphas mean: of experts, the parameter's."""
+    parameter = _parameters(module)[0]
+    return module if parameter.endswith(".weight") else parameter
+
+
+def _parameters(module: str) -> tuple[str, ...]:
+    """What peft calls a module's parameters, of which the two of experts have modules of their own
+    in its files."""
+    stacked, _, _ = module.rpartition(".base_layer")
+    if stacked.endswith(".experts"):
+        return (f"{stacked}.gate_up_proj",)
+    if module.endswith(".experts"):
+        return (f"{module}.down_proj",)
+    return (f"{module}.weight",)
 
 
 def _check_method(config: dict[str, Any]) -> None:
@@ -278,8 +302,6 @@ def _check_other_weights(config: dict[str, Any]) -> None:
     if modules := config.get("modules_to_save"):
         remedy = "whole modules cannot be served beside others' requests; train with LoRA on them"
         _refuse("modules_to_save", modules, remedy)
-    if parameters := config.get("target_parameters"):
-        _refuse("target_parameters", parameters, "parameters are not adapted here; name modules")
     if config.get("bias") not in (None, "none"):
         _refuse("bias", config["bias"], "train with bias='none'")
 

@@ -28,6 +28,7 @@ class AdaptedLayer:
         a, b: names of the tensors in the file, of shapes (rank, in) and (out, rank).
         rank: as the configuration says.
         is_embedding: `in` is the vocabulary, and x a token.
+        experts: whose pairs are stacked in these two; A has the rows of all of them.
     """
 
     module: str
@@ -36,6 +37,7 @@ class AdaptedLayer:
     rank: int
     scale: float
     is_embedding: bool
+    experts: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class _Reader:
             )
         self._tell_ignored([factor for factor in factors if factor not in used])
         layers = tuple(self._layer(pair) for pair in self._pairs(used))
+        self._check_experts({layer.module for layer in layers})
         self._tell_renamed(used)
         self._tell_missing(layers)
         return Reading(layers, tuple(self._notices))
@@ -116,11 +119,11 @@ class _Reader:
             factor = self._names.factor(name)
             if factor is not None:
                 yield factor
-            elif self._names.is_copy(name):
-                self._notices.append(f"{name} is a copy of the base model's, and is not used")
-            else:
-                shape = self._tensors.get_slice(name).get_shape()
+                continue
+            shape = self._tensors.get_slice(name).get_shape()
+            if not self._names.is_copy(name, shape):
                 raise self._names.refusal(name, shape, self._config.base_name)
+            self._notices.append(f"{name} is a copy of the base model's, and is not used")
 
     def _is_named(self, factor: Factor) -> bool:
         """By its path where it was trained, or where it will be used."""
@@ -147,19 +150,33 @@ class _Reader:
     def _layer(self, pair: tuple[Factor, Factor]) -> AdaptedLayer:
         a, b = pair
         module = str(a.module)
-        shapes = self._base.embedding_shapes if a.is_embedding else self._base.linear_shapes
-        if a.is_embedding != b.is_embedding or module not in shapes:
-            kind = "an embedding" if a.is_embedding else "a linear layer"
+        is_embedding = module in self._base.embedding_shapes
+        if not a.is_embedding == b.is_embedding == is_embedding:
+            kind = "a linear layer" if is_embedding else "an embedding"
             raise _refused(f"{a.tensor!r} is of {kind}, and {module} is none")
         rank = self._config.rank_of(a.path)
-        rows, columns = shapes[module]
-        if a.is_embedding:
-            rows, columns = columns, rows  # (vocabulary, size), where a linear layer has (out, in)
-        self._check_shape(a, (rank, columns), rank)
-        self._check_shape(b, (rows, rank), rank)
+        shape = self._base.shape_of(module)
+        stacked = rank * shape.experts
+        self._check_shape(a, (stacked, shape.columns), rank)
+        self._check_shape(b, (shape.rows, stacked), rank)
         return AdaptedLayer(
-            module, a.tensor, b.tensor, rank, self._config.scale_of(a.path), a.is_embedding
+            module,
+            a.tensor,
+            b.tensor,
+            rank,
+            self._config.scale_of(a.path),
+            a.is_embedding,
+            shape.experts,
         )
+
+    def _check_experts(self, modules: set[str]) -> None:
+        """vLLM has one switch for the two stacked parameters of a layer."""
+        for path in self._base.experts:
+            if len({path, f"{path}.base_layer"} & modules) == 1:
+                raise _refused(
+                    f"of the experts in {path}, gate_up_proj or down_proj alone is adapted; the "
+                    "engine applies both or none. Train with both"
+                )
 
     def _check_shape(self, factor: Factor, expected: tuple[int, int], rank: int) -> None:
         shape = tuple(self._tensors.get_slice(factor.tensor).get_shape())
@@ -195,13 +212,17 @@ class _Reader:
 
     def _tell_missing(self, layers: tuple[AdaptedLayer, ...]) -> None:
         here = {layer.module for layer in layers}
-        known = self._base.linear_shapes.keys() | self._base.embedding_shapes.keys()
-        missing = sorted(m for m in known - here if self._config.adapts(m))
+        missing = sorted(m for m in self._base.modules - here if self._config.adapts(m))
+        missing = [m for m in missing if not self._has_single_experts(m, here)]
         if missing:
             self._notices.append(
                 f"the file has no tensors for {_some(missing)}, which the configuration names; "
                 "they answer as the base model's"
             )
+
+    def _has_single_experts(self, module: str, here: set[str]) -> bool:
+        experts = self._base.experts.get(module.removesuffix(".base_layer"))
+        return experts is not None and any(m.startswith(f"{experts.each}.") for m in here)
 
 
 def _some(names: list[str]) -> str:

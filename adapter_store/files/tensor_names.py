@@ -15,6 +15,7 @@ _FACTOR = re.compile(
     r"(?P<path>.+)\.lora_(?:(?P<linear>[AB])(?:\.(?P<of>[^.]+))?\.weight"
     r"|embedding_(?P<embedding>[AB])(?:\.(?P<of_embedding>[^.]+))?)"
 )
+_SINGLE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d{1,5})\.(?P<part>\w+)")
 # What wraps a model while it is trained, and leaves its name in the paths.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # What may stand before the path that a model and its kin share.
@@ -40,6 +41,14 @@ _OTHERS = {
     ".lora_a": "MLX's; convert them to peft's form (lora_A.weight, transposed)",
     ".lora_b": "MLX's; convert them to peft's form (lora_B.weight, transposed)",
 }
+
+
+# Whole matrices that grow with the vocabulary.
+_EMBEDDINGS = tuple(
+    f".{module}{kind}.weight"
+    for module in ("embed_tokens", "lm_head", "wte")
+    for kind in ("", ".base_layer")
+)
 
 
 class Factor(NamedTuple):
@@ -70,7 +79,7 @@ class TensorNames:
 
     def __init__(self, base: BaseModelFacts) -> None:
         self._base = base
-        self._modules = base.linear_shapes.keys() | base.embedding_shapes.keys()
+        self._modules = base.modules
         by_core = defaultdict(list)
         for module in self._modules:
             by_core[_core(module)].append(module)
@@ -83,20 +92,33 @@ class TensorNames:
             return None
         path = ".".join(s for s in found["path"].split(".") if s not in _WRAPPERS)
         path = path.removeprefix(_PREFIX)
-        module = path if path in self._modules else self._by_core.get(_core(path))
         return Factor(
             tensor=name,
             path=path,
-            module=module,
+            module=self._module(path),
             half=found["linear"] or found["embedding"],
             is_embedding=found["embedding"] is not None,
             adapter=found["of"] or found["of_embedding"] or "",
         )
 
-    def is_copy(self, name: str) -> bool:
-        """Whether a tensor is of the base model's own embeddings, which peft saves with an adapter
-        that is trained on them."""
-        return name.endswith((".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight"))
+    def _module(self, path: str) -> str | None:
+        if path in self._modules:
+            return path
+        if found := _SINGLE_EXPERT.fullmatch(path):
+            experts = self._base.experts.get(self._by_core.get(_core(found["experts"]), ""))
+            is_one = experts is not None and found["part"] in experts.parts
+            if experts is None or not is_one or int(found["number"]) >= experts.count:
+                return None
+            return f"{experts.each}.{int(found['number'])}.{found['part']}"
+        return self._by_core.get(_core(path))
+
+    def is_copy(self, name: str, shape: Iterable[int]) -> bool:
+        """Whether a tensor is the base model's own embedding or head, which peft saves with an
+        adapter that is trained on them."""
+        path, found, _ = name.removeprefix(_PREFIX).rpartition(".base_layer.weight")
+        module = self._module(path)
+        shapes = self._base.linear_shapes | self._base.embedding_shapes
+        return bool(found) and module is not None and shapes.get(module) == tuple(shape)
 
     def refusal(self, name: str, shape: Iterable[int], trained_on: str) -> AdapterRefused:
         """Why a tensor that is no factor cannot be served.
@@ -108,7 +130,7 @@ class TensorNames:
         for part, what in _OTHERS.items():
             if part in name:
                 return _refused(f"{shown} is {what}")
-        if name.endswith((".embed_tokens.weight", ".lm_head.weight", ".wte.weight")):
+        if name.endswith(_EMBEDDINGS):
             return _refused(
                 f"{shown} is a whole matrix of {size}: the vocabulary was resized, or the "
                 "embedding trained, with the adapter. Serve the merged model as a base model, or, "
@@ -148,7 +170,8 @@ class TensorNames:
 
 def _core(path: str) -> str:
     """A module's path without what differs between a model alone and the same within another."""
-    segments = path.split(".")
+    # Where transformers before 5, and files made with them, have Mixtral's experts.
+    segments = path.replace(".block_sparse_moe.", ".mlp.").split(".")
     while len(segments) > 1 and segments[0] in _LEADING:
         segments = segments[1:]
     return ".".join(segments)

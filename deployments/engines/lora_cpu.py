@@ -73,6 +73,8 @@ class GroupedLora(PunicaWrapperCPU):
         # its own.
         self.token_batch = torch.zeros(2 + 3 * max_num_batched_tokens, dtype=torch.int32)
         self.sampler_batch = torch.zeros_like(self.token_batch)
+        # While the log-probabilities of one request's prompt are computed: its slot, or -1.
+        self.prompt_of: int | None = None
 
     @override
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
@@ -152,7 +154,11 @@ class GroupedLora(PunicaWrapperCPU):
         **kwargs: Any,
     ) -> None:
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        _linear(y, x, (lora_a_stacked,), (lora_b_stacked,), self.sampler_batch, scale)
+        batch = self.sampler_batch
+        if self.prompt_of is not None:
+            batch = torch.zeros(2 + 3 * len(x), dtype=torch.int32)
+            _pack(torch.full((len(x),), self.prompt_of), batch)
+        _linear(y, x, (lora_a_stacked,), (lora_b_stacked,), batch, scale)
 
 
 def _linear(

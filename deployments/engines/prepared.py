@@ -49,7 +49,7 @@ def write(
             a = tensors.get_tensor(layer.a).to(dtype)
             b = tensors.get_tensor(layer.b).to(dtype) * layer.scale
             index.append(
-                {"name": _name(layer), "in": a.shape[1], "out": b.shape[0], "rank": layer.rank}
+                {"name": _name(layer), "in": a.shape[1], "out": b.shape[0], "rank": a.shape[0]}
             )
             parts += [a.reshape(-1), (b.T if transpose_b else b).reshape(-1)]
     header = {"layers": json.dumps(index), "transposed": json.dumps(transpose_b)}

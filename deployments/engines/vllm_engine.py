@@ -5,7 +5,6 @@ The only file that imports vLLM's engine.
 
 import argparse
 import dataclasses
-import hashlib
 import itertools
 import logging
 import os
@@ -16,9 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
 from prometheus_client import REGISTRY
-from transformers import AutoConfig, AutoModelForCausalLM
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -28,13 +25,13 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from adapter_store.files.beside import template_of, vocabulary_of
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
 from cluster.errors import AdapterLoadFailed, ConfigError
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings
 from deployments.engines import prepared, vllm_plugin
 from deployments.engines.asgi import call_asgi
+from deployments.engines.base_facts import base_model_facts, only_adaptable
 from deployments.engines.vllm_worker import RoundhouseWorker
 from deployments.process.call import Reply
 
@@ -74,8 +71,11 @@ class VllmEngine:
         """The engine without its OpenAI layer: `self.llm`."""
         self.llm = AsyncLLM.from_vllm_config(self._checked_config())
         self._lora_config = self.llm.vllm_config.lora_config
-        self._facts = base_model_facts(self._settings, self._args.model)
         await self._check_plugin()
+        facts = base_model_facts(self._settings, self._args.model)
+        modules = sorted(facts.modules)
+        adaptable = (await self.llm.collective_rpc("roundhouse_adaptable", args=(modules,)))[0]
+        self._facts = only_adaptable(facts, set(adaptable))
 
     async def stop(self) -> None:
         self.llm.shutdown()
@@ -222,8 +222,10 @@ def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
     _check_names(f"{where}.engine_args", settings.engine_args, AsyncEngineArgs)
     _check_names(f"{where}.server_args", settings.server_args, FrontendArgs)
     values = {name: value for name, (_, value) in ours.items()}
+    # Of models with experts: adapters with a pair for each, and with one for all of a layer.
+    both_forms = {"enable_mixed_moe_lora_format": True}
     try:
-        return AsyncEngineArgs(**values, **settings.engine_args)
+        return AsyncEngineArgs(**values, **(both_forms | settings.engine_args))
     except (ValueError, TypeError) as e:
         raise ConfigError(f"{where}: vLLM refuses the settings: {e}") from e
 
@@ -234,33 +236,3 @@ def _check_names(where: str, given: dict[str, Any], arguments: type) -> None:
         near = get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{where}.{key}: vLLM has no such argument{hint}")
-
-
-def base_model_facts(settings: BaseModelSettings, path: str) -> BaseModelFacts:
-    """Read the shapes off the checkpoint's config, without its weights."""
-    config = AutoConfig.from_pretrained(path)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
-    shapes = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    architecture = type(model).__name__
-    described = f"{architecture}\n{sorted(shapes.items())}\n{_tokenizer_digest(path)}"
-    return BaseModelFacts(
-        id=settings.id,
-        architecture=architecture,
-        fingerprint=hashlib.sha256(described.encode()).hexdigest(),
-        max_rank=settings.lora.max_rank,
-        linear_shapes=shapes,
-        name=settings.path,
-        chat_template=template_of(Path(path)),
-        vocabulary=vocabulary_of(Path(path)),
-    )
-
-
-def _tokenizer_digest(path: str) -> str:
-    file = Path(path) / "tokenizer.json"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else path

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from typing_extensions import override
+from vllm.lora.layers import FusedMoE3DWithLoRA, FusedMoEWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
@@ -36,9 +37,34 @@ class AdapterSlots(LRUCacheLoRAModelManager):
         super().__init__(*args, **kwargs)
         self.worth: dict[int, float] = {}
         self.needed: frozenset[int] = frozenset()
+        self._share_gates()
         self._cpu_ranks = (
             CpuRanks(self.modules, self.packed_modules) if current_platform.is_cpu() else None
         )
+
+    def _share_gates(self) -> None:
+        """Have the experts' runners use the gates that have adapters.
+
+        vLLM means to, but sets them on the wrappers around the runners, where nothing looks.
+        """
+        wrappers = {id(module.base_layer): module for module in self.modules.values()}
+        for module in self.modules.values():
+            if isinstance(module, FusedMoEWithLoRA):
+                runner = module.base_layer
+                runner.gate = wrappers.get(id(runner.gate), runner.gate)
+
+    @property
+    def targets(self) -> frozenset[str]:
+        """The names under which weights are looked for, in vLLM's own terms."""
+        names: set[str] = set()
+        for name, module in self.modules.items():
+            names.update(self.packed_modules.get(name, [name]))
+            takes_stacked = self._enable_mixed_moe_lora_format or isinstance(
+                module, FusedMoE3DWithLoRA
+            )
+            if isinstance(module, FusedMoEWithLoRA) and takes_stacked:
+                names |= {name, f"{name}.base_layer"}
+        return frozenset(names)
 
     @override
     def activate_adapter(self, lora_id: int) -> bool:
@@ -124,7 +150,13 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
             name = self._module_name(layer.name)
             rank = layer.a.shape[0]
             loras[name] = LoRALayerWeights(name, rank, rank, layer.a, layer.b, scaling=1)
-        return LoRAModel(lora_request.lora_int_id, max(lora.rank for lora in loras.values()), loras)
+        return LoRAModel(
+            lora_request.lora_int_id,
+            max(lora.rank for lora in loras.values()),
+            loras,
+            # By this vLLM takes a pair for all experts of a layer apart.
+            is_3d_lora_weight=any(name.endswith(".experts.base_layer") for name in loras),
+        )
 
     def _module_name(self, tensor_name: str) -> str:
         """vLLM's name of the module that a tensor of peft's adapts.
@@ -134,24 +166,34 @@ class AdapterLoader(LRUCacheWorkerLoRAManager):
         """
         if tensor_name not in self._module_names:
             name, _ = parse_fine_tuned_lora_name(tensor_name, self._renames)
-            if name.rpartition(".")[2] not in self._known_modules:
+            # transformers from 5 on has another name for what holds Mixtral's experts.
+            older = name.replace(".mlp.", ".block_sparse_moe.")
+            name = older if name not in self._targets and older in self._targets else name
+            if name not in self._targets:
                 raise ValueError(f"the model has no module {name} to adapt")
             self._module_names[tensor_name] = name
         return self._module_names[tensor_name]
+
+    def adaptable(self, modules: list[str]) -> list[str]:
+        """Those of the base model's modules, by their paths as peft knows them, that can be
+        adapted."""
+        return [module for module in modules if self._is_adaptable(module)]
+
+    def _is_adaptable(self, module: str) -> bool:
+        try:
+            self._module_name(f"base_model.model.{module}.lora_A.weight")
+        except ValueError:
+            return False
+        return True
+
+    @cached_property
+    def _targets(self) -> frozenset[str]:
+        return self.slots.targets
 
     @cached_property
     def _renames(self) -> Any:
         mapper = getattr(self.slots.model, "hf_to_vllm_mapper", None)
         return mapper and mapper.get_rename_mapper()
-
-    @cached_property
-    def _known_modules(self) -> frozenset[str]:
-        slots = self.slots
-        return frozenset(
-            part
-            for name in slots.supported_lora_modules
-            for part in slots.packed_modules_mapping.get(name, [name])
-        )
 
 
 class CpuRanks:
@@ -167,6 +209,8 @@ class CpuRanks:
         # The kernels' tables as arrays: cheaper to write to, which the engine's loop waits for.
         self._tables: dict[str, np.ndarray] = {}
         for name, module in modules.items():
+            if isinstance(module, FusedMoEWithLoRA):
+                continue  # see moe_cpu
             a, b = _parts(module.lora_a_stacked), _parts(module.lora_b_stacked)
             b = tuple(t.transpose(2, 3).contiguous().transpose(2, 3) for t in b)
             module.lora_b_stacked = b if isinstance(module.lora_b_stacked, tuple) else b[0]

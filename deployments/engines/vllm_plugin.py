@@ -62,6 +62,10 @@ def register() -> None:
     if current_platform.is_cpu():
         _check_shape(punica_cpu.PunicaWrapperCPU, _KERNELS)
         type(current_platform).get_punica_wrapper = classmethod(lambda _cls: WRAPPER)
+        from deployments.engines import moe_cpu, prompt_logprobs
+
+        moe_cpu.install()
+        prompt_logprobs.install()
 
     from deployments.engines.vllm_lora import AdapterLoader
 

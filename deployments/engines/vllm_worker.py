@@ -47,6 +47,10 @@ class RoundhouseWorker:
         slots.worth = worth
         return [i for i in slots.lora_index_to_id if i is not None], list(slots.list_adapters())
 
+    def roundhouse_adaptable(self, modules: list[str]) -> list[str]:
+        """See :meth:`deployments.engines.vllm_lora.AdapterLoader.adaptable`."""
+        return self.model_runner.lora_manager.adaptable(modules)
+
     def roundhouse_classes(self) -> tuple[str, str, str | None]:
         """What applies adapters here, what manages them, and which CPU kernel runs."""
         manager = self.model_runner.lora_manager
