@@ -33,6 +33,8 @@ from router.adapters.prompt_router import PromptRouter
 from tests.storage import gcs_server, s3_server
 
 LEASE_S = 1.0
+# What takes long to fetch or to make is kept there.
+CACHE = Path(os.environ.get("ROUNDHOUSE_CACHE", "~/.cache/roundhouse")).expanduser()
 COMMAND = Path(sys.executable).with_name("roundhouse")
 _namespaces = itertools.count()
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,22 +30,30 @@ class Bench:
         answers: log-probabilities of the prompt's tokens, by the adapter that was loaded last.
     """
 
-    def __init__(self, folder: Path, url: str, runner: asyncio.Runner) -> None:
-        from transformers import AutoModelForCausalLM
+    def __init__(
+        self, folder: Path, url: str, runner: asyncio.Runner, engine_args: dict[str, Any]
+    ) -> None:
+        import transformers
 
         from deployments.engines.vllm_engine import VllmEngine
 
         self.folder, self.runner = folder, runner
         model = folder / "tiny"
-        (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
-        self.base = AutoModelForCausalLM.from_pretrained(model)
+        named = transformers.AutoConfig.from_pretrained(model).architectures[0]
+        self.base = getattr(transformers, named).from_pretrained(model)
         self.path = str(model)
         self.engine = VllmEngine(
             BaseModelSettings(
                 id="tiny",
                 path=self.path,
                 lora={"slots": 2, "host_entries": 4, "max_rank": 8},
-                engine_args={"dtype": "float32", "max_model_len": 64, "enforce_eager": True},
+                engine_args={
+                    "dtype": "float32",
+                    "max_model_len": 128,
+                    "max_num_seqs": 4,
+                    "enforce_eager": True,
+                    **engine_args,
+                },
             )
         )
         self.settings = StoreSettings(url=url, data_dir=folder / "data", namespace=uuid.uuid4().hex)
@@ -91,20 +100,41 @@ class Bench:
 
     async def load(self, digest: str, source: Path) -> None:
         """Loads an adapter, keeps what it answers, and lets it go."""
+        ref = await self._loaded(digest, source)
+        self.answers = await self._log_probabilities(str(ref.key))
+        await self.engine.unload(ref)
+
+    async def _loaded(self, digest: str, source: Path) -> AdapterRef:
         ref = AdapterRef.on_trial(digest)
         with tempfile.TemporaryDirectory() as target:
             self.engine.prepare(source, Path(target))
             await self.engine.load(ref, Path(target))
-        self.answers = await self._log_probabilities(str(ref.key))
-        await self.engine.unload(ref)
+        return ref
+
+    @contextmanager
+    def loaded(self, source: Path) -> Iterator[str]:
+        """Holds an adapter loaded; yields the engine's name of it."""
+        ref = self.runner.run(self._loaded(uuid.uuid4().hex, source))
+        yield str(ref.key)
+        self.runner.run(self.engine.unload(ref))
+
+    def moved(self) -> float:
+        """How far the last adapter's answers are from the base model's."""
+        plain = self.runner.run(self._log_probabilities("tiny"))
+        return max(abs(a - b) for a, b in zip(self.answers, plain, strict=True))
 
     async def _log_probabilities(self, model: str) -> list[float]:
         body = {"model": model, "prompt": PROMPT, "max_tokens": 1, "echo": True, "logprobs": 0}
-        sent = json.dumps(body).encode()
-        async with self.engine.answer("/v1/completions", sent, {"x-request-id": "r"}) as reply:
-            answer = json.loads(await reply.read())
+        answer = await self.ask("/v1/completions", body)
         found: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"]
         return found[1 : len(PROMPT)]
+
+    async def ask(self, path: str, body: dict[str, Any]) -> Any:
+        sent = json.dumps(body).encode()
+        async with self.engine.answer(path, sent, {"x-request-id": "r"}) as reply:
+            answer = await reply.read()
+            assert reply.start.status == 200, answer
+        return json.loads(answer)
 
     def of_peft(self, folder: Path) -> list[float]:
         import torch
@@ -127,7 +157,9 @@ class Bench:
 
 
 @contextmanager
-def engine_bench(folder: Path, write_model: Callable[[Path], object]) -> Iterator[Bench]:
+def engine_bench(
+    folder: Path, write_model: Callable[[Path], object], **engine_args: Any
+) -> Iterator[Bench]:
     environment = {
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -142,7 +174,7 @@ def engine_bench(folder: Path, write_model: Callable[[Path], object]) -> Iterato
     ):
         for name, value in environment.items():
             patch.setenv(name, value)
-        bench = Bench(folder, server.url, runner)
+        bench = Bench(folder, server.url, runner, engine_args)
         try:
             yield bench
         finally:

@@ -64,6 +64,8 @@ def test_it_answers_as_peft_does(bench, found, kind):
     expected = expected or bench.of_peft(folder)
     difference = max(abs(a - b) for a, b in zip(bench.answers, expected, strict=True))
     assert difference < CLOSE
+    is_silent = "answers as the base model" in " ".join(notices)
+    assert (bench.moved() < CLOSE) == is_silent
     assert any((kind.notice or "") in notice for notice in notices or ("",)), notices
     assert bool(notices) == bool(kind.notice), notices
     says = "; ".join(["served", *notices]).replace("|", "\\|")

@@ -90,6 +90,7 @@ def check(bench: Bench, kind: Kind) -> None:
     notices = bench.register(folder, kind.what)
     difference = max(abs(a - b) for a, b in zip(bench.answers, expected, strict=True))
     assert difference < CLOSE, (kind.what, difference)
+    assert bench.moved() > 1e-2
     assert not notices
 
 

@@ -10,14 +10,13 @@ import openai
 import pytest
 
 from docs import console
-from tests.conftest import COMMAND, Running, running_cluster, wait_until
+from tests.conftest import CACHE, COMMAND, Running, running_cluster, wait_until
 from tests.test_serve import replicas
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
 BASE = "smollm2-135m"
 ADAPTERS = Path(__file__).parent.parent / "examples" / "adapters"
-CACHE = Path(os.environ.get("ROUNDHOUSE_CACHE", "~/.cache/roundhouse")).expanduser()
 LOADED = ("cron", "git", "sql", "triage")
 LATER = "kubectl"
 # Room for bfloat16 against the float32 reference; a wrong adapter is off by whole units.

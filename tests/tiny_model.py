@@ -1,5 +1,6 @@
 """A random Llama that starts in seconds, with four heads so that two workers can share it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,24 @@ def write_tiny_model(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def write_random(folder: Path, model: Any) -> None:
-    """Write the checkpoint of a model with random weights, and the tokenizer."""
-    from tokenizers import Tokenizer
+    """Write the checkpoint of a model with random weights, the tokenizer, and a chat template."""
+    model.save_pretrained(folder)
+    words().save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
+def words(special: Mapping[str, int] | None = None, **fields: Any) -> Any:
+    """A tokenizer of the words `w0` to `w511`, some of which may be special."""
+    from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    model.save_pretrained(folder)
-    words = WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")
-    tokenizer = Tokenizer(words)
+    names = {number: name for name, number in (special or {}).items()}
+    vocabulary = {names.get(i, f"w{i}"): i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2"
-    ).save_pretrained(folder)
+    tokenizer.add_special_tokens([AddedToken(n, normalized=False) for n in names.values()])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="w0", bos_token="w1", eos_token="w2", **fields
+    )
