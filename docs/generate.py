@@ -19,6 +19,7 @@ from deployments.command.cli import app
 from deployments.process import metrics
 from k8s import generate as kubernetes
 from k8s import monitoring
+from tests.adapter_kinds import table
 
 HERE = Path(__file__).parent
 
@@ -39,6 +40,7 @@ def pages() -> dict[str, str]:
         "metrics.md": metrics_page(),
         "settings.md": settings_page(),
         "../README.md": readme(),
+        "adapters.md": adapters_page(),
         **{
             f"../k8s/chart/monitoring/{name}": content
             for name, content in monitoring.files().items()
@@ -52,6 +54,14 @@ def readme() -> str:
     head, _, rest = (HERE.parent / "README.md").read_text().partition(start)
     _, _, tail = rest.partition(end)
     return head + start + "\n".join(router_table()) + "\n\n" + end + tail
+
+
+def adapters_page() -> str:
+    """The page, with what became of each kind of adapter in its place."""
+    start, end = "<!-- kinds:start -->\n", "<!-- kinds:end -->"
+    head, _, rest = (HERE / "adapters.md").read_text().partition(start)
+    _, _, tail = rest.partition(end)
+    return head + start + "\n".join(table()) + "\n\n" + end + tail
 
 
 def cli_page() -> str:

@@ -267,6 +267,8 @@ def _within_reach(source: str, client: Client, progress: Progress, *, sends: boo
 def _tell_registered(adapter: dict[str, Any]) -> None:
     name, aliases = adapter["name"], adapter["aliases"]
     say(f"registered {name}@{aliases['latest']}")
+    for notice in adapter["notices"]:
+        say(f"  note: {notice}")
     if aliases["stable"] != aliases["latest"]:
         say(
             f"{name} is still answered by version {aliases['stable']}; "

@@ -72,6 +72,7 @@ function versions(a, page) {
     { title: "registered", cell: (v) => new Date(1000 * v.created_at).toLocaleString() },
     { title: "digest", cell: (v) => el("code", { text: v.digest.slice(0, 12), title: v.digest }) },
     { title: "from", wrap: true, cell: (v) => v.lineage ? foreign(`${v.lineage.transformation} of ${v.lineage.parents.join(", ")}`) : "–", tip: "Lineage: what it was derived from" },
+    { title: "notices", wrap: true, cell: (v) => v.notices.length ? el("ul", {}, v.notices.map((n) => el("li", {}, foreign(n)))) : "–", tip: "What is odd about its files, and was served all the same" },
     { title: "actions", cell: (v) => mayChange && v.number !== a.aliases.stable && !a.rollout ? el("button", { type: "button", text: "Roll out", onclick: () => startRollout(a, v.number) }) : "" },
   ], [...a.versions].reverse(), { empty: "No version.", label: "Versions" });
 }
