@@ -267,7 +267,7 @@ def _within_reach(source: str, client: Client, progress: Progress, *, sends: boo
 def _tell_registered(adapter: dict[str, Any]) -> None:
     name, aliases = adapter["name"], adapter["aliases"]
     say(f"registered {name}@{aliases['latest']}")
-    for notice in adapter["notices"]:
+    for notice in adapter.get("notices", ()):  # an older endpoint tells none
         say(f"  note: {notice}")
     if aliases["stable"] != aliases["latest"]:
         say(
