@@ -1,6 +1,7 @@
 """What the ingress makes of what Ray Serve brings and raises, without a cluster."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +13,15 @@ from cluster.settings import (
     AdmissionSettings,
     BaseModelSettings,
     DispatchSettings,
+    LoggingSettings,
     PlacementSettings,
 )
 from deployments.ingress.admission import Admission
 from deployments.ingress.deployment import ServePool
 from deployments.ingress.fleet import Fleet
 from deployments.ingress.terms import Terms
-from deployments.process.call import Call, ResponseStart
+from deployments.ingress.traffic import Observed
+from deployments.process.call import Call, Reply, ResponseStart
 from deployments.process.wire import Part
 from tests.test_admission import call, member
 
@@ -108,6 +111,28 @@ async def test_a_client_that_leaves_ends_the_call_and_one_that_reads_to_the_end_
     async with pool.answer(BASE, Terms()):
         pass
     assert handle.cancelled == 2, "before anything was read, too"
+
+
+async def test_a_client_that_leaves_at_the_end_of_a_stream_has_its_answer(caplog):
+    """As OpenAI's own do: they close the connection when they have read `[DONE]`."""
+    end = b"data: [DONE]\n\n"
+    for parts, status in (((EVENT, end), 200), ((EVENT, EVENT), 499)):
+        caplog.clear()
+        caplog.set_level("INFO")
+        observed = Observed("r", LoggingSettings())
+        observed.model = "m"
+
+        async def body(parts=parts):
+            for part in parts:
+                yield part
+            raise AssertionError("nobody reads on")
+
+        async with AsyncExitStack() as held:
+            reply = observed.passing(Reply(START, body()), held)
+            for part in parts:
+                assert await anext(reply.body) == part
+        (record,) = [r for r in caplog.records if r.message == "request"]
+        assert record.status == status
 
 
 async def test_the_queue_hears_what_was_generated_and_whether_it_was_all():

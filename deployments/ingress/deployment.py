@@ -25,7 +25,7 @@ from deployments.ingress.fleet import Fleet
 from deployments.ingress.http import build_http
 from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
-from deployments.ingress.traffic import tokens_in
+from deployments.ingress.traffic import is_last, tokens_in
 from deployments.process import metrics
 from deployments.process.call import Call, Reply
 from deployments.process.logs import configure
@@ -100,6 +100,7 @@ async def _counted(body: AsyncGenerator[bytes, None], place: Place) -> AsyncGene
     """For the queue: what was generated, and that it is all."""
     async for chunk in body:
         place.answer_tokens += tokens_in(chunk)
+        place.is_answered = is_last(chunk)
         yield chunk
     place.is_answered = True
 

@@ -31,6 +31,11 @@ def tokens_in(chunk: bytes) -> int:
     return int(found[1]) if found else 0
 
 
+def is_last(chunk: bytes) -> bool:
+    """Whether a stream ends with this: clients of OpenAI's leave as soon as they have read it."""
+    return chunk.endswith(b"data: [DONE]\n\n")
+
+
 @dataclass
 class Observed:
     """One request, counted when it has ended."""
@@ -66,7 +71,7 @@ class Observed:
 
     async def _passed(self, reply: Reply) -> AsyncGenerator[bytes, None]:
         start = reply.start
-        last, status, problem = self.began, start.status, None
+        last, status, problem, is_whole = self.began, start.status, None, False
         try:
             async for chunk in reply.body:
                 last = time.monotonic()
@@ -74,13 +79,14 @@ class Observed:
                 if start.is_stream and self.tokens and self.ttft_s is None:
                     self.ttft_s = last - self.began
                     metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
+                is_whole = is_last(chunk)
                 yield chunk
         except RoundhouseError as e:
             # The status line is out already; what the client got is an error all the same.
             status, problem = e.status, e.message
             raise
         except (GeneratorExit, asyncio.CancelledError):
-            status = _LEFT
+            status = start.status if is_whole else _LEFT
             raise
         finally:
             self._ended(last, status, start.headers, problem)
