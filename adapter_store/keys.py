@@ -101,9 +101,9 @@ class Keys:
         """Who fetches an adapter that was asked for; expires, so that another takes over."""
         return self._key("resolving", name)
 
-    def unresolved(self, name: str) -> str:
-        """Why an adapter that was asked for cannot be had; expires, so that it is tried again."""
-        return self._key("unresolved", name)
+    def unresolved(self, places: str) -> str:
+        """Why no adapter can be had there; expires, so that it is tried again."""
+        return self._key("unresolved", places)
 
     @property
     def resolved(self) -> str:

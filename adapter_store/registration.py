@@ -27,6 +27,7 @@ from cluster.errors import (
     ModelNotFound,
     NotFound,
     Stale,
+    StoreUnavailable,
     Unavailable,
     parse,
 )
@@ -129,6 +130,8 @@ class Registrar:
         try:
             sent = await self._in_thread(self._sent_card, registration, folder, default_base)
             sent.fields["resolved_from"] = resolved_from
+            if resolved_from:
+                sent.fields["pinned"] = False  # by whoever wrote its card; nobody here asked for it
             _, base, _ = await self._card(sent, mode)
             progress("checking", 0, None)
             version = await self._in_thread(self._admit, registration, folder, base)
@@ -204,49 +207,60 @@ class Registrar:
         mode: str,
         folder: Path,
     ) -> Stored:
+        is_proven = False
         for _ in range(_TRIES):
             reservation = await self._refs.reserve(version.digest)
             if reservation is None:
                 await asyncio.sleep(_RESERVE_AGAIN_S)  # the collector is removing it
                 continue
-            await self._in_thread(self._commit, folder, version.digest)
-            version = await self._proven(sent, version, reservation)
-            # Read now: others may have changed the card while the files were on their way.
-            card, _, revision = await self._card(sent, mode)
             try:
-                return await self._registry.put(
-                    card,
-                    version,
-                    reservation,
-                    mode=mode,
-                    promote=registration.promote,
-                    revision=revision if registration.revision is None else registration.revision,
-                )
+                await self._in_thread(self._commit, folder, version.digest)
+                if not is_proven:
+                    version, is_proven = await self._proven(sent, version), True
+                return await self._put(registration, sent, version, mode, reservation)
             except BlobUnreserved:
                 continue
-            except Stale:
-                await self._refs.release(version.digest, reservation)
-                if registration.revision is not None:
+            except BaseException as e:
+                await self._give_back(version.digest, reservation)
+                if not isinstance(e, Stale) or registration.revision is not None:
                     raise
         raise Unavailable("the blob store is too slow, or its collector hangs; try again")
 
-    async def _proven(self, sent: "_SentCard", version: Version, reservation: str) -> Version:
+    async def _put(
+        self,
+        registration: Registration,
+        sent: "_SentCard",
+        version: Version,
+        mode: str,
+        reservation: str,
+    ) -> Stored:
+        # Read now: others may have changed the card while the files were on their way.
+        card, _, revision = await self._card(sent, mode)
+        return await self._registry.put(
+            card,
+            version,
+            reservation,
+            mode=mode,
+            promote=registration.promote,
+            revision=revision if registration.revision is None else registration.revision,
+        )
+
+    async def _give_back(self, digest: str, reservation: str) -> None:
+        """Nothing of what is not recorded stays; without the store, the collector sees to it."""
+        with contextlib.suppress(StoreUnavailable):
+            await self._refs.release(digest, reservation)
+            await remove_unneeded(self._store, self.blobs, digest)
+
+    async def _proven(self, sent: "_SentCard", version: Version) -> Version:
         """No version is recorded that a replica would refuse: what passed the door is loaded once.
 
-        Raises:
-            AdapterRefused, Unavailable: nothing of it stays.
+        Raises AdapterRefused and Unavailable.
         """
-        stored = await self._registry.get(str(sent.fields["name"]))
+        stored = await self._registry.get(sent.fields["name"])
         if stored is not None and any(version.is_same(v) for v in stored.versions.values()):
             return version
         base_model = sent.over(stored.card if stored else None).base_model
-        try:
-            is_proven = await self._prove(base_model, version.digest)
-        except BaseException:
-            await self._refs.release(version.digest, reservation)
-            await remove_unneeded(self._store, self.blobs, version.digest)
-            raise
-        if is_proven:
+        if await self._prove(base_model, version.digest):
             return version
         untried = f"no replica of {base_model} ran when it was registered, so none had loaded it"
         return version.model_copy(update={"notices": (*version.notices, untried)})

@@ -26,14 +26,16 @@ class Resolutions:
         with answering():
             await self._server.redis.delete(self._keys.resolving(name))
 
-    async def fail(self, name: str, why: str, *, for_s: float) -> None:
-        """Remember for a while that an adapter cannot be had; `why` is "" when there is none."""
+    async def fail(self, places: str, why: str, *, for_s: float) -> None:
+        """Remember for a while that no adapter can be had there; `why` is "" when there is none."""
+        key, ms = self._keys.unresolved(places), round(for_s * 1000)
         with answering():
-            await self._server.redis.set(self._keys.unresolved(name), why, px=round(for_s * 1000))
+            # A message may quote half a character of a file.
+            await self._server.redis.set(key, why.encode(errors="replace"), px=ms)
 
-    async def failure(self, name: str) -> str | None:
-        """Why an adapter could not be had a while ago; None when it was not tried."""
-        return await self._server.text(self._keys.unresolved(name))
+    async def failure(self, places: str) -> str | None:
+        """Why none could be had there a while ago; None when it was not tried."""
+        return await self._server.text(self._keys.unresolved(places))
 
     async def used(self, names: Iterable[str]) -> None:
         """Somebody asks for adapters that were fetched so."""
@@ -41,6 +43,12 @@ class Resolutions:
         if scores := dict.fromkeys(names, now):
             with answering():
                 await self._server.redis.zadd(self._keys.resolved, scores)
+
+    async def know(self, names: Iterable[str]) -> None:
+        """Count from now for those of which it is not known when somebody asked."""
+        if scores := dict.fromkeys(names, time.time()):
+            with answering():
+                await self._server.redis.zadd(self._keys.resolved, scores, nx=True)
 
     async def idle(self, for_s: float) -> list[str]:
         """Those that nobody has asked for in so many seconds."""

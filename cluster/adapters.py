@@ -268,6 +268,10 @@ class AdapterRef(Value):
     def key(self) -> AdapterKey:
         return AdapterKey.of(self.name, self.version)
 
+    @property
+    def is_on_trial(self) -> bool:
+        return self.name == _ON_TRIAL
+
     @classmethod
     def of(cls, adapter: Adapter, version: Version) -> "AdapterRef":
         return cls(name=adapter.name, version=version.number, digest=version.digest)
@@ -316,6 +320,7 @@ class BaseModelFacts(Record):
     experts: dict[str, Experts] = Field(
         default_factory=dict, description="module path -> its experts, where they may be adapted"
     )
+    is_tied: bool = Field(False, description="whether the head is the embedding's matrix")
     closed_modules: tuple[str, ...] = Field(
         (), description="paths of layers that its engine cannot adapt"
     )

@@ -126,7 +126,7 @@ class AdapterRefused(InvalidRequest):
 
 
 class SourceMissing(AdapterRefused):
-    """There is nothing at the place that a source names."""
+    """There is nothing at the place that a source names, or nothing that may be read."""
 
 
 class OutOfScope(InvalidRequest):
@@ -241,6 +241,12 @@ class AdapterLoadFailed(Unavailable):
     """The engine refused or could not read a registered adapter."""
 
     code = "adapter_load_failed"
+
+
+class EngineRefused(AdapterLoadFailed):
+    """The files are there, and the engine does not take them."""
+
+    code = "engine_refused"
 
 
 class ConfigError(RoundhouseError):

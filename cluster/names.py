@@ -6,13 +6,17 @@ from string import punctuation
 from typing import Annotated
 from urllib.parse import quote, unquote
 
+import regex
 from pydantic import AfterValidator, WithJsonSchema
 
 _MOST_BYTES = 255
 # What `/v1/adapters/{name}` goes on with: in a name it could not be told from that.
 _BELOW = frozenset({"versions", "aliases", "rollout", "rollback", "derive"})
+# Printable, and yet nothing is printed: fillers, selectors of variants, an empty Braille cell; and
+# what stands for bytes that were no character.
+_UNSEEN = regex.compile(r"[\p{Default_Ignorable_Code_Point}\u2800\ufffd]")
 # What a header can hold as it is.
-_PLAIN = punctuation.replace("%", "") + " "
+_PLAIN = punctuation.replace("%", "").replace(",", "") + " "
 
 
 def is_whole(name: str) -> bool:
@@ -47,7 +51,7 @@ def _problems(name: str) -> Iterator[str]:
         yield "it is empty; give one, such as org/name"
     # First of all: half characters have no UTF-8.
     for character in name:
-        if not character.isprintable():
+        if not character.isprintable() or _UNSEEN.match(character):
             yield f"the character U+{ord(character):04X} cannot be seen; leave it out"
     if name != name.strip():
         yield "there is white space at an end; leave it out"

@@ -150,6 +150,12 @@ class StoreSettings(Section):
             before = pattern.removesuffix("*")
             if before == pattern or "*" in before or not before.endswith("/"):
                 raise ValueError(f"{pattern!r} must end in '/*', such as hf://my-org/*")
+            scheme, found, place = before.rpartition("://")
+            parts = [part for part in place.split("/") if part]
+            if not parts or ".." in parts or not (found or before.startswith("/")):
+                raise ValueError(f"{pattern!r} must name a place: a folder from / on, or a bucket")
+            if scheme == "hf" and len(parts) != 1:
+                raise ValueError(f"{pattern!r}: of the hub, name an organisation: hf://my-org/*")
         return patterns
 
     @model_validator(mode="after")
@@ -619,4 +625,8 @@ def _explain_one(err: ErrorDetails) -> str:
         return "no such setting"
     if err["type"] == "model_type":
         return "takes settings of its own, as `name: value`; leave it out for the defaults"
-    return f"{err['msg']} (got {err['input']!r})" if err["type"] != "missing" else "is required"
+    if err["type"] == "missing":
+        return "is required"
+    message = str(err["msg"]).removeprefix("Value error, ")
+    # A whole section may have a password in it.
+    return message if isinstance(err["input"], dict) else f"{message} (got {err['input']!r})"

@@ -103,14 +103,30 @@ _TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 SERVED = [
     Kind("LoRA on attention"),
-    Kind("on all linear layers (`all-linear`)", {"target_modules": "all-linear"}),
+    Kind("on all linear layers", {"target_modules": "all-linear"}),
+    Kind(
+        "`all-linear`, layers chosen",
+        {"target_modules": "all-linear"},
+        change=config(target_modules="All-Linear", layers_to_transform=[1]),
+        notice="the configuration does not name them: model.layers.0.mlp.down_proj",
+        as_changed=True,
+    ),
+    Kind(
+        "a whole path beside layers chosen",
+        {"target_modules": ["model.layers.1.mlp.up_proj", "v_proj"], "layers_to_transform": [0]},
+    ),
+    Kind(
+        "trained as another task",
+        change=config(task_type="SEQ_2_SEQ_LM"),
+        notice="task_type is SEQ_2_SEQ_LM",
+    ),
     Kind("`target_modules`: a pattern", {"target_modules": r".*\.(q_proj|down_proj)"}),
     Kind("full paths", {"target_modules": ["model.layers.1.mlp.up_proj", "layers.0.mlp.up_proj"]}),
     Kind("some that this base model has not", {"target_modules": ["q_proj", "c_attn", "w1"]}),
     Kind(
         "fewer modules than there are tensors for",
         change=config(target_modules=["q_proj", "o_proj"]),
-        notice="not used, since target_modules does not name them: model.layers.0.self_attn.k_proj",
+        notice="the configuration does not name them: model.layers.0.self_attn.k_proj",
         as_changed=True,
     ),
     Kind(
@@ -139,11 +155,11 @@ SERVED = [
     Kind("VeLoRA", change=config(velora_config={"num_groups": 32})),
     Kind("dropout", {"lora_dropout": 0.3}),
     Kind("`fan_in_fan_out`", change=config(fan_in_fan_out=True)),
-    Kind("on the head", {"target_modules": ["q_proj", "lm_head"]}, notice="is a copy of the base"),
+    Kind("on the head", {"target_modules": ["q_proj", "lm_head"]}, notice="is taken for a copy"),
     Kind(
         "on the embedding",
         {"target_modules": ["q_proj", "embed_tokens"]},
-        notice="is a copy of the base",
+        notice="is taken for a copy",
     ),
     Kind(
         "on head and embedding, saved without copies",
@@ -179,7 +195,7 @@ SERVED = [
     Kind(
         "with a copy of the embedding",
         change=with_tensor("base_model.model.model.embed_tokens.base_layer.weight", 512, 128),
-        notice="is a copy of the base model's",
+        notice="is taken for a copy",
     ),
     Kind(
         "another chat template beside it",
@@ -274,7 +290,7 @@ REFUSED = [
     Kind(
         "another architecture's (gpt2)",
         change=renamed("model.layers.0.self_attn.q_proj", "transformer.h.0.attn.q_proj"),
-        refused="belongs to no layer of tiny (LlamaForCausalLM)",
+        refused="belongs to no layer of tiny (LlamaForCausalLM), which has",
     ),
     Kind("tensors of another rank", change=config(r=2), refused="has rank 4 (shape [4, 128])"),
     Kind(
@@ -292,7 +308,7 @@ REFUSED = [
     Kind(
         "values that are not finite",
         change=tensors(lambda t: {k: v / 0 for k, v in t.items()}),
-        refused="finite",
+        refused="finite values",
     ),
     Kind(
         "a pattern without an end",

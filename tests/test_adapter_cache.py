@@ -354,7 +354,7 @@ async def test_there_is_spare_room_until_all_that_is_here_is_needed(engine, blob
     for name in "abcd":
         async with cache.lease(ref(name)):
             pass
-    cache.keep(["b"])
+    cache.keep([ref("b").key])
     async with cache.lease(ref("c")):
         assert cache.has_spare(1), "d may leave"
         assert not cache.has_spare(1, beside="d@1")

@@ -29,7 +29,7 @@ def facts_of(kind: str, folder, **fields):
     end = "ForCausalLM" if kind in TEXT_ONLY else "ForConditionalGeneration"
     config.architectures = [f"{kind}{end}"]
     config.save_pretrained(folder)
-    return base_model_facts(BaseModelSettings(id="m", path=str(folder)), str(folder))
+    return base_model_facts(BaseModelSettings(id="m", path=str(folder)), str(folder), config)
 
 
 TEXT_ONLY = ("Llama", "Mixtral", "Qwen3Moe", "GptOss", "Olmoe", "Qwen2Moe")

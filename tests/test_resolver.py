@@ -8,6 +8,7 @@ import pytest
 from adapter_store.files.filesystems import open_filesystem
 from cluster.errors import ConfigError
 from cluster.settings import parse_settings
+from deployments.ingress.resolver import places_of
 from tests.conftest import until
 from tests.test_http import add, ask, error
 
@@ -139,7 +140,48 @@ async def test_what_somebody_registers_stays(resolving, shelf):
         assert (await it.client.get("/v1/adapters/cron")).status_code == 200
 
 
-@pytest.mark.parametrize("pattern", ["hf://my-org", "s3://*/adapters", "ftp://host/*", "*"])
+async def test_a_card_that_names_another_base_model_is_said_and_remembered(resolving, shelf):
+    (shelf / "cron" / "card.json").write_text('{"base_model": "nope"}')
+    async with resolving(f"{shelf}/*") as it:
+        for _ in range(2):
+            refused = error(await ask(it, "cron"), 400)
+            assert "nope" in refused["message"]
+            assert refused["param"] == "model"
+            (shelf / "cron" / "card.json").unlink(missing_ok=True)
+
+
+async def test_what_a_uri_misses_hides_no_other_place(resolving, shelf, tmp_path):
+    (tmp_path / "empty").mkdir()
+    async with resolving(f"{tmp_path}/empty/*", f"{shelf}/*") as it:
+        error(await ask(it, f"{tmp_path}/empty/cron"), 404)
+        assert (await ask(it, "cron")).status_code == 200
+
+
+def test_what_stands_for_the_star_cannot_leave_its_place():
+    assert places_of(("https://h/pub/*",), "%2e%2e/x?y#z") == (
+        "%2e%2e/x?y#z",
+        ("https://h/pub/%252e%252e/x%3Fy%23z",),
+    )
+    for model in ("../x", "a/../x", "https://h/pub/../x", "//x", "https://other/pub/x"):
+        assert places_of(("https://h/pub/*",), model)[1] == ()
+    assert places_of(("hf://org/*", "/srv/*"), "org/a") == ("org/a", ("hf://org/a", "/srv/org/a"))
+    assert places_of(("hf://org/*",), "org/a/b")[1] == ()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "hf://my-org",
+        "hf://org/repo/*",
+        "s3://*/adapters",
+        "s3://*",
+        "ftp://host/*",
+        "*",
+        "/*",
+        "a/*",
+        "/a/../*",
+    ],
+)
 def test_a_pattern_that_cannot_be_one_is_refused(pattern):
     model = {"id": "echo", "path": "none", "engine": "echo"}
     with pytest.raises(ConfigError, match="resolve"):

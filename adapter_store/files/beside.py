@@ -46,6 +46,9 @@ def template_of(folder: Path) -> str:
     file = folder / CHAT_TEMPLATE
     template: Any = file.read_text(errors="replace") if file.is_file() else ""
     template = template or _object(folder / TOKENIZER_CONFIG).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {t.get("name"): t.get("template") for t in template if _is_named(t)}
+        template = named.get("default")
     if not isinstance(template, str) or not template.strip():
         return ""
     return hashlib.sha256(template.strip().encode(errors="replace")).hexdigest()
@@ -57,12 +60,18 @@ def vocabulary_of(folder: Path) -> str:
     model, added = tokenizer.get("model"), tokenizer.get("added_tokens") or []
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # of a unigram model: token and score, by number
-        vocabulary = {str(entry[0]): n for n, entry in enumerate(vocabulary) if entry}
+        firsts = (e[0] if isinstance(e, list) and e else None for e in vocabulary)
+        vocabulary = {token: n for n, token in enumerate(firsts) if isinstance(token, str)}
     if not isinstance(vocabulary, dict) or not isinstance(added, list):
         return ""
-    more = {t.get("content"): t.get("id") for t in added if isinstance(t, dict)}
-    tokens = sorted(f"{token}\0{number}" for token, number in (vocabulary | more).items())
-    return hashlib.sha256("\n".join(tokens).encode(errors="replace")).hexdigest()
+    entries = [entry for entry in added if isinstance(entry, dict)]
+    numbered = [*vocabulary.items(), *((e.get("content"), e.get("id")) for e in entries)]
+    tokens = {f"{token}\0{n}" for token, n in numbered if isinstance(token, str)}
+    return hashlib.sha256("\n".join(sorted(tokens)).encode(errors="replace")).hexdigest()
+
+
+def _is_named(template: Any) -> bool:
+    return isinstance(template, dict) and isinstance(template.get("name"), str)
 
 
 def _object(file: Path) -> dict[str, Any]:

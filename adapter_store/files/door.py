@@ -7,8 +7,10 @@ import torch
 
 from adapter_store.files.beside import notices_beside
 from adapter_store.files.blobs import WEIGHTS, digest_of, size_of
+from adapter_store.files.layers import AdaptedLayer
 from adapter_store.files.peft_config import MAX_SCALE
-from adapter_store.files.reading import AdaptedLayer, Reading, opened_tensors, read_adapter
+from adapter_store.files.reading import Reading, opened_tensors, read_adapter
+from adapter_store.files.tensor_names import cut
 from cluster.adapters import BaseModelFacts
 from cluster.errors import AdapterRefused
 from cluster.values import Value
@@ -105,8 +107,8 @@ def _check_values(folder: Path, reading: Reading) -> list[str]:
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
     if tensor.dtype not in _DTYPES or not (tensor.abs() <= MAX_WEIGHT).all():
         raise AdapterRefused(
-            f"{WEIGHTS}: {name} must be float32, float16, bfloat16 or float64 with finite values "
-            f"of at most {MAX_WEIGHT:g}; was the training stable?",
+            f"{WEIGHTS}: {cut(name)} is {str(tensor.dtype).removeprefix('torch.')}; it must be "
+            f"float32, float16, bfloat16 or float64 with finite values of at most {MAX_WEIGHT:g}",
             param="source",
         )
 

@@ -5,6 +5,7 @@ The door and the engines read it here, so that what passes is what will be appli
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,15 @@ from typing import Any, NoReturn
 import regex
 
 from adapter_store.files.blobs import CONFIG
+from adapter_store.files.disguise import disguise_of
 from cluster.errors import AdapterRefused
 
 # Of a layer's factors: alpha by rank.
 MAX_SCALE = 1000
+_UNKNOWN = (
+    "not known here; remove the key if it only steered training, else train plain LoRA or convert "
+    "it with peft's save_as_lora"
+)
 _OF_THE_TRAINER = "train plain LoRA, or convert it with peft's save_as_lora"
 # True, or set: what the adapter then computes is not B A x scale, and what can be done about it.
 _OTHER_METHODS = {
@@ -48,6 +54,11 @@ _STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 # Long for any pattern that a trainer wrote; a hostile one would take for ever.
 _MATCHING_S = 3.0
+# peft's, of rank and alpha.
+_DEFAULT = 8
+_LONGEST_PATTERN = 10_000
+# No model has more layers; Python refuses to read thousands.
+_DIGITS = 9
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -59,7 +70,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
-        raise AdapterRefused(f"{path.name} is not JSON: {e}", param="source") from e
+        raise AdapterRefused(
+            f"{path.name} is not JSON{disguise_of(path)}: {e}", param="source"
+        ) from e
     if not isinstance(value, dict):
         raise AdapterRefused(f"{path.name} must be a JSON object", param="source")
     return value
@@ -71,12 +84,14 @@ class PeftConfig:
 
     Attributes:
         rank, alpha: where no pattern says otherwise.
+        ties_weights: embedding and head are adapted together, where they are one matrix.
         base_name: of the base model that it was trained on, as its trainer called it.
     """
 
     rank: int
     alpha: float
     use_rslora: bool
+    ties_weights: bool
     base_name: str
     notices: tuple[str, ...]
     _targets: "_Targets"
@@ -93,7 +108,10 @@ class PeftConfig:
         config = read_json_object(folder / CONFIG)
         _check_method(config)
         until = time.monotonic() + _MATCHING_S
-        rank, alpha = _rank(config.get("r"), "r"), _number(config.get("lora_alpha"), "lora_alpha")
+        rank, alpha = (
+            _rank(config.get("r", _DEFAULT), "r"),
+            _number(config.get("lora_alpha", _DEFAULT), "lora_alpha"),
+        )
         rslora = config.get("use_rslora")
         if rslora not in (None, True, False):
             _refuse("use_rslora", rslora, "true or false is needed")
@@ -102,6 +120,7 @@ class PeftConfig:
             rank=rank,
             alpha=alpha,
             use_rslora=bool(rslora),
+            ties_weights=bool(config.get("ensure_weight_tying")),
             base_name=base_name if isinstance(base_name, str) else "",
             notices=_notices(config, alpha),
             _targets=_Targets.read(config, until),
@@ -109,18 +128,27 @@ class PeftConfig:
             _alphas=_ByModule.read(config, "alpha_pattern", _number, until),
         )
 
-    def adapts(self, module: str) -> bool:
-        """Whether a module, by its path in the model that was trained, is one that it adapts."""
-        return self._targets.fit(module)
+    def adapts(self, module: str, *, is_linear: bool = True) -> bool:
+        """Whether a module, by its path in the model that was trained, is one that it adapts.
+
+        Args:
+            is_linear: what `all-linear` means; embeddings and experts are not.
+        """
+        return self._targets.fit(module, is_linear)
+
+    def adapts_half(self, experts: str) -> bool:
+        """Whether one alone of the two stacked parameters of experts is adapted; the file calls
+        either as it calls `down_proj`."""
+        both = (f"{experts}.gate_up_proj", f"{experts}.down_proj")
+        return sum(self._targets.parameters.fit(parameter) for parameter in both) == 1
 
     def rank_of(self, module: str) -> int:
         found: int = self._ranks.of(_in_patterns(module), self.rank)
         return found
 
-    def scale_of(self, module: str) -> float:
+    def scale_of(self, module: str, rank: int) -> float:
         """What B A is multiplied with: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
         alpha: float = self._alphas.of(_in_patterns(module), self.alpha)
-        rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
@@ -134,9 +162,12 @@ class _Pattern:
 
     @classmethod
     def read(cls, key: str, pattern: str, until: float) -> "_Pattern":
+        if len(pattern) > _LONGEST_PATTERN or time.monotonic() > until:
+            _refuse(key, pattern, "the patterns are too long, or too many; write them simpler")
         try:
+            re.compile(pattern)  # peft's; `regex`, which alone can be stopped, takes more
             return cls(key, regex.compile(pattern), until)
-        except (regex.error, RecursionError, OverflowError) as e:
+        except (re.error, regex.error, RecursionError, OverflowError) as e:
             raise AdapterRefused(
                 f"{CONFIG}: {key}: {pattern[:100]!r} is not a regular expression: {e}",
                 param="source",
@@ -144,8 +175,10 @@ class _Pattern:
 
     def match(self, module: str, *, whole: bool = False) -> "regex.Match[str] | None":
         match = self.compiled.fullmatch if whole else self.compiled.match
-        left_s = max(self.until - time.monotonic(), 0.001)
         try:
+            left_s = self.until - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
             return match(module, concurrent=True, timeout=left_s)
         except TimeoutError as e:
             raise AdapterRefused(
@@ -216,6 +249,7 @@ class _Targets:
         if not named and not parameters:
             _refuse("target_modules", named, "name the modules that were trained, as peft does")
         layers = config.get("layers_to_transform")
+        is_all = isinstance(named, str) and named.lower() == "all-linear"
         indexes = [layers] if isinstance(layers, int) else layers or []
         if not isinstance(indexes, list) or not all(type(i) is int for i in indexes):
             _refuse("layers_to_transform", layers, "a number or a list of numbers is needed")
@@ -225,32 +259,36 @@ class _Targets:
         found = [rf"(?:^|.*?\.){parent}\.(?P<index>\d+)\." for parent in parents]
         found = found or [r".*?\.[^.]*\.(?P<index>\d+)\."]
         return cls(
-            named=(
-                None if named == "all-linear" else _Names.read("target_modules", named or [], until)
-            ),
+            named=(None if is_all else _Names.read("target_modules", named or [], until)),
             parameters=_Names.read("target_parameters", parameters or [], until),
             excluded=_Names.read("exclude_modules", config.get("exclude_modules") or [], until),
             layers=frozenset(indexes),
             layer_patterns=tuple(_Pattern.read("layers_pattern", p, until) for p in found),
         )
 
-    def fit(self, module: str) -> bool:
+    def fit(self, module: str, is_linear: bool) -> bool:
         if self.excluded.fit(module):
             return False
         if any(self.parameters.fit(parameter) for parameter in _parameters(module)):
             return True
-        if self.named is None:
-            return module.rpartition(".")[2] != "lm_head"
-        if not self.named.fit(module):
+        if self.named is None:  # which peft makes a list of
+            is_named = is_linear and module.rpartition(".")[2] != "lm_head"
+        else:
+            is_named = self.named.fit(module)
+        if not is_named:
             return False
         # Of a pattern for the whole path, peft expects that it names the layers, too.
-        is_free = not self.layers or self.named.pattern is not None
+        # So does a whole path.
+        is_whole = self.named is not None and (
+            self.named.pattern is not None or module in self.named.ends
+        )
+        is_free = not self.layers or is_whole
         return is_free or self._layer_of(module) in self.layers
 
     def _layer_of(self, module: str) -> int | None:
         for pattern in self.layer_patterns:
             if found := pattern.match(module):
-                return int(found["index"])
+                return int(found["index"][:_DIGITS])
         return None
 
 
@@ -293,14 +331,17 @@ def _check_method(config: dict[str, Any]) -> None:
             _refuse(key, config[key], _OTHER_METHODS[key])
         is_method = key.startswith("use_") or key.endswith("_config")
         if is_method and key != "use_rslora" and key not in _OF_TRAINING:
-            _refuse(key, config[key], "a variant that is not known here; " + _OF_THE_TRAINER)
+            _refuse(key, config[key], _UNKNOWN)
     _check_other_weights(config)
     _check_start(config.get("init_lora_weights"))
 
 
 def _check_other_weights(config: dict[str, Any]) -> None:
     if modules := config.get("modules_to_save"):
-        remedy = "whole modules cannot be served beside others' requests; train with LoRA on them"
+        remedy = (
+            "whole modules cannot be served beside others' requests (a classifier's head not at "
+            "all); train with LoRA on them"
+        )
         _refuse("modules_to_save", modules, remedy)
     if config.get("bias") not in (None, "none"):
         _refuse("bias", config["bias"], "train with bias='none'")
@@ -330,6 +371,9 @@ def _notices(config: dict[str, Any], alpha: float) -> tuple[str, ...]:
             "path_initial_model_for_weight_conversion it answers otherwise than it was trained to, "
             "in peft as here"
         )
+    task = config.get("task_type")
+    if isinstance(task, str) and task not in ("", "CAUSAL_LM"):
+        found.append(f"task_type is {task[:40]}: it was trained for that; here it generates text")
     return tuple(found)
 
 
@@ -338,7 +382,7 @@ def _notices(config: dict[str, Any], alpha: float) -> tuple[str, ...]:
 
 def _rank(value: Any, key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        _refuse(key, value, "a rank from 1 up is needed")
+        _refuse(key, value, "an integer from 1 up is needed")
     return value
 
 
@@ -356,6 +400,6 @@ def _strings(key: str, value: Any) -> tuple[str, ...]:
 
 
 def _refuse(key: str, value: Any, remedy: str) -> NoReturn:
-    shown = json.dumps(value)
+    shown = "null, or missing" if value is None else json.dumps(value)
     shown = shown if len(shown) <= 100 else shown[:97] + "..."
     raise AdapterRefused(f"{CONFIG}: {key} is {shown}; {remedy}", param="source")

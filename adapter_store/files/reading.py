@@ -11,33 +11,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from adapter_store.files.blobs import WEIGHTS
+from adapter_store.files.disguise import disguise_of
+from adapter_store.files.experts import check_experts, half_of_experts
+from adapter_store.files.layers import AdaptedLayer
 from adapter_store.files.peft_config import PeftConfig
-from adapter_store.files.tensor_names import Factor, TensorNames
+from adapter_store.files.tensor_names import Factor, TensorNames, cut
 from cluster.adapters import BaseModelFacts
 from cluster.errors import AdapterRefused
 
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class AdaptedLayer:
-    """A layer of the base model, and the tensors that adapt it: W x + scale B A x.
-
-    Attributes:
-        module: the base model's path of it.
-        a, b: names of the tensors in the file, of shapes (rank, in) and (out, rank).
-        rank: as the configuration says.
-        is_embedding: `in` is the vocabulary, and x a token.
-        experts: whose pairs are stacked in these two; A has the rows of all of them.
-    """
-
-    module: str
-    a: str
-    b: str
-    rank: int
-    scale: float
-    is_embedding: bool
-    experts: int
+# More than any model has layers and experts; names alone would fill the memory.
+_MOST_TENSORS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -71,18 +55,8 @@ def opened_tensors(folder: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as e:
         raise AdapterRefused(
-            f"{WEIGHTS} is not a safetensors file{_disguise(path)}: {e}", param="source"
+            f"{WEIGHTS} is not a safetensors file{disguise_of(path)}: {e}", param="source"
         ) from e
-
-
-def _disguise(path: Path) -> str:
-    """What the file is instead, by its content."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    is_pickle = start[:1] == b"\x80" and len(start) > 1 and start[1] <= 5
-    if is_pickle or start == b"PK\x03\x04":  # torch.save writes a zip around a pickle
-        return " but a pickle or torch checkpoint, which can run code when it is read"
-    return ""
 
 
 class _Reader:
@@ -92,30 +66,33 @@ class _Reader:
         self._tensors = tensors
         self._names = TensorNames(base)
         self._notices = list(config.notices)
+        self._tied = self._tied_modules()
 
     def read(self) -> Reading:
         factors = list(self._factors())
-        if len({f.adapter for f in factors}) > 1:
-            several = ", ".join(sorted({f.adapter or "default" for f in factors}))
-            raise _refused(
-                f"it holds tensors of several adapters ({several}); save them one by one"
-            )
-        used = [factor for factor in factors if self._is_named(factor)]
         if not factors:
             raise _refused("it holds no LoRA tensors")
+        adapters = sorted({factor.adapter or "default" for factor in factors})
+        if len(adapters) > 1:
+            several = _some(adapters)
+            raise _refused(f"it holds tensors of several adapters ({several}); save each alone")
+        used, ignored = self._split(factors)
         if not used:
-            raise _refused(
-                f"no tensor is of a module that target_modules names, {factors[0].path} for one"
-            )
-        self._tell_ignored([factor for factor in factors if factor not in used])
+            first = cut(factors[0].path)
+            raise _refused(f"no tensor is of a module that target_modules names, {first} for one")
+        self._tell_ignored(ignored)
         layers = tuple(self._layer(pair) for pair in self._pairs(used))
-        self._check_experts({layer.module for layer in layers})
+        check_experts(layers, self._base)
+        self._check_tied({layer.module for layer in layers})
         self._tell_renamed(used)
         self._tell_missing(layers)
         return Reading(layers, tuple(self._notices))
 
     def _factors(self) -> Iterator[Factor]:
-        for name in sorted(self._tensors.keys()):
+        names = self._tensors.keys()
+        if len(names) > _MOST_TENSORS:
+            raise _refused(f"it has {len(names)} tensors, {_MOST_TENSORS} are allowed")
+        for name in sorted(names):
             factor = self._names.factor(name)
             if factor is not None:
                 yield factor
@@ -123,14 +100,29 @@ class _Reader:
             shape = self._tensors.get_slice(name).get_shape()
             if not self._names.is_copy(name, shape):
                 raise self._names.refusal(name, shape, self._config.base_name)
-            self._notices.append(f"{name} is a copy of the base model's, and is not used")
+            self._notices.append(
+                f"{cut(name)} is not used: it is taken for a copy of the base model's, which peft "
+                "saves along; what was trained of it would be lost"
+            )
+
+    def _split(self, factors: list[Factor]) -> tuple[list[Factor], list[Factor]]:
+        """Those that the configuration names, and the others."""
+        named: list[Factor] = []
+        others: list[Factor] = []
+        for factor in factors:
+            (named if self._is_named(factor) else others).append(factor)
+        return named, others
 
     def _is_named(self, factor: Factor) -> bool:
         """By its path where it was trained, or where it will be used."""
-        config = self._config
-        return config.adapts(factor.path) or (
-            factor.module not in (None, factor.path) and config.adapts(str(factor.module))
-        )
+        experts = (factor.module or "").removesuffix(".base_layer")
+        if experts in self._base.experts and self._config.adapts_half(experts):
+            raise half_of_experts(experts)
+        if factor.module in self._tied:
+            return True
+        is_linear = not factor.is_embedding
+        paths = dict.fromkeys((factor.path, factor.module or factor.path))
+        return any(self._config.adapts(path, is_linear=is_linear) for path in paths)
 
     def _pairs(self, factors: list[Factor]) -> Iterator[tuple[Factor, Factor]]:
         found: dict[str, dict[str, Factor]] = {}
@@ -139,7 +131,8 @@ class _Reader:
                 raise self._names.no_such_layer(factor, self._config.base_name)
             halves = found.setdefault(factor.module, {})
             if twin := halves.get(factor.half):
-                raise _refused(f"{twin.tensor!r} and {factor.tensor!r} are of one layer")
+                both = f"{cut(twin.tensor)!r} and {cut(factor.tensor)!r}"
+                raise _refused(f"{both} are of one layer")
             halves[factor.half] = factor
         for module, halves in found.items():
             if len(halves) != 2:
@@ -153,67 +146,76 @@ class _Reader:
         is_embedding = module in self._base.embedding_shapes
         if not a.is_embedding == b.is_embedding == is_embedding:
             kind = "a linear layer" if is_embedding else "an embedding"
-            raise _refused(f"{a.tensor!r} is of {kind}, and {module} is none")
+            raise _refused(f"{cut(a.tensor)!r} is of {kind}, and {module} is none")
         rank = self._config.rank_of(a.path)
         shape = self._base.shape_of(module)
         stacked = rank * shape.experts
         self._check_shape(a, (stacked, shape.columns), rank)
         self._check_shape(b, (shape.rows, stacked), rank)
-        return AdaptedLayer(
-            module,
-            a.tensor,
-            b.tensor,
-            rank,
-            self._config.scale_of(a.path),
-            a.is_embedding,
-            shape.experts,
-        )
-
-    def _check_experts(self, modules: set[str]) -> None:
-        """vLLM has one switch for the two stacked parameters of a layer."""
-        for path in self._base.experts:
-            if len({path, f"{path}.base_layer"} & modules) == 1:
-                raise _refused(
-                    f"of the experts in {path}, gate_up_proj or down_proj alone is adapted; the "
-                    "engine applies both or none. Train with both"
-                )
+        scale = self._config.scale_of(a.path, rank)
+        return AdaptedLayer(module, a.tensor, b.tensor, rank, scale, is_embedding, shape.experts)
 
     def _check_shape(self, factor: Factor, expected: tuple[int, int], rank: int) -> None:
         shape = tuple(self._tensors.get_slice(factor.tensor).get_shape())
         if shape == expected:
             return
         axis = 0 if factor.half == "A" else 1
+        name, base = cut(factor.tensor), self._base.id
         if len(shape) == 2 and shape[1 - axis] == expected[1 - axis]:
             raise _refused(
-                f"{factor.tensor} has rank {shape[axis]} (shape {list(shape)}), where the "
-                f"configuration says {rank} (r, rank_pattern)"
+                f"{name} has rank {shape[axis]} (shape {list(shape)}), where the configuration "
+                f"says {rank} (r, rank_pattern)"
             )
         of = f" ({self._config.base_name[:100]})" if self._config.base_name else ""
         raise _refused(
-            f"{factor.tensor} has shape {list(shape)}, {self._base.id} needs {list(expected)}; it "
-            f"was trained on another base model{of}"
+            f"{name} has shape {list(shape)}, {base} needs {list(expected)}; it was trained on "
+            f"another base model{of}"
         )
+
+    def _tied_modules(self) -> frozenset[str]:
+        """Embedding and head, where the base model has one matrix for both and peft was told to
+        adapt them together (`ensure_weight_tying`): it then names one, and saves both."""
+        if not (self._config.ties_weights and self._base.is_tied):
+            return frozenset()
+        both = frozenset(
+            module
+            for module in self._base.linear_shapes.keys() | self._base.embedding_shapes.keys()
+            if module.rpartition(".")[2] in ("embed_tokens", "wte", "lm_head")
+        )
+        named = any(self._config.adapts(module, is_linear=False) for module in both)
+        return both if named else frozenset()
+
+    def _check_tied(self, here: set[str]) -> None:
+        if missing := self._tied - here:
+            raise _refused(
+                f"ensure_weight_tying adapts {_some(sorted(self._tied))} together, and there are "
+                f"no tensors for {_some(sorted(missing))}; save it anew with peft"
+            )
 
     # -- what is said -----------------------------------------------------------------------
 
     def _tell_ignored(self, factors: list[Factor]) -> None:
         if factors:
             named = _some(sorted({factor.path for factor in factors}))
-            self._notices.append(f"not used, since target_modules does not name them: {named}")
+            self._notices.append(f"not used, since the configuration does not name them: {named}")
 
     def _tell_renamed(self, factors: list[Factor]) -> None:
         renamed = [factor for factor in factors if factor.is_renamed]
         if renamed:
             first = renamed[0]
             self._notices.append(
-                f"{len(renamed)} tensors have other names than peft gives them; {first.tensor!r} "
-                f"was taken for {first.module}"
+                f"{len(renamed)} tensors have other names than peft gives them; "
+                f"{cut(first.tensor)!r} was taken for {first.module}"
             )
 
     def _tell_missing(self, layers: tuple[AdaptedLayer, ...]) -> None:
-        here = {layer.module for layer in layers}
-        missing = sorted(m for m in self._base.modules - here if self._config.adapts(m))
-        missing = [m for m in missing if not self._has_single_experts(m, here)]
+        here, base = {layer.module for layer in layers}, self._base
+        missing = sorted(
+            module
+            for module in base.modules - here
+            if self._config.adapts(module, is_linear=module in base.linear_shapes)
+            and not self._has_single_experts(module, here)
+        )
         if missing:
             self._notices.append(
                 f"the file has no tensors for {_some(missing)}, which the configuration names; "
@@ -222,11 +224,13 @@ class _Reader:
 
     def _has_single_experts(self, module: str, here: set[str]) -> bool:
         experts = self._base.experts.get(module.removesuffix(".base_layer"))
-        return experts is not None and any(m.startswith(f"{experts.each}.") for m in here)
+        if experts is None or not experts.each:
+            return False
+        return f"{experts.each}.0.{experts.parts[0]}" in here
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
+    shown = ", ".join(cut(name) for name in names[:_SHOWN])
     return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, NoReturn
 
@@ -33,6 +33,8 @@ WANTED = (*FILES, CARD_FILE, SIGNATURE)
 # Looked at where they are, and never missed; a tokenizer only where it need not be fetched.
 _BESIDE = (CHAT_TEMPLATE, TOKENIZER_CONFIG)
 _BESIDE_HERE = (*_BESIDE, TOKENIZER)
+# What the command line sends of a folder.
+SENT = (*WANTED, *_BESIDE)
 ARCHIVES = (".zip", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar", ".tgz")
 # A file of a folder without an adapter's weights -> what the folder is, and what to do.
 _OTHER_FOLDERS = {
@@ -40,7 +42,11 @@ _OTHER_FOLDERS = {
         "is a part of an adapter that was saved in shards; load it with peft and save it again, "
         "with a max_shard_size that holds all of it"
     ),
-    r"adapters\.(safetensors|npz)": (
+    r"adapter_model.*\.(bin|pt|pth|ckpt)": (
+        "is a pickle file, which can run code when it is read; save the adapter as "
+        f"{WEIGHTS} (peft: save_pretrained(..., safe_serialization=True))"
+    ),
+    r"(\d+_)?adapters\.(safetensors|npz)": (
         "is an adapter of MLX; convert it to peft's form (names, and transposed matrices)"
     ),
     r"pytorch_lora_weights\.(safetensors|bin)": (
@@ -49,20 +55,19 @@ _OTHER_FOLDERS = {
     r"train_config\.json": (
         "is of a policy that LeRobot trained; robots' policies are not language models"
     ),
-    r".*\.gguf": ("is llama.cpp's; register the peft folder that it was made from"),
-    r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?": (
+    r".*\.gguf": "is llama.cpp's; register the peft folder that it was made from",
+    r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?": (
         "is a whole model, not an adapter; serve it as a base model, or register the adapter's own "
         "folder"
     ),
-    r".*\.(bin|pt|pth|ckpt)": (
-        "is a pickle file, which can run code when it is read; save the adapter as "
-        f"{WEIGHTS} (peft: save_pretrained(..., safe_serialization=True))"
-    ),
     r"checkpoint-\d+": "is a folder of a training run; register one such folder, not the run",
+    r".*\.(bin|pt|pth|ckpt)": (
+        f"is a pickle file, which can run code when it is read; an adapter here is {WEIGHTS}"
+    ),
 }
 _CHUNK = 4 * 2**20
 _SMALL_BYTES = 1 << 20
-_TOKENIZER_BYTES = 64 << 20
+_TOKENIZER_BYTES = 32 << 20
 _LONG_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -143,6 +148,8 @@ class Sources:
             self._extract(archive, folder, progress)
 
     def _fetch_local(self, path: Path, folder: Path, progress: Progress) -> None:
+        if path.name in FILES and path.is_file():
+            _refuse(f"{path} is a file of an adapter; give its folder, {path.parent}")
         if path.is_file():
             self._extract(path, folder, progress)
             return
@@ -152,15 +159,18 @@ class Sources:
             file = path / name
             if not file.exists():
                 continue
-            if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
+            if not file.is_file() or not file.resolve().is_relative_to(_home_of(path)):
                 _refuse(f"{name} leads out of {path}, or is not a plain file; copy the file itself")
             with file.open("rb") as data:
                 self._copy(data, folder / name, file.stat().st_size, progress)
         for name in _BESIDE_HERE:
             file = path / name
-            if file.is_file() and file.stat().st_size <= _limit_beside(name):
-                shutil.copyfile(file, folder / name)
-        _check_complete(folder, [p.name for p in path.iterdir()])
+            with contextlib.suppress(OSError):
+                if file.is_file() and _is_small(name, file.stat().st_size):
+                    shutil.copyfile(file, folder / name)
+        entries = sorted(path.iterdir())
+        below = [e.name for e in entries if (e / WEIGHTS).is_file()]
+        _check_complete(folder, [e.name for e in entries], below)
 
     def _fetch_remote(self, source: str, folder: Path, progress: Progress) -> None:
         files, path = open_filesystem(source)
@@ -176,7 +186,7 @@ class Sources:
             forbidden = () if name in FILES else (PermissionError,)
             with contextlib.suppress(FileNotFoundError, *forbidden):
                 size = _size(files, f"{path}/{name}")
-                if name in _BESIDE and (size is None or size > _limit_beside(name)):
+                if name in _BESIDE and (size is None or not _is_small(name, size)):
                     continue
                 with files.open(f"{path}/{name}", "rb") as data:
                     self._copy(data, folder / name, size, progress)
@@ -184,39 +194,44 @@ class Sources:
         _check_complete(folder, found if WEIGHTS in found else _listing(files, path))
 
     def _extract(self, archive: Path, folder: Path, progress: Progress) -> None:
-        places: set[PurePosixPath] = set()
-        names: list[str] = []
+        paths = self._listed(archive)
+        place = _place_in(paths)
         with _members(archive) as members:
-            total = 0
-            for count, member in enumerate(members):
-                path = PurePosixPath(member.name)
+            for path, member in zip(paths, members, strict=True):
+                if path.parent != place or path.name not in (*WANTED, *_BESIDE_HERE):
+                    continue
+                is_beside = path.name in _BESIDE_HERE
+                if is_beside and not (member.is_plain and _is_small(path.name, member.size_bytes)):
+                    continue
+                if not member.is_plain:
+                    _refuse(f"the archive's member {member.name[:100]!r} is not a plain file")
+                with member.open() as data:
+                    self._copy(data, folder / path.name, member.size_bytes, progress)
+        _check_complete(folder, [path.name for path in paths])
+
+    def _listed(self, archive: Path) -> list[PurePosixPath]:
+        """Paths of the members, none of which leaves the archive."""
+        paths, total = [], 0
+        with _members(archive) as members:
+            for member in members:
+                path = PurePosixPath(
+                    member.name.replace("\\", "/")
+                )  # as old ones of Windows have it
+                paths.append(path)
                 total += member.size_bytes
-                if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+                if path.is_absolute() or ".." in path.parts:
                     _refuse(f"the archive's member {member.name[:100]!r} leaves the archive")
-                if count >= _MAX_MEMBERS or total > self._max_bytes:
+                if len(paths) > _MAX_MEMBERS or total > self._max_bytes:
                     _refuse(
                         f"the archive has more than {_MAX_MEMBERS} members or {self._max_bytes} "
                         "bytes (store.max_adapter_bytes)"
                     )
-                names.append(path.name)
-                if path.name in _BESIDE_HERE and member.size_bytes > _limit_beside(path.name):
-                    continue
-                if path.name not in (*WANTED, *_BESIDE_HERE):
-                    continue
-                if path.name in _BESIDE_HERE and not member.is_plain:
-                    continue
-                if not member.is_plain:
-                    _refuse(f"the archive's member {member.name[:100]!r} is not a plain file")
-                places.add(path.parent)
-                if len(places) > 1:
-                    _refuse("the archive holds more than one adapter; register them one by one")
-                with member.open() as data:
-                    self._copy(data, folder / path.name, member.size_bytes, progress)
-        _check_complete(folder, names)
+        return paths
 
     def _copy(self, data: IO[bytes], target: Path, size: int | None, progress: Progress) -> None:
         is_small = target.name != WEIGHTS
-        limit = _SMALL_BYTES if is_small else self._max_bytes
+        limit = _TOKENIZER_BYTES if target.name == TOKENIZER else _SMALL_BYTES
+        limit = limit if is_small else self._max_bytes
         done = 0
         with target.open("wb") as out:
             while chunk := data.read(_CHUNK):
@@ -244,22 +259,56 @@ def _local_path(source: str) -> Path:
         raise AdapterRefused(f"source: {e}", param="source") from e
 
 
-def _limit_beside(name: str) -> int:
-    return _TOKENIZER_BYTES if name == TOKENIZER else _SMALL_BYTES
+def _home_of(folder: Path) -> Path:
+    """What a folder's files may not leave. A snapshot in the model hub's cache has links into the
+    files that snapshots share."""
+    folder = folder.resolve()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith(
+        "models--"
+    )
+    return folder.parents[1] if is_snapshot else folder
 
 
-def _check_complete(folder: Path, found: list[str]) -> None:
-    for name in FILES:
-        if (folder / name).is_file():
-            continue
-        for kind, remedy in _OTHER_FOLDERS.items():
-            other = next((f for f in sorted(found) if re.fullmatch(kind, f)), None)
-            if name == WEIGHTS and other is not None:
-                _refuse(f"{other[:100]} {remedy}")
-        missing = AdapterRefused if found else SourceMissing
-        raise missing(
-            f"{name} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}", param="source"
+def _is_small(name: str, size_bytes: int) -> bool:
+    """Whether a file beside the adapter is worth looking at."""
+    return size_bytes <= (_TOKENIZER_BYTES if name == TOKENIZER else _SMALL_BYTES)
+
+
+def _place_in(paths: list[PurePosixPath]) -> PurePosixPath:
+    """Where in an archive its adapter is: the folder of the weights that lie highest."""
+    own = [path for path in paths if "__MACOSX" not in path.parts]
+    places = {p.parent for p in own if p.name == WEIGHTS} or {
+        p.parent for p in own if p.name == CONFIG
+    }
+    depth = min((len(place.parts) for place in places), default=0)
+    highest = [place for place in places if len(place.parts) == depth]
+    if len(highest) > 1:
+        _refuse("the archive holds more than one adapter; register them one by one")
+    return highest[0] if highest else PurePosixPath(".")
+
+
+def _check_complete(folder: Path, found: list[str], below: Sequence[str] = ()) -> None:
+    """Raises AdapterRefused, which says what the folder is instead.
+
+    Args:
+        found: what was there.
+        below: folders in it that have an adapter.
+    """
+    missing = next((name for name in FILES if not (folder / name).is_file()), None)
+    if missing is None:
+        return
+    if below:
+        _refuse(
+            f"the adapter lies in {below[0][:100]}, a folder below; give that one as the source"
         )
+    for kind, remedy in _OTHER_FOLDERS.items():
+        other = next((f for f in sorted(found) if re.fullmatch(kind, f)), None)
+        if other is not None and not (folder / WEIGHTS).is_file():
+            _refuse(f"{other[:100]} {remedy}")
+    raised = AdapterRefused if found else SourceMissing
+    raise raised(
+        f"{missing} is missing; a peft adapter folder has {CONFIG} and {WEIGHTS}", param="source"
+    )
 
 
 def _size(files: Any, path: str) -> int | None:
@@ -350,7 +399,7 @@ def _explained(source: str) -> Iterator[None]:
             raise Unavailable(f"{source} cannot be reached: {e.__cause__}", param="source") from e
         raise SourceMissing(f"{source}: there is no such place", param="source") from e
     except PermissionError as e:
-        raise AdapterRefused(
+        raise SourceMissing(
             f"{e.filename or source} cannot be read by the server: {e.strerror or e}",
             param="source",
         ) from e

@@ -9,6 +9,7 @@ from adapter_store.files.blobs import WEIGHTS
 from cluster.adapters import BaseModelFacts
 from cluster.errors import AdapterRefused
 
+_LONGEST = 200
 _PREFIX = "base_model.model."
 # `.default` and the like: peft's name of the adapter in the model, which its own files leave out.
 _FACTOR = re.compile(
@@ -19,7 +20,31 @@ _SINGLE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d{1,5})\.(?P
 # What wraps a model while it is trained, and leaves its name in the paths.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # What may stand before the path that a model and its kin share.
-_LEADING = frozenset({"base_model", "language_model", "model", "module", "text_model"})
+_LEADING = frozenset(
+    {
+        "_forward_module",
+        "actor",
+        "base_model",
+        "decoder",
+        "language_model",
+        "llm",
+        "llm_model",
+        "model",
+        "module",
+        "paligemma",
+        "policy",
+        "pretrained_model",
+        "text_model",
+        "thinker",
+        "transformer",
+    }
+)
+# Other releases' and trainers' names within a path -> ours.
+_RENAMED = (
+    (".block_sparse_moe.", ".mlp."),
+    ("vision_tower.vision_model.", "vision_tower."),
+    ("unembed_tokens", "lm_head"),
+)
 
 # Part of a tensor's name -> what such a file is.
 _OTHERS = {
@@ -34,6 +59,7 @@ _OTHERS = {
     "vera_lambda": "VeRA's; convert it with peft's save_as_lora",
     "prompt_embeddings": "a trained prompt's; train LoRA",
     "lora_monteclora": "MonteCLoRA's, which samples its weights; train plain LoRA",
+    ".original_module.": "peft's copy of a whole module (modules_to_save); train LoRA alone",
     "lora_unet_": "of an image model's adapter (kohya); this is a language model",
     "lora_te_": "of an image model's adapter (kohya); this is a language model",
     ".lora_down.": "named as diffusers does; save the adapter with peft's save_pretrained",
@@ -116,9 +142,10 @@ class TensorNames:
         """Whether a tensor is the base model's own embedding or head, which peft saves with an
         adapter that is trained on them."""
         path, found, _ = name.removeprefix(_PREFIX).rpartition(".base_layer.weight")
-        module = self._module(path)
-        shapes = self._base.linear_shapes | self._base.embedding_shapes
-        return bool(found) and module is not None and shapes.get(module) == tuple(shape)
+        module = self._module(path) or ""
+        head = {m: s for m, s in self._base.linear_shapes.items() if m.endswith("lm_head")}
+        shapes = head | self._base.embedding_shapes
+        return bool(found) and shapes.get(module) == tuple(shape)
 
     def refusal(self, name: str, shape: Iterable[int], trained_on: str) -> AdapterRefused:
         """Why a tensor that is no factor cannot be served.
@@ -126,7 +153,7 @@ class TensorNames:
         Args:
             trained_on: the base model's name, as the adapter's configuration has it.
         """
-        shown, size = repr(name[:200]), list(shape)
+        shown, size = repr(cut(name)), list(shape)
         for part, what in _OTHERS.items():
             if part in name:
                 return _refused(f"{shown} is {what}")
@@ -147,13 +174,13 @@ class TensorNames:
     def no_such_layer(self, factor: Factor, trained_on: str) -> AdapterRefused:
         """Why a factor cannot be served whose layer the base model has not."""
         base = self._base
-        shown = repr(factor.tensor[:200])
+        shown = repr(cut(factor.tensor))
         if factor.path in base.closed_modules or _core(factor.path) in map(
             _core, base.closed_modules
         ):
             return _refused(
-                f"{shown} adapts {factor.path}, which {base.id} has, but its engine cannot adapt; "
-                "train without this module"
+                f"{shown} adapts {cut(factor.path)}, which {base.id} has, but its engine cannot "
+                "adapt; train without this module"
             )
         kin = re.sub(r"\.\d+\.", ".0.", factor.path)
         if kin != factor.path and (kin in self._modules or _core(kin) in self._by_core):
@@ -161,17 +188,30 @@ class TensorNames:
                 f"{shown}: {base.id} has such a layer, but not so many of them; the adapter was "
                 f"trained on a larger model{_of(trained_on)}"
             )
-        near = next(iter(sorted(self._modules)), "none")
+        last = factor.path.rpartition(".")[2]
+        alike = next((m for m in sorted(self._modules) if m.rpartition(".")[2] == last), None)
+        if alike is not None:
+            return _refused(
+                f"{shown} belongs to no layer of {base.id} ({base.architecture}), which has "
+                f"{alike}: name the tensors so if that is meant; else it was trained on another "
+                f"base model{_of(trained_on)}"
+            )
         return _refused(
-            f"{shown} belongs to no layer of {base.id} ({base.architecture}), whose layers have "
-            f"names such as {near}; it was trained on another base model{_of(trained_on)}"
+            f"{shown} belongs to no layer of {base.id} ({base.architecture}); it was trained on "
+            f"another base model{_of(trained_on)}"
         )
+
+
+def cut(name: str) -> str:
+    """A name, to be shown: it may be as long as the file."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
 
 
 def _core(path: str) -> str:
     """A module's path without what differs between a model alone and the same within another."""
-    # Where transformers before 5, and files made with them, have Mixtral's experts.
-    segments = path.replace(".block_sparse_moe.", ".mlp.").split(".")
+    for old, new in _RENAMED:
+        path = path.replace(old, new)
+    segments = path.split(".")
     while len(segments) > 1 and segments[0] in _LEADING:
         segments = segments[1:]
     return ".".join(segments)

@@ -80,10 +80,15 @@ def add(
     expected = {"sha256": sha256, "base_fingerprint": base_fingerprint}
     body = card.given() | without_none(named | expected) | {"promote": promote}
     with bar() as progress:
-        body["source"] = _within_reach(source, client, progress, sends=sends)
-        adapter = followed(
-            client, progress, "registering", "/v1/adapters", body, wait=wait, replace=True
-        )
+        body["source"] = sent = _within_reach(source, client, progress, sends=sends)
+        try:
+            adapter = followed(
+                client, progress, "registering", "/v1/adapters", body, wait=wait, replace=True
+            )
+        except InvalidRequest:
+            if sent.startswith("upload://") and sent != source:  # nobody will ask for it again
+                client.delete(f"/v1/uploads/{quoted(sent.removeprefix('upload://'))}")
+            raise
     if as_json:
         print_json(adapter)
     else:

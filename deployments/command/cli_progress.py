@@ -64,7 +64,7 @@ def send_files(client: Client, path: Path, progress: Progress) -> str:
 @contextlib.contextmanager
 def _packed(path: Path) -> Iterator[Path]:
     """The path itself when it is a file, else a tar of the adapter's files in the folder."""
-    from adapter_store.files.sources import WANTED
+    from adapter_store.files.sources import SENT
 
     if path.is_file():
         yield path
@@ -74,7 +74,7 @@ def _packed(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rh-upload-") as folder:
         archive = Path(folder) / "adapter.tar"
         with tarfile.open(archive, "w") as tar:
-            for name in WANTED:
+            for name in SENT:
                 if (path / name).is_file():
                     tar.add((path / name).resolve(), name)
         yield archive

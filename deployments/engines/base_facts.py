@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from adapter_store.files.beside import template_of, vocabulary_of
 from cluster.adapters import BaseModelFacts, Experts
@@ -21,13 +22,15 @@ _PARTS = ("gate_proj", "up_proj", "down_proj")
 _MIXTRAL_PARTS = ("w1", "w3", "w2")
 
 
-def base_model_facts(settings: BaseModelSettings, path: str) -> BaseModelFacts:
+def base_model_facts(settings: BaseModelSettings, path: str, config: Any) -> BaseModelFacts:
     """All that its model has; :func:`only_adaptable` leaves what its engine can adapt.
+
+    Args:
+        config: of transformers, as the engine has it.
 
     Raises:
         ConfigError: transformers does not know the model.
     """
-    config = transformers.AutoConfig.from_pretrained(path)
     model = _without_weights(config)
     linear, embedding, experts = _layers(model, config.model_type)
     return BaseModelFacts(
@@ -38,6 +41,7 @@ def base_model_facts(settings: BaseModelSettings, path: str) -> BaseModelFacts:
         linear_shapes=linear,
         embedding_shapes=embedding,
         experts=experts,
+        is_tied=_is_tied(config),
         name=settings.path,
         chat_template=template_of(Path(path)),
         vocabulary=vocabulary_of(Path(path)),
@@ -59,6 +63,12 @@ def only_adaptable(facts: BaseModelFacts, adaptable: set[str]) -> BaseModelFacts
             "closed_modules": tuple(sorted(facts.modules - adaptable)),
         }
     )
+
+
+def _is_tied(config: Any) -> bool:
+    """Some configs say it of their text, some of the whole."""
+    of_all = getattr(config, "tie_word_embeddings", False)
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", of_all))
 
 
 def _without_weights(config: Any) -> nn.Module:
@@ -90,8 +100,11 @@ def _layers(model: nn.Module, model_type: str) -> Layers:
             embedding[name] = (module.num_embeddings, module.embedding_dim)
         elif own.keys() >= _STACKED:
             experts[name] = _experts(name, module, model_type)
-        elif name.rpartition(".")[2] in _ROUTERS and own["weight"].ndim == 2:
+        elif name.rpartition(".")[2] in _ROUTERS and getattr(own.get("weight"), "ndim", 0) == 2:
             rows, columns = own["weight"].shape
+            linear[name] = (rows, columns)
+        elif isinstance(module, Conv1D):  # of gpt2: (in, out), which vLLM does not adapt
+            columns, rows = module.weight.shape
             linear[name] = (rows, columns)
     return linear, embedding, experts
 
@@ -99,11 +112,12 @@ def _layers(model: nn.Module, model_type: str) -> Layers:
 def _experts(path: str, module: nn.Module, model_type: str) -> Experts:
     def shape(parameter: torch.Tensor) -> tuple[int, int]:
         _, rows, columns = parameter.shape
-        # GPT-OSS keeps them as (experts, in, out).
+        # GPT-OSS and Llama 4 keep them as (experts, in, out).
         return (columns, rows) if is_transposed else (rows, columns)
 
-    is_transposed = bool(getattr(module, "is_transposed", False))
     gate_up, down = module.get_parameter("gate_up_proj"), module.get_parameter("down_proj")
+    # Both have the hidden size once: gate_up as what comes in, down as what goes out.
+    is_transposed = gate_up.shape[1] == down.shape[2] and gate_up.shape[2] == 2 * down.shape[1]
     found = Experts(count=len(gate_up), gate_up=shape(gate_up), down=shape(down))
     if is_transposed:
         return found  # it never had single ones

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from adapter_store.files.blobs import CONFIG, FILES
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
-from cluster.errors import AdapterLoadFailed, ConfigError
+from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
 from deployments.process.call import Reply, ResponseStart
@@ -100,7 +100,7 @@ class EchoEngine:
             raise AdapterLoadFailed(f"the engine could not load {ref.key}: no adapter in {folder}")
         config = json.loads((folder / CONFIG).read_bytes())
         if why := config.get("echo_refuses"):
-            raise AdapterLoadFailed(f"the engine could not load {ref.key}: {why}")
+            raise EngineRefused(f"the engine could not load {ref.key}: {why}")
         await asyncio.sleep(self._args.load_s)
         self._host.append(ref.key)
         self._answers[ref.key] = config.get("echo_answers", {})

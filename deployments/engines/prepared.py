@@ -15,7 +15,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from adapter_store.files.reading import AdaptedLayer, opened_tensors, read_adapter
+from adapter_store.files.layers import AdaptedLayer
+from adapter_store.files.reading import opened_tensors, read_adapter
 from cluster.adapters import BaseModelFacts
 
 FILE = "prepared.safetensors"

@@ -26,7 +26,7 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
-from cluster.errors import AdapterLoadFailed, ConfigError
+from cluster.errors import ConfigError, EngineRefused
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings
 from deployments.engines import prepared, vllm_plugin
@@ -72,7 +72,8 @@ class VllmEngine:
         self.llm = AsyncLLM.from_vllm_config(self._checked_config())
         self._lora_config = self.llm.vllm_config.lora_config
         await self._check_plugin()
-        facts = base_model_facts(self._settings, self._args.model)
+        config = self.llm.vllm_config.model_config.hf_config
+        facts = base_model_facts(self._settings, self._args.model, config)
         modules = sorted(facts.modules)
         adaptable = (await self.llm.collective_rpc("roundhouse_adaptable", args=(modules,)))[0]
         self._facts = only_adaptable(facts, set(adaptable))
@@ -108,7 +109,7 @@ class VllmEngine:
         if why := next(filter(None, refusals), None):
             # Others of the workers may have taken it.
             await self.llm.remove_lora(request.lora_int_id)
-            raise AdapterLoadFailed(f"the engine could not load {ref.key}: {why}")
+            raise EngineRefused(f"the engine could not load {ref.key}: {why}")
         self._loaded[ref.key] = request
 
     def request(self, ref: AdapterRef) -> LoRARequest:

@@ -9,6 +9,7 @@ vLLM calls :func:`register` in every engine process (entry point ``vllm.general_
 import inspect
 import os
 from collections.abc import Callable
+from typing import Any
 
 from deployments.process.ray_options import IN_REPLICA
 
@@ -39,6 +40,8 @@ _LOADER = {
     "_load_adapter": ["self", "lora_request"],
     "add_adapter": ["self", "lora_request"],
 }
+_EXPERTS = {"select_unquantized_moe_backend": ["moe_config"]}
+_RUNNER = {"_get_prompt_logprobs_dict": ["self", "hidden_states", "num_scheduled_tokens"]}
 
 
 def register() -> None:
@@ -62,8 +65,13 @@ def register() -> None:
     if current_platform.is_cpu():
         _check_shape(punica_cpu.PunicaWrapperCPU, _KERNELS)
         type(current_platform).get_punica_wrapper = classmethod(lambda _cls: WRAPPER)
+        from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method
+        from vllm.v1.worker import gpu_model_runner
+
         from deployments.engines import moe_cpu, prompt_logprobs
 
+        _check_shape(unquantized_fused_moe_method, _EXPERTS)
+        _check_shape(gpu_model_runner.GPUModelRunner, _RUNNER)
         moe_cpu.install()
         prompt_logprobs.install()
 
@@ -81,7 +89,7 @@ def _check_version() -> None:
         _refuse(f"vLLM is {vllm.__version__}, the plugin fits {SUPPORTED_VLLM}x")
 
 
-def _check_shape(cls: type, methods: dict[str, list[str]]) -> None:
+def _check_shape(cls: Any, methods: dict[str, list[str]]) -> None:
     for name, expected in methods.items():
         found = _parameters(getattr(cls, name, None))
         if found != expected:

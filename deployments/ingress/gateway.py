@@ -17,6 +17,7 @@ from cluster.adapters import Adapter, AdapterRef, Version, Viewer
 from cluster.decisions import Decision, Prompt, Route, RoutedRequest
 from cluster.errors import (
     AdapterLoadFailed,
+    EngineRefused,
     InvalidRequest,
     ModelNotFound,
     OutOfScope,
@@ -263,7 +264,7 @@ class Gateway:
         status = reply.start.status
         if status != 200:
             error = content["error"]
-            if error["code"] == AdapterLoadFailed.code:
+            if error["code"] in (AdapterLoadFailed.code, EngineRefused.code):
                 raise AdapterLoadFailed(error["message"])
             is_refused = 400 <= status < 500 and status != 429
             raise (InvalidRequest if is_refused else Unavailable)(error["message"])

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import quote
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.collector import remove_unneeded
@@ -25,6 +26,7 @@ from cluster.errors import (
     RoundhouseError,
     SourceMissing,
     StoreUnavailable,
+    Unavailable,
 )
 from cluster.names import is_name
 from cluster.settings import StoreSettings
@@ -35,8 +37,8 @@ logger = logging.getLogger(__name__)
 # Longer than a fetch is silent for; another ingress goes on when this one dies.
 _LEASE_S = 20.0
 _LOOK_S = 0.5
-# Fetches under way in one ingress: names are cheap to make up.
-_MOST = 8
+# Fetches under way in one ingress: names are cheap to make up, and admins register beside them.
+_MOST = 3
 
 # Registers the adapter of a source under a name.
 Register = Callable[[str, str], Awaitable[None]]
@@ -64,7 +66,7 @@ class Resolver:
         self._blobs = blobs
         self._id = uuid.uuid4().hex
         self._register = register
-        self._flights: dict[str, asyncio.Task[None]] = {}
+        self._flights: dict[tuple[str, ...], asyncio.Task[None]] = {}
         self._used: set[str] = set()
         self._background = Background()
 
@@ -99,7 +101,7 @@ class Resolver:
             InvalidRequest: it is there, and cannot be served; says why.
             BeingFetched: it is on its way, for longer than the patience.
         """
-        name, sources = _places(self._settings.resolve, model)
+        name, sources = places_of(self._settings.resolve, model)
         if not sources:
             return None
         if adapter := self._catalogue.adapters.get(name):
@@ -107,6 +109,7 @@ class Resolver:
             return name if adapter.card.resolved_from in sources else None
         patience_s = min(patience_s, self._settings.resolve_patience_s)
         try:
+            await self._remembered(sources)
             async with asyncio.timeout(patience_s):
                 await asyncio.shield(self._flight(name, sources))
         except TimeoutError as e:
@@ -117,30 +120,36 @@ class Resolver:
             return None
         except AdapterRefused as e:
             raise InvalidRequest(f"{model} cannot be served: {e.message}", param="model") from e
-        return name
+        # Somebody may have registered another one meanwhile.
+        found = self._catalogue.adapters.get(name)
+        return name if found is not None and found.card.resolved_from in sources else None
 
-    def _flight(self, name: str, sources: list[str]) -> asyncio.Task[None]:
+    def _flight(self, name: str, sources: tuple[str, ...]) -> asyncio.Task[None]:
         """Concurrent first requests share one."""
-        flight = self._flights.get(name)
+        flight = self._flights.get(sources)
         if flight is None:
             if len(self._flights) >= _MOST:
                 raise BeingFetched(f"{_MOST} other adapters are being fetched; try again")
             flight = self._background.spawn(f"fetch {name}", self._fetch(name, sources))
-            self._flights[name] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(name, None))
+            self._flights[sources] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(sources, None))
         return flight
 
-    async def _fetch(self, name: str, sources: list[str]) -> None:
+    async def _fetch(self, name: str, sources: tuple[str, ...]) -> None:
         """Until the adapter is here: by this process, or by the one that was faster."""
         while name not in self._catalogue.adapters:
-            if (why := await self._log.failure(name)) is not None:
-                raise _failed(name, why)
-            if not await self._log.begin(name, self._id, for_s=_LEASE_S):
-                await asyncio.sleep(_LOOK_S)
-                continue
-            async with self._leading(name):
-                await self._register_from(name, sources)
-                await self._log.used([name])
+            await self._remembered(sources)
+            if await self._log.begin(name, self._id, for_s=_LEASE_S):
+                async with self._leading(name):
+                    await self._register_from(name, sources)
+            # Another one is at it, or this process has still to hear of what was done.
+            await asyncio.sleep(_LOOK_S)
+
+    async def _remembered(self, sources: tuple[str, ...]) -> None:
+        """Raises what came of these places a while ago, if that was nothing good."""
+        why = await self._log.failure(" ".join(sources))
+        if why is not None:
+            raise AdapterRefused(why, param="source") if why else SourceMissing(sources[0])
 
     @contextlib.asynccontextmanager
     async def _leading(self, name: str) -> AsyncIterator[None]:
@@ -155,10 +164,12 @@ class Resolver:
             yield
         finally:
             await cancel(renewing)
-            await self._log.end(name)
+            with contextlib.suppress(StoreUnavailable):  # then it ends by itself
+                await self._log.end(name)
 
-    async def _register_from(self, name: str, sources: list[str]) -> None:
-        """From the first place that has it."""
+    async def _register_from(self, name: str, sources: tuple[str, ...]) -> None:
+        """From the first place that has it; what came of it is remembered, when it was not that."""
+        unreachable: RoundhouseError | None = None
         for source in sources:
             try:
                 await self._register(source, name)
@@ -166,21 +177,38 @@ class Resolver:
                 continue
             except Conflict:  # somebody has registered it meanwhile
                 return
-            except InvalidRequest as e:
-                await self._log.fail(name, e.message, for_s=self._settings.resolve_again_s)
+            except StoreUnavailable:
                 raise
+            except Unavailable as e:
+                logger.warning("%s was asked for, and cannot be fetched: %s", name, e.message)
+                unreachable = e
+                continue
+            except RoundhouseError as e:
+                await self._fail(sources, e.message)
+                raise AdapterRefused(e.message, param="source") from e
             logger.info("%s was asked for, and fetched from %s", name, source)
+            await self._log.used([name])
             return
-        await self._log.fail(name, "", for_s=self._settings.resolve_again_s)
-        raise _failed(name, "")
+        if unreachable is not None:
+            raise unreachable
+        await self._fail(sources, "")
+        raise SourceMissing(sources[0])
+
+    async def _fail(self, sources: tuple[str, ...], why: str) -> None:
+        await self._log.fail(" ".join(sources), why, for_s=self._settings.resolve_again_s)
 
     async def _tidy(self) -> None:
         used, self._used = self._used, set()
-        await self._log.used(used)
+        try:
+            await self._log.used(used)
+        except StoreUnavailable:
+            self._used |= used
+            raise
+        fetched = {n for n, a in self._catalogue.adapters.items() if a.card.resolved_from}
+        await self._log.know(fetched)
         for name in await self._log.idle(self._settings.resolve_idle_s):
-            adapter = self._catalogue.adapters.get(name)
-            if adapter is not None and adapter.card.resolved_from and name not in self._used:
-                await self._remove(adapter)
+            if name in fetched and name not in self._used:
+                await self._remove(self._catalogue.adapters[name])
             await self._log.forget(name)
 
     async def _remove(self, adapter: Adapter) -> None:
@@ -193,11 +221,7 @@ class Resolver:
             await remove_unneeded(self._store, self._blobs, version.digest)
 
 
-def _failed(name: str, why: str) -> RoundhouseError:
-    return AdapterRefused(why, param="source") if why else SourceMissing(f"there is no {name}")
-
-
-def _places(patterns: tuple[str, ...], model: str) -> tuple[str, list[str]]:
+def places_of(patterns: tuple[str, ...], model: str) -> tuple[str, tuple[str, ...]]:
     """The name of an adapter, and where it may lie; no place for what fits no pattern.
 
     A name is what stands for the `*`; of the model hub, as its users call it, the whole id.
@@ -215,5 +239,5 @@ def _places(patterns: tuple[str, ...], model: str) -> tuple[str, list[str]]:
         is_one = is_name(found) and (hub is None or found.count("/") == 1)
         if is_one and name in ("", found):
             name = found
-            sources.append(before + rest)
-    return name, sources
+            sources.append(before + (quote(rest) if before.startswith("http") else rest))
+    return name, tuple(sources)

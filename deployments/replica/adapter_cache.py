@@ -43,7 +43,8 @@ class LoadCounts:
         self.near_s = MovingMean()
 
     def ended(self, ref: AdapterRef, result: str) -> None:
-        metrics.loads.labels(self.model, metrics.named.use(ref.name), result).inc()
+        if not ref.is_on_trial:  # nobody's adapter has failed
+            metrics.loads.labels(self.model, metrics.named.use(ref.name), result).inc()
 
     def took(self, seconds: float, *, is_near: bool) -> None:
         metrics.load_time.labels(self.model).observe(seconds)
@@ -156,9 +157,9 @@ class AdapterCache:
         """
         return self._room.has_spare(size_bytes, self._flights, beside)
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Adapters that others are moved out for, not they."""
-        self._room.keep(names)
+    def keep(self, keys: Iterable[AdapterKey]) -> None:
+        """Versions that others are moved out for, not they."""
+        self._room.keep(keys)
 
     def expect(self, waiting: Iterable[AdapterKey], used: AdapterKey | None = None) -> None:
         """What requests in an ingress's queue wait for leaves last, the first of it the very last;
@@ -211,7 +212,7 @@ class AdapterCache:
                 await self._unload(ref)
             await self.refresh()
         finally:
-            del self._leaving[ref.key]
+            self._leaving.pop(ref.key, None)  # two may drop the same
             self._room.usage.forget(ref.key)
             self._tell()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from adapter_store.files.blobs import BlobGone, BlobStore, digest_of
 from adapter_store.files.node_cache import NodeCache
 from cluster.adapters import AdapterRef, Tier
-from cluster.errors import AdapterLoadFailed
+from cluster.errors import AdapterLoadFailed, EngineRefused
 from deployments.engines.engine import Engine
 
 CHECKSUM = "sha256"
@@ -92,8 +92,10 @@ class AdapterFiles:
                 self._engine.prepare(source, target)
         except BlobGone as e:
             raise AdapterLoadFailed(f"the files of {ref.key} {e}; register it again") from e
+        except OSError as e:
+            raise AdapterLoadFailed(f"{ref.key} cannot be read or prepared here: {e}") from e
         except Exception as e:
-            raise AdapterLoadFailed(f"the engine cannot use {ref.key}: {e}") from e
+            raise EngineRefused(f"the engine cannot use {ref.key}: {e}") from e
         (target / CHECKSUM).write_text(checksum(target))
 
     def _key(self, ref: AdapterRef) -> str:

@@ -108,11 +108,14 @@ class Follower:
     def _heed(self, plan: ModelPlan) -> None:
         """Keep what should be here, and load what should come: requests need not ask first."""
         # What is on one replica alone stays by its use, which the replica knows best.
-        self._adapters.keep(
+        names = [
             name
             for name, replicas in plan.holders.items()
             if self._id in replicas and (len(replicas) > 1 or name in self._sharing.counted)
-        )
+        ]
+        kept = (self._catalogue.adapters.get(name) for name in names)
+        # Versions that were replaced go by their use.
+        self._adapters.keep(a.key(v) for a in kept if a is not None for v in a.serving)
         if not self._placement.prefetch:
             return
         for name in plan.loads.get(self._id, ()):

@@ -50,7 +50,7 @@ class Room:
         self.expected = Expected()
         self._is_used = is_used
         self._is_pinned = is_pinned
-        self._kept: frozenset[str] = frozenset()
+        self._kept: frozenset[AdapterKey] = frozenset()
         self._held: dict[AdapterKey, Held] = {}
         # With the loads and unloads under way.
         self._taken = Amount()
@@ -78,9 +78,9 @@ class Room:
         fits = free_bytes + sum(h.size_bytes for h in spare) >= size_bytes
         return fits and self.left(coming) + len(spare) > 0
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Adapters that others are moved out for, not they."""
-        self._kept = frozenset(names)
+    def keep(self, keys: Iterable[AdapterKey]) -> None:
+        """Versions that others are moved out for, not they."""
+        self._kept = frozenset(keys)
 
     def worths(self) -> dict[AdapterKey, float]:
         """What is worth keeping in a slot, by key."""
@@ -159,4 +159,4 @@ class Room:
 
     def _need(self, ref: AdapterRef) -> tuple[bool, bool, float]:
         """Why a version should stay whatever its use, the strongest reason first; falsy is none."""
-        return self._is_pinned(ref.name), ref.name in self._kept, self.expected.nearness(ref.key)
+        return self._is_pinned(ref.name), ref.key in self._kept, self.expected.nearness(ref.key)

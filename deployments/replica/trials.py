@@ -34,6 +34,8 @@ class Trials:
             await self._load(ref)
         except RoundhouseError as e:
             return Reply.refusal(e)
+        except Exception as e:  # noqa: BLE001  (a dead engine says anything)
+            return Reply.refusal(Unavailable(f"the replica cannot try it: {e!r}"[:500]))
         return Reply.whole(ResponseStart(200, {}), b"")
 
     async def _load(self, ref: AdapterRef) -> None:

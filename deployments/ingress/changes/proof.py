@@ -1,12 +1,13 @@
 """Proof that a replica can load an adapter, before it becomes what a name answers."""
 
+import asyncio
 import json
 import logging
 import uuid
 from collections.abc import Mapping
 
 from cluster.adapters import AdapterRef
-from cluster.errors import AdapterLoadFailed, AdapterRefused, RoundhouseError, Unavailable
+from cluster.errors import AdapterRefused, EngineRefused, RoundhouseError, Unavailable
 from deployments.ingress.gateway import ReplicaPool
 from deployments.process.call import TRIAL_PATH, Call
 
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # One replica may be ill; when two refuse the same files, it is the files.
 _REPLICAS = 2
+# A replica itself waits a minute for a place; the load comes on top.
+_PATIENCE_S = 120.0
 
 
 class Proof:
@@ -46,19 +49,22 @@ class Proof:
     async def _try(self, pool: ReplicaPool, replica: str, digest: str) -> None:
         ref = AdapterRef.on_trial(digest)
         call = Call(TRIAL_PATH, uuid.uuid4().hex, b"", ref, position="", replica=replica)
-        async with pool.sent(call) as reply:
-            body = await reply.read()
+        try:
+            async with asyncio.timeout(_PATIENCE_S), pool.sent(call) as reply:
+                body = await reply.read()
+        except TimeoutError as e:
+            raise Unavailable(f"replica {replica} did not say in {_PATIENCE_S:.0f} s") from e
         if reply.start.status == 200:
             return
         error = json.loads(body)["error"]
-        is_refused = error["code"] == AdapterLoadFailed.code
+        is_refused = error["code"] == EngineRefused.code
         message = error["message"].replace(ref.key, "it")
-        raise (AdapterLoadFailed if is_refused else Unavailable)(message)
+        raise (EngineRefused if is_refused else Unavailable)(message)
 
 
 def _refusal(refusals: list[RoundhouseError]) -> RoundhouseError:
     """What a client is told; that the files are at fault only when an engine has said so."""
     for refusal in refusals:
-        if not isinstance(refusal, AdapterLoadFailed):
+        if not isinstance(refusal, EngineRefused):
             return Unavailable(f"it could not be tried on a replica: {refusal.message}")
     return AdapterRefused(f"no replica can load it: {refusals[0].message}", param="source")
