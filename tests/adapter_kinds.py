@@ -105,10 +105,9 @@ SERVED = [
     Kind("LoRA on attention"),
     Kind("on all linear layers", {"target_modules": "all-linear"}),
     Kind(
-        "`all-linear`, layers chosen",
+        "`All-Linear`",
         {"target_modules": "all-linear"},
-        change=config(target_modules="All-Linear", layers_to_transform=[1]),
-        notice="the configuration does not name them: model.layers.0.mlp.down_proj",
+        change=config(target_modules="All-Linear"),
         as_changed=True,
     ),
     Kind(
