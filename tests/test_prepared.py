@@ -7,6 +7,7 @@ import torch
 
 from adapter_store.files.blobs import CONFIG
 from benchmarks.adapters import write_adapter
+from cluster.adapters import BaseModelFacts
 
 pytestmark = pytest.mark.vllm
 
@@ -15,6 +16,8 @@ SHAPES = {
     "model.layers.0.self_attn.v_proj": (8, 16),
     "model.layers.1.self_attn.q_proj": (24, 16),
 }
+
+FACTS = BaseModelFacts(id="m", architecture="A", fingerprint="f", max_rank=16, linear_shapes=SHAPES)
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_it_is_bit_for_bit_what_vllm_makes(source, tmp_path, lora_config, change
 
     config = json.loads((source / CONFIG).read_text()) | changes
     (source / CONFIG).write_text(json.dumps(config))
-    prepared.write(source, tmp_path, lora_config, transpose_b=transposed)
+    prepared.write(source, tmp_path, FACTS, lora_config.lora_dtype, transpose_b=transposed)
     expected = vllms_own(source, lora_config)
     layers = list(prepared.read(tmp_path))
     assert len(layers) == len(expected) == len(SHAPES)
@@ -69,12 +72,3 @@ def test_it_is_bit_for_bit_what_vllm_makes(source, tmp_path, lora_config, change
         name = layer.name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         assert torch.equal(layer.a, expected[name].lora_a)
         assert torch.equal(layer.b, expected[name].lora_b)
-
-
-def test_a_rank_above_the_engines_is_refused(source, tmp_path, lora_config):
-    from deployments.engines import prepared
-
-    lora_config.max_lora_rank = 1
-    with pytest.raises(ValueError, match="rank"):
-        prepared.write(source, tmp_path, lora_config, transpose_b=True)
-    assert not (tmp_path / prepared.FILE).exists()
