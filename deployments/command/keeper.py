@@ -13,6 +13,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def _end(processes: list[psutil.Process]) -> None:
     for process in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    # Their folder goes next: who sees it gone may rely on their end.
+    until = time.monotonic() + _GRACE_S
+    while any(_runs(process) for process in stubborn) and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; without an init process nobody buries it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 if __name__ == "__main__":
