@@ -198,7 +198,7 @@ async def test_a_private_adapter_is_there_for_its_owner_only(make_world, store, 
         assert (await add(it, folder)).status_code == 201
         held = Residency(slots=("cron@1",), slot_capacity=1)
         failed = {"cron@1": "a tale of cron"}
-        await store.members.renew(Replica(id="r", model="echo", residency=held, problems=failed))
+        replica = Replica(id="r", model="echo", residency=held, problems=failed)
         for who, status, chosen in ((a, 200, "cron"), (b, 404, None), (ops, 200, "cron")):
             it.client.headers.update(who)
             assert (await ask(it, "cron")).status_code == status
@@ -207,6 +207,7 @@ async def test_a_private_adapter_is_there_for_its_owner_only(make_world, store, 
             assert ("cron" in ids) == (status == 200)
             listed = (await it.client.get("/v1/adapters")).json()["data"]
             assert len(listed) == (status == 200)
+            await store.members.renew(replica)  # its lease is short
             cluster = await it.client.get("/v1/cluster")
             assert ("cron@1" in cluster.text) == (status == 200)
             assert cluster.json()["adapters"] == (status == 200)
