@@ -260,11 +260,7 @@ class Registry:
 
     async def drive(self, name: str, driver: str, *, for_s: float) -> bool:
         """Whether `driver` is the one process that moves the adapter's rollout on, for a while."""
-        redis, key, ms = self._server.redis, self._keys.driver(name), round(for_s * 1000)
-        with answering():
-            if await redis.set(key, driver, nx=True, px=ms):
-                return True
-            return await redis.get(key) == driver and bool(await redis.pexpire(key, ms))
+        return await self._server.hold(self._keys.driver(name), driver, for_s=for_s)
 
     # -- base models ----------------------------------------------------------------------
 

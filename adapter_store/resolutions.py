@@ -16,11 +16,7 @@ class Resolutions:
 
     async def begin(self, name: str, process: str, *, for_s: float) -> bool:
         """Whether `process` is the one that fetches an adapter now; again, to go on with it."""
-        redis, key, ms = self._server.redis, self._keys.resolving(name), round(for_s * 1000)
-        with answering():
-            if await redis.set(key, process, nx=True, px=ms):
-                return True
-            return await redis.get(key) == process and bool(await redis.pexpire(key, ms))
+        return await self._server.hold(self._keys.resolving(name), process, for_s=for_s)
 
     async def end(self, name: str) -> None:
         with answering():

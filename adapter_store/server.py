@@ -84,6 +84,14 @@ class Server:
             )
         return done
 
+    async def hold(self, key: str, owner: str, *, for_s: float) -> bool:
+        """Whether `owner` has the lease `key` for so long: it was free, or its own before."""
+        ms = round(for_s * 1000)
+        with answering():
+            if await self.redis.set(key, owner, nx=True, px=ms):
+                return True
+            return await self.redis.get(key) == owner and bool(await self.redis.pexpire(key, ms))
+
     def once(self) -> str:
         """A key for the reply to one change, for scripts that must not do it twice."""
         return self.keys.once(uuid.uuid4().hex)

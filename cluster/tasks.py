@@ -1,8 +1,9 @@
 """Background tasks, looked after and ended for sure; and waits for the store that end."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from cluster.errors import RoundhouseError, StoreUnavailable
@@ -94,6 +95,26 @@ async def _repeated(
             await asyncio.sleep(retry_s)
         else:
             await asyncio.sleep(pause_s)
+
+
+@contextlib.asynccontextmanager
+async def renewed(
+    name: str, renew: Callable[[], Awaitable[object]], *, every_s: float
+) -> AsyncIterator[None]:
+    """Do something again and again as long as the block lasts, also when the store has not
+    answered."""
+
+    async def again() -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            with contextlib.suppress(StoreUnavailable):
+                await renew()
+
+    task = asyncio.create_task(again(), name=name)
+    try:
+        yield
+    finally:
+        await cancel(task)
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:

@@ -10,23 +10,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from adapter_store.files.blobs import CONFIG
-from adapter_store.files.peft_config import read_json_object
 from cluster.adapters import BaseModelFacts
 
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
-def notices_beside(folder: Path, base: BaseModelFacts) -> list[str]:
+def notices_beside(folder: Path, base: BaseModelFacts, trained_on: str) -> list[str]:
     """What differs between the base model that an adapter was trained on, as its folder shows it,
     and the one that it will run on."""
     notices = []
-    named = read_json_object(folder / CONFIG).get("base_model_name_or_path")
-    if isinstance(named, str) and named and not _is_kin(named, base):
+    if trained_on and not _is_kin(trained_on, base):
         notices.append(
-            f"it was trained on {named[:200]!r}, by its configuration; its shapes fit {base.id} "
-            f"({base.name or base.architecture}), on which it will run"
+            f"it was trained on {trained_on[:200]!r}, by its configuration; its shapes fit "
+            f"{base.id} ({base.name or base.architecture}), on which it will run"
         )
     if base.chat_template and template_of(folder) not in ("", base.chat_template):
         notices.append(

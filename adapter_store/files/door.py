@@ -58,7 +58,7 @@ def check_adapter(folder: Path, base: BaseModelFacts) -> Checked:
         notices=(
             *reading.notices,
             *_check_values(folder, reading),
-            *notices_beside(folder, base),
+            *notices_beside(folder, base, reading.trained_on),
         ),
     )
 

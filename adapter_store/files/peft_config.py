@@ -108,10 +108,8 @@ class PeftConfig:
         config = read_json_object(folder / CONFIG)
         _check_method(config)
         until = time.monotonic() + _MATCHING_S
-        rank, alpha = (
-            _rank(config.get("r", _DEFAULT), "r"),
-            _number(config.get("lora_alpha", _DEFAULT), "lora_alpha"),
-        )
+        rank = _rank(config.get("r", _DEFAULT), "r")
+        alpha = _number(config.get("lora_alpha", _DEFAULT), "lora_alpha")
         rslora = config.get("use_rslora")
         if rslora not in (None, True, False):
             _refuse("use_rslora", rslora, "true or false is needed")
@@ -277,8 +275,7 @@ class _Targets:
             is_named = self.named.fit(module)
         if not is_named:
             return False
-        # Of a pattern for the whole path, peft expects that it names the layers, too.
-        # So does a whole path.
+        # A whole path names its layer, and so, peft expects, does a pattern for one.
         is_whole = self.named is not None and (
             self.named.pattern is not None or module in self.named.ends
         )

@@ -26,10 +26,15 @@ _MOST_TENSORS = 1_000_000
 
 @dataclass(frozen=True)
 class Reading:
-    """What of an adapter is applied, and what is worth saying about it."""
+    """What of an adapter is applied, and what is worth saying about it.
+
+    Attributes:
+        trained_on: the base model, as the adapter's trainer called it; "" where it does not say.
+    """
 
     layers: tuple[AdaptedLayer, ...]
     notices: tuple[str, ...]
+    trained_on: str
 
     @property
     def rank(self) -> int:
@@ -86,7 +91,7 @@ class _Reader:
         self._check_tied({layer.module for layer in layers})
         self._tell_renamed(used)
         self._tell_missing(layers)
-        return Reading(layers, tuple(self._notices))
+        return Reading(layers, tuple(self._notices), self._config.base_name)
 
     def _factors(self) -> Iterator[Factor]:
         names = self._tensors.keys()

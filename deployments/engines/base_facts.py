@@ -79,7 +79,7 @@ def _without_weights(config: Any) -> nn.Module:
             model: nn.Module = named._from_config(config)  # noqa: SLF001  (of transformers)
             return model
         try:
-            return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]
+            return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-any-return]  # of transformers
         except ValueError as e:
             raise ConfigError(f"transformers has no model for {type(config).__name__}") from e
 

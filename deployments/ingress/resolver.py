@@ -9,6 +9,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from urllib.parse import quote
 
 from adapter_store.catalogue import Catalogue
@@ -30,7 +31,7 @@ from cluster.errors import (
 )
 from cluster.names import is_name
 from cluster.settings import StoreSettings
-from cluster.tasks import Background, cancel
+from cluster.tasks import Background, renewed
 
 logger = logging.getLogger(__name__)
 
@@ -153,17 +154,11 @@ class Resolver:
 
     @contextlib.asynccontextmanager
     async def _leading(self, name: str) -> AsyncIterator[None]:
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(_LEASE_S / 3)
-                with contextlib.suppress(StoreUnavailable):
-                    await self._log.begin(name, self._id, for_s=_LEASE_S)
-
-        renewing = asyncio.create_task(renew(), name=f"lead the fetch of {name}")
+        renew = partial(self._log.begin, name, self._id, for_s=_LEASE_S)
         try:
-            yield
+            async with renewed(f"lead the fetch of {name}", renew, every_s=_LEASE_S / 3):
+                yield
         finally:
-            await cancel(renewing)
             with contextlib.suppress(StoreUnavailable):  # then it ends by itself
                 await self._log.end(name)
 

@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 from adapter_store.catalogue import Catalogue, Changes
@@ -24,7 +26,7 @@ from cluster.errors import (
     Unavailable,
 )
 from cluster.members import Replica
-from cluster.tasks import Background, cancel
+from cluster.tasks import Background, renewed
 
 logger = logging.getLogger(__name__)
 
@@ -125,19 +127,9 @@ class RolloutDriver:
             logger.exception("the rollout of %s cannot go on yet", adapter.name)
             self._paused_until[adapter.name] = time.monotonic() + _PAUSE_S
 
-    @contextlib.asynccontextmanager
-    async def _driving(self, name: str) -> AsyncIterator[None]:
-        async def renew() -> None:
-            while True:
-                await asyncio.sleep(_LEASE_S / 3)
-                with contextlib.suppress(StoreUnavailable):
-                    await self._registry.drive(name, self._id, for_s=_LEASE_S)
-
-        renewing = asyncio.create_task(renew(), name=f"drive {name}")
-        try:
-            yield
-        finally:
-            await cancel(renewing)
+    def _driving(self, name: str) -> AbstractAsyncContextManager[None]:
+        renew = partial(self._registry.drive, name, self._id, for_s=_LEASE_S)
+        return renewed(f"drive {name}", renew, every_s=_LEASE_S / 3)
 
     async def _step(self, adapter: Adapter, rollout: Rollout) -> None:
         evaluation = refusal = None
