@@ -24,7 +24,7 @@ WORKERS ?= 2
 COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast image bench-engine bench-router bench-store bench-cluster bench-page lint format docs lock clean
+.PHONY: help setup model demo test test-fast test-hostile image bench-engine bench-router bench-store bench-cluster bench-page lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test: $(DEV_STAMP) model ## Run all tests, fast ones first.
 
 test-fast: $(DEV_STAMP) ## Run the tests that need neither Ray nor an engine.
 	@$(PYTEST) -n $(WORKERS) -m "not ray and not vllm and not slow"
+
+test-hostile: $(DEV_STAMP) model ## Run the attacks, each more often than `make test` does (15 min).
+	@ROUNDHOUSE_CACHE="$(CACHE)" ROUNDHOUSE_HOSTILE=1 $(PYTEST) -m hostile
 
 image: ## Build the container image of this LOCK (IMAGE=registry/roundhouse).
 	docker build -f k8s/images/Dockerfile --target $(LOCK) --build-arg LOCK=$(LOCK) \

@@ -61,9 +61,11 @@ class Node:
 
 
 def _is_gone(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        # Whoever adopts it may never ask how it ended; its sockets are closed all the same.
-        return process.status() == psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess, FileNotFoundError):
+        # Whoever adopts it may never ask how it ended. Its sockets are closed when the last of its
+        # threads has ended, which the first one's being a zombie does not tell.
+        threads = len(list(Path(f"/proc/{process.pid}/task").iterdir()))
+        return process.status() == psutil.STATUS_ZOMBIE and threads == 1
     return True
 
 
