@@ -22,7 +22,7 @@ from cluster.addresses import host_problem, port_problem
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.requests import Registration
 from cluster.settings import Settings
-from deployments.command.haproxy import HAPROXY_AT, our_haproxy
+from deployments.command.haproxy import proxy_environment
 from deployments.command.keeper import kept
 from deployments.command.runs import Run, only_one
 from deployments.process.ray_options import ENVIRONMENT, SERVE_LOGGING, beside_others
@@ -126,7 +126,7 @@ def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
-    _set_where_unset(ENVIRONMENT | {HAPROXY_AT: str(our_haproxy())})
+    _set_where_unset(ENVIRONMENT | proxy_environment(settings.http))
     import ray
 
     if address is None:
