@@ -2,8 +2,8 @@
 
 A cluster of the real command, with the engine that costs nothing, is asked all the time: by name,
 by `auto`, whole and as streams. Then one part of it dies, or somebody attacks. Counted are the
-requests sent from then on, those that failed and how, when the last failing one ended, the longest time
-without an answer, errors that were not ours (not JSON), and what /readyz said.
+requests sent from then on, those that failed and how, when the last failing one ended, the longest
+time without an answer, errors that were not ours (not JSON), and what /readyz said.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import psutil
 from rich.console import Console
 
 from benchmarks.adapters import write_adapter
+from deployments.command.client import Client
 from tests.conftest import Running, start_cluster
 
 RESULT = Path(__file__).parent / "results" / "chaos.json"
@@ -339,11 +340,13 @@ def main() -> None:
 
 
 def _started(folder: Path) -> Cluster:
-    sources = [folder / name for name in ADAPTERS]
-    for i, source in enumerate(sources):
-        write_adapter(source, SHAPES, 4, TARGETS, seed=i)
-    running = start_cluster(folder, {"models": [ECHO], "preload": [str(s) for s in sources]})
+    running = start_cluster(folder, {"models": [ECHO]})
     running.wait_until_ready(300)
+    client = Client(running.url, timeout_s=120)
+    for i, name in enumerate(ADAPTERS):
+        write_adapter(folder / name, SHAPES, 4, TARGETS, seed=i)
+        card = {"source": str(folder / name), "name": name, "base_model": "echo"}
+        client.post("/v1/adapters", card)
     return Cluster(running)
 
 
