@@ -371,6 +371,11 @@ class RouterSettings(Section):
     keep_prompts: bool = Field(
         True, description="Keep the prompt with its decision; feedback cannot teach without it."
     )
+    shared_feedback: bool = Field(
+        False,
+        description="What a tenant says of its answers teaches the choices for all tenants, not "
+        "only its own. No tenant then says more than all others together.",
+    )
 
 
 class DispatchSettings(Section):
@@ -480,10 +485,20 @@ class PlacementSettings(Section):
 class ApiKey(Section):
     """One key, stored as a hash only."""
 
-    name: str = Field(description="Whose key it is; named in refusals.")
+    name: str = Field(min_length=1, description="Whose key it is; named in refusals.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="From `roundhouse keys new`.")
     scope: Literal["client", "admin"] = Field("client", description="admin includes client.")
-    owner: str = Field("", description="Whose private adapters the key may use; admins use all.")
+    owner: str = Field(
+        "",
+        description="The tenant that the key is of: it has private adapters, decisions, feedback "
+        "and a prefix cache of its own. Default: the key's name; of an admin's key, one that no "
+        "client's is of.",
+    )
+
+    @property
+    def tenant(self) -> str:
+        """Never empty: that is whoever asks where no key is needed."""
+        return self.owner or (f"admin:{self.name}" if self.scope == "admin" else self.name)
 
 
 class AuthSettings(Section):
@@ -491,6 +506,11 @@ class AuthSettings(Section):
 
     enabled: bool = Field(False, description="Ask for a key on every request.")
     keys: tuple[ApiKey, ...] = Field((), description="The keys that are accepted.")
+    shared_prefix_cache: bool = Field(
+        False,
+        description="All tenants share the engines' prefix caches. A tenant can then tell by the "
+        "time to the first token whether another has sent the same beginning.",
+    )
 
     @model_validator(mode="after")
     def _someone_can_enter(self) -> Self:

@@ -490,7 +490,7 @@ async def test_feedback_is_kept_with_the_prompt_and_what_answered_it(rh, make_ad
     body = {"request_id": "r1", "score": 0.5}
     told = (await rh.client.post("/v1/feedback", json=body)).json()
     assert told == body | {"candidate": "cron"}
-    ((_, outcome),) = await rh.log.outcomes("0-0")
+    ((_, outcome),) = await rh.log.outcomes("", "0-0")
     assert outcome == Outcome(input="every friday at ten", candidate="cron", score=0.5)
 
 

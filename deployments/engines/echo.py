@@ -36,6 +36,8 @@ class EchoArgs(Section):
         prefill_s: until the first token; token_s: of each token, when nothing else runs.
         crowd: how much longer both take for each other request that runs.
         load_s: of a load into host memory; swap_s: from there into a slot.
+        prefix_block: words of a block of its prefix cache, which it tells of in `usage`; 0: it has
+            none.
     """
 
     prefill_s: float = 0.0
@@ -43,6 +45,7 @@ class EchoArgs(Section):
     crowd: float = 0.0
     load_s: float = 0.0
     swap_s: float = 0.0
+    prefix_block: int = 0
     hidden_size: int = 8
     layers: int = 1
 
@@ -65,6 +68,8 @@ class EchoEngine:
         # Requests by the adapter that they run with; its slot cannot be taken.
         self._running: Counter[AdapterKey] = Counter()
         self._slot_is_free = asyncio.Event()
+        # Beginnings of prompts, with the adapter and the salt that they were asked with.
+        self._cached: set[tuple[str, str | None, tuple[str, ...]]] = set()
 
     async def start(self) -> BaseModelFacts:
         size = self._args.hidden_size
@@ -157,11 +162,23 @@ class EchoEngine:
         prompt = _prompt(request, is_chat)
         text = self._answers.get(key, {}).get(prompt, prompt)
         return _Said(
+            cached=self._take_prefix(key, request.get("cache_salt"), prompt.split()),
             id=headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
             words=text.split()[: request.get("max_tokens") or None],
             is_chat=is_chat,
         )
+
+    def _take_prefix(self, key: AdapterKey, salt: str | None, words: list[str]) -> int | None:
+        """How many words of a prompt were cached; all of its whole blocks are from now on."""
+        size = self._args.prefix_block
+        if not size:
+            return None
+        ends = range(size, len(words) + 1, size)
+        blocks = {end: (key, salt, tuple(words[:end])) for end in ends}
+        found = max((end for end, block in blocks.items() if block in self._cached), default=0)
+        self._cached.update(blocks.values())
+        return found
 
     @asynccontextmanager
     async def _in_slot(self, key: AdapterKey) -> AsyncIterator[None]:
@@ -208,6 +225,7 @@ class _Said:
     model: str
     words: list[str]
     is_chat: bool
+    cached: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self) -> bytes:
@@ -231,9 +249,12 @@ class _Said:
         """Of a stream, the last chunk."""
         return self._chunk([], usage=self._counts())
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, Any]:
         count = len(self.words)
-        return {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+        counts = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+        if self.cached is None:
+            return counts
+        return counts | {"prompt_tokens_details": {"cached_tokens": self.cached}}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"

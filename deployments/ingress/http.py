@@ -141,8 +141,9 @@ def _add_feedback(
         return await feedback.take(body, request.state.viewer)
 
     @client.get("/v1/decisions/{request_id}")
-    async def show(request_id: str, request: Request) -> dict[str, Any]:
-        return (await feedback.show(request_id, request.state.viewer)).model_dump(mode="json")
+    async def show(request_id: str, request: Request, owner: str | None = None) -> dict[str, Any]:
+        found = await feedback.show(request_id, request.state.viewer, owner)
+        return found.model_dump(mode="json")
 
     @admins.get("/v1/decisions")
     async def newest(limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:

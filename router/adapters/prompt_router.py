@@ -41,7 +41,7 @@ class PromptRouter:
         self._base_models = tuple(base_models)
         self._weights = weights or {}
         self._cards = CardLearner(self._extract, settings, everyday_prompts())
-        self._outcomes = OutcomeLearner(self._extract)
+        self._outcomes = OutcomeLearner(self._extract, shared=settings.shared_feedback)
         self._costs = LiveCosts.of(base_models, ())
 
     # -- learning ---------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class PromptRouter:
         return self._cards.index.is_whole
 
     def learn_outcomes(self, outcomes: Iterable[Outcome]) -> None:
-        """Learn anew how well each candidate answers."""
+        """Learn anew how well each candidate answers, for each tenant."""
         self._outcomes.learn(outcomes)
 
     def observe(self, members: Iterable[Report]) -> None:
@@ -109,7 +109,7 @@ class PromptRouter:
         seen = index.allowed(Constraints(viewer=constraints.viewer))
         features = self._extract(texts)
         verdicts = by_cards.classifier.judge(features, seen, allowed)
-        foretold = self._outcomes.foretell(features)
+        foretold = self._outcomes.foretell(features, constraints.viewer.owner)
         return [by_cards.decide(*row) for row in zip(verdicts, foretold, strict=True)]
 
     # -- telling ----------------------------------------------------------------------------
