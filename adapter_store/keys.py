@@ -191,6 +191,6 @@ class Keys:
         return self._key("noted", what)
 
     def journal(self, *, loads: bool) -> str:
-        """Stream of what happened, for people: ``record``, JSON. Loads have their own: they are
-        many, and would push out the rest."""
+        """Stream of what happened, for people: ``record``, JSON, and ``owner``. Loads have their
+        own: they are many, and would push out the rest."""
         return self._key("journal", "loads") if loads else self._key("journal")

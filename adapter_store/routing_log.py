@@ -70,13 +70,16 @@ class RoutingLog:
         owner, known = outcome.owner, self._keys
         keys = [known.rated(owner, request_id), known.outcomes(owner), known.raters]
         keep_ms = round(self._keep_s * 1000)
-        args = [outcome.model_dump_json(), keep_ms, most_of(owner), owner]
+        # Whose it is, the stream's key says; the release before knows of no owner.
+        record = outcome.model_dump_json(exclude={"owner"})
+        args = [record, keep_ms, most_of(owner), owner]
         return bool(await self._server.run("add_outcome", [*keys, self._server.once()], args))
 
     async def outcomes(self, owner: str, after: str) -> list[tuple[str, Outcome | None]]:
         """A tenant's behind a position, with theirs; None for what this release cannot read."""
         entries = await self._server.read_all(self._keys.outcomes(owner), after)
-        return [(at, read_or_none(Outcome, fields["record"])) for at, fields in entries]
+        found = [(at, read_or_none(Outcome, fields["record"])) for at, fields in entries]
+        return [(at, o and o.model_copy(update={"owner": owner})) for at, o in found]
 
     async def raters(self, since: float) -> dict[str, float]:
         """Tenants that have given feedback since (Unix time in ms, of the store's clock), and when
