@@ -199,7 +199,7 @@ def chat(
 def keys_new(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     scope: Annotated[str, typer.Option(help="client or admin.")] = "client",
-    owner: Annotated[str, typer.Option(help="Whose private adapters it may use.")] = "",
+    owner: Annotated[str, typer.Option(help="The tenant that it is of. Default: its name.")] = "",
 ) -> None:
     """Make a key: the key itself is shown once, its hash goes into the settings."""
     from cluster.settings import ApiKey
