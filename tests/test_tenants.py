@@ -13,7 +13,7 @@ from adapter_store.routing_log import OutcomeReader
 from cluster.adapters import Adapter, Viewer
 from cluster.decisions import Outcome, Prompt
 from cluster.members import Ingress, Replica, Residency, Router, RouterReport, Twins
-from cluster.settings import AuthSettings, BaseModelSettings, RouterSettings
+from cluster.settings import AuthSettings, BaseModelSettings, RouterSettings, StoreSettings
 from deployments.ingress.auth import hash_key
 from deployments.planner.journal import adapter_news, member_news
 from router.adapters.constraints import Constraints
@@ -77,6 +77,12 @@ class As:
 
 
 @pytest.fixture
+def store_settings(store_settings: StoreSettings) -> StoreSettings:
+    """Whoever reports stays for as long as a test takes."""
+    return store_settings.model_copy(update={"lease_s": 60.0})
+
+
+@pytest.fixture
 def tenants(make_world) -> Callable[..., Any]:
     """Opens the endpoint; keyword arguments are settings."""
 
@@ -126,7 +132,6 @@ def reads(marker: str) -> list[tuple[str, str, Any]]:
         ("GET", "/v1/decisions/r1?owner=alice", None),
         ("GET", "/v1/decisions/r2?owner=admin:ops", None),
         ("GET", "/metrics", None),
-        ("GET", "/readyz", None),
         ("POST", "/v1/route", decide),
         ("POST", "/v1/route", decide | {"constraints": {"adapters": [near]}}),
         ("POST", "/v1/route", decide | {"constraints": {"exclude": [near]}}),
