@@ -23,7 +23,7 @@ from cluster.members import DeploymentState, Replica, Residency
 from cluster.plans import Happening
 from cluster.settings import parse_settings
 from deployments.engines.echo import EchoEngine
-from deployments.ingress.auth import Authoriser, new_key
+from deployments.ingress.auth import new_key
 from deployments.ingress.http import build_http
 from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
@@ -42,6 +42,7 @@ pytestmark = pytest.mark.redis
 
 CLIENT_KEY, CLIENT_HASH = new_key()
 ADMIN_KEY, ADMIN_HASH = new_key()
+JSON = {"content-type": "application/json"}
 
 
 ROUTES = {
@@ -174,14 +175,14 @@ async def world(
 
     it.app = build_http(
         offered,
-        Authoriser(settings.auth),
-        max_body_bytes=settings.http.max_body_bytes,
+        settings.http,
+        settings.auth,
         lifespan=no_lifespan,
     )
     await process.start()
     transport = httpx.ASGITransport(app=it.app)
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as it.client:
             yield it
     finally:
         await process.stop()
@@ -353,7 +354,7 @@ async def test_a_malformed_body_is_400_and_names_the_field(rh, body, param):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'"x"', b"[" * 100_000])
 async def test_what_is_not_a_json_object_is_400(rh, content):
-    answer = await rh.client.post("/v1/chat/completions", content=content)
+    answer = await rh.client.post("/v1/chat/completions", content=content, headers=JSON)
     assert error(answer, 400)["type"] == "invalid_request_error"
 
 
@@ -576,7 +577,7 @@ async def test_a_page_elsewhere_cannot_register_by_a_plain_form(rh, make_adapter
     refused = await rh.client.post(
         "/v1/adapters", content=body, headers={"content-type": "text/plain"}
     )
-    assert "content-type" in error(refused, 400)["message"]
+    assert "content-type" in error(refused, 415)["message"]
 
 
 async def test_registering_twice_is_409_and_putting_twice_is_not(rh, make_adapter):
@@ -795,7 +796,7 @@ async def test_what_is_refused_at_the_door_is_counted_too(make_world):
         }
         error(await it.client.post("/v1/chat/completions", json=chat("echo")), 401)
         admin = {"authorization": f"Bearer {ADMIN_KEY}"}
-        bad = await it.client.post("/v1/chat/completions", content=b"{", headers=admin)
+        bad = await it.client.post("/v1/chat/completions", content=b"{", headers=admin | JSON)
         error(bad, 400)
         for status, count in before.items():
             now = _counted("roundhouse_requests_total", **labels, status=status)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from adapter_store.files.blobs import CONFIG, FILES
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
-from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused
+from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused, InvalidRequest, NotFound
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
 from deployments.process.call import Reply, ResponseStart
@@ -48,6 +48,21 @@ class EchoArgs(Section):
     prefix_block: int = 0
     hidden_size: int = 8
     layers: int = 1
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+class _Request(BaseModel):
+    """Of a request, what the answer depends on; checked, as engines do."""
+
+    model: str
+    messages: list[dict[str, Any]] = []
+    prompt: str | list[Any] = ""
+    max_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
 
 
 class EchoEngine:
@@ -135,20 +150,23 @@ class EchoEngine:
 
     @asynccontextmanager
     async def answer(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Reply]:
-        request = json.loads(body)
-        key = AdapterKey(request["model"])
+        try:
+            request = _Request.model_validate_json(body)
+        except ValidationError as e:
+            yield Reply.refusal(InvalidRequest.of(e))
+            return
+        key = AdapterKey(request.model)
         if key != self._settings.id and key not in self._host:
-            error = {"error": {"message": f"{key} is not loaded", "code": 404}}
-            yield Reply.whole(ResponseStart(404, _JSON), json.dumps(error).encode())
+            yield Reply.refusal(NotFound(f"{key} is not loaded", param="model"))
             return
         self._unfinished += 1
         try:
             async with self._in_slot(key):
                 said = self._said(path, request, headers)
                 await self._work(self._args.prefill_s)
-                if request.get("stream"):
-                    with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
-                    async with aclosing(self._stream(said, with_usage)) as events:
+                if request.stream:
+                    with_usage = request.stream_options and request.stream_options.include_usage
+                    async with aclosing(self._stream(said, bool(with_usage))) as events:
                         yield Reply(ResponseStart(200, _EVENTS), events)
                 else:
                     await self._work(self._args.token_s * len(said.words))
@@ -156,8 +174,8 @@ class EchoEngine:
         finally:
             self._unfinished -= 1
 
-    def _said(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> "_Said":
-        key = AdapterKey(request["model"])
+    def _said(self, path: str, request: _Request, headers: dict[str, str]) -> "_Said":
+        key = AdapterKey(request.model)
         is_chat = path.endswith("/chat/completions")
         prompt = _prompt(request, is_chat)
         text = self._answers.get(key, {}).get(prompt, prompt)
@@ -165,7 +183,7 @@ class EchoEngine:
             cached=self._take_prefix(key, request.get("cache_salt"), prompt.split()),
             id=headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
-            words=text.split()[: request.get("max_tokens") or None],
+            words=text.split()[: request.max_tokens],
             is_chat=is_chat,
         )
 
@@ -269,8 +287,8 @@ def _event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def _prompt(request: dict[str, Any], is_chat: bool) -> str:
+def _prompt(request: _Request, is_chat: bool) -> str:
     if not is_chat:
-        return str(request["prompt"])
-    content = request["messages"][-1].get("content") or ""
+        return str(request.prompt)
+    content = request.messages[-1].get("content") or ""
     return content if isinstance(content, str) else json.dumps(content)

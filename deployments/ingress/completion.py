@@ -124,11 +124,13 @@ def parse_constraints(value: Any, viewer: Viewer, headers: Mapping[str, str]) ->
 
 
 def encode_json(value: Any) -> bytes:
-    """Raises InvalidRequest for what is nested too deeply."""
+    """Raises InvalidRequest for what is nested too deeply, and for numbers that JSON has not."""
     try:
-        return json.dumps(value).encode()
+        return json.dumps(value, allow_nan=False).encode()
     except RecursionError as e:
         raise InvalidRequest("the body is nested too deeply") from e
+    except ValueError as e:
+        raise InvalidRequest(f"the body has a number that is too large: {e}") from e
 
 
 def _sticky_key(body: Mapping[str, Any]) -> str | None:

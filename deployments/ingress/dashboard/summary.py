@@ -82,6 +82,7 @@ class Dashboard:
             "at": time.time(),
             "as_of": last.at,
             "may_change": viewer.sees_all,
+            "is_open": self._overview.is_open,
             "health": health(cluster, missing),
             "cluster": views.cluster(cluster),
             "adapters": None if adapters_at == cluster.position else self._directory.rows(viewer),
