@@ -75,6 +75,7 @@ class LocalPool:
         self.is_full = False
         self.deaths_left = 0
         self.dies_after: int | None = None
+        self.dies_of: Exception = ReplicaLost("killed by the test")
         self.open_answers = 0
         self.terms: list[Terms] = []
 
@@ -108,7 +109,7 @@ class LocalPool:
         sent = 0
         async for chunk in reply.body:
             if sent == self.dies_after:
-                raise ReplicaLost("killed by the test")
+                raise self.dies_of
             yield chunk
             sent += 1
 
@@ -342,6 +343,9 @@ async def test_an_unknown_model_is_404_with_near_names(rh, make_adapter):
         ({"model": "echo", "messages": []}, "messages"),
         ({"model": "echo", "messages": [{"content": "x"}]}, "messages[0]"),
         ({"model": "auto", "messages": [7]}, "messages[0]"),
+        (chat("echo", stream="perhaps"), "stream"),
+        (chat("echo", stream=True, stream_options=[{"include_usage": True}]), "stream_options"),
+        (chat("echo", max_tokens="many"), "max_tokens"),
         (chat("auto", constraints={"colour": 1}), "constraints.colour"),
         (chat("auto", constraints={"min_confidence": 2}), "constraints.min_confidence"),
         (chat("auto", constraints=[1]), "constraints"),

@@ -1,5 +1,6 @@
 """The page in a real browser, on a running cluster under load."""
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from axe_core_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect, sync_playwright
 
 from tests.conftest import Running, wait_until
 from tests.test_serve import add, chat, family, replicas
@@ -307,3 +308,34 @@ def test_a_key_is_asked_for_and_can_be_given_and_withheld(browser, locked, admin
     page.keyboard.press("Enter")
     expect(page.locator("#health")).to_have_class("ok", timeout=10_000)
     page.close()
+
+
+def test_an_open_cluster_is_loud_about_it(page):
+    banner = page.locator("#open")
+    expect(page.locator("#health")).to_have_class("ok")
+    expect(banner).to_be_hidden()
+
+    def opened(route: Route) -> None:
+        told = route.fetch().json()
+        route.fulfill(json=told | {"is_open": True})
+
+    page.route("**/v1/dashboard?*", opened)
+    expect(banner).to_be_visible()
+    expect(banner).to_contain_text("whoever reaches this address may use the cluster")
+
+
+@pytest.mark.hostile
+def test_a_page_elsewhere_cannot_make_a_browser_spend(browser, cluster):
+    """As a plain form could: a body of text, which no browser asks anybody about before."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("http://elsewhere.example/", lambda route: route.fulfill(body="<p>hello"))
+    page.goto("http://elsewhere.example/")
+    url = f"{cluster.url}/v1/chat/completions"
+    with page.expect_response(url) as answered:
+        page.evaluate(
+            "([url, body]) => { fetch(url, {method: 'POST', mode: 'no-cors', body}) }",
+            [url, json.dumps(chat("one two three", "echo"))],
+        )
+    assert answered.value.status == 403
+    context.close()

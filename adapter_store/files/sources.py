@@ -414,12 +414,20 @@ def _explained(source: str) -> Iterator[None]:
     except (ImportError, ValueError) as e:
         raise AdapterRefused(f"{source}: {e}", param="source") from e
     except Exception as e:
-        if is_full(e):
-            raise full(_STAGING, e) from e
-        if source.startswith((UPLOAD, "file://")) or "://" not in source:
-            if not isinstance(e, OSError):
-                raise
-            if e.errno in _NO_PLACE:
-                raise AdapterRefused(f"{source}: {e}", param="source") from e
-        # Every back end of fsspec has errors of its own.
-        raise Unavailable(f"{source} cannot be reached: {e!r}"[:500], param="source") from e
+        told = _of_storage(source, e)
+        if told is None:
+            raise
+        raise told from e
+
+
+def _of_storage(source: str, error: Exception) -> RoundhouseError | None:
+    """Whose trouble it is; None for what no storage raises."""
+    if is_full(error):
+        return full(_STAGING, error)
+    if source.startswith((UPLOAD, "file://")) or "://" not in source:
+        if not isinstance(error, OSError):
+            return None
+        if error.errno in _NO_PLACE:
+            return AdapterRefused(f"{source}: {error}", param="source")
+    # Every back end of fsspec has errors of its own.
+    return Unavailable(f"{source} cannot be reached: {error!r}"[:500], param="source")
