@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from urllib.parse import quote
 
 import httpx
@@ -327,15 +328,19 @@ def test_an_open_cluster_is_loud_about_it(page):
 @pytest.mark.hostile
 def test_a_page_elsewhere_cannot_make_a_browser_spend(browser, cluster):
     """As a plain form could: a body of text, which no browser asks anybody about before."""
-    context = browser.new_context()
-    page = context.new_page()
-    page.route("http://elsewhere.example/", lambda route: route.fulfill(body="<p>hello"))
-    page.goto("http://elsewhere.example/")
-    url = f"{cluster.url}/v1/chat/completions"
-    with page.expect_response(url) as answered:
-        page.evaluate(
-            "([url, body]) => { fetch(url, {method: 'POST', mode: 'no-cors', body}) }",
-            [url, json.dumps(chat("one two three", "echo"))],
-        )
-    assert answered.value.status == 403
-    context.close()
+    elsewhere = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    threading.Thread(target=elsewhere.serve_forever).start()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://localhost:{elsewhere.server_port}/README.md")
+        url = f"{cluster.url}/v1/chat/completions"
+        with page.expect_response(url) as answered:
+            page.evaluate(
+                "([url, body]) => { fetch(url, {method: 'POST', mode: 'no-cors', body}) }",
+                [url, json.dumps(chat("one two three", "echo"))],
+            )
+        assert answered.value.status == 403
+    finally:
+        page.close()
+        elsewhere.shutdown()
+        elsewhere.server_close()

@@ -216,7 +216,6 @@ def test_errors_are_openais(sdk):
         )
 
 
-@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.hostile
 @pytest.mark.parametrize(
     "wrong",
@@ -245,6 +244,7 @@ def test_wrong_types_are_refused_in_openais_shape(http, wrong):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
     """`ongoing` is the engine's own count of unfinished requests."""
     body = {
