@@ -63,6 +63,7 @@ class _Request(BaseModel):
     max_tokens: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    cache_salt: str | None = None
 
 
 class EchoEngine:
@@ -180,7 +181,7 @@ class EchoEngine:
         prompt = _prompt(request, is_chat)
         text = self._answers.get(key, {}).get(prompt, prompt)
         return _Said(
-            cached=self._take_prefix(key, request.get("cache_salt"), prompt.split()),
+            cached=self._take_prefix(key, request.cache_salt, prompt.split()),
             id=headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
             words=text.split()[: request.max_tokens],
