@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,16 +11,17 @@ from typing import Any, TypeVar
 from adapter_store.collector import remove_unneeded
 from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.blobs import BlobStore, remove_abandoned
-from adapter_store.files.door import check_adapter, check_base, check_sha256
 from adapter_store.files.filesystems import storage
-from adapter_store.files.peft_config import read_json_object
-from adapter_store.files.signatures import signer_of
-from adapter_store.files.sources import CARD_FILE, Progress, Sources, staging_of
+from adapter_store.files.inbound.confined import Progress
+from adapter_store.files.inbound.fetching import CARD_FILE
+from adapter_store.files.sources import Sources, staging_of
+from adapter_store.files.tensor_names import cut
 from adapter_store.files.uploads import UPLOAD, Uploads
 from adapter_store.registry import BlobUnreserved, Stored, name_taken
 from adapter_store.store import Store
 from cluster.adapters import BaseModelFacts, Card, Version
 from cluster.errors import (
+    AdapterRefused,
     Conflict,
     InvalidRequest,
     ModelNotFound,
@@ -34,11 +34,13 @@ from cluster.errors import (
 from cluster.names import AdapterName
 from cluster.requests import Registration, edited
 from cluster.settings import RESERVED_NAMES, StoreSettings
+from cluster.tasks import cancel
 from cluster.values import Value
 
 _RESERVE_AGAIN_S = 0.5
 _TRIES = 20
 _AT_ONCE = 4
+_SHOWN = 3
 
 # Of a registration: what is of the version, or of the call; the rest is of the card.
 _NOT_OF_CARD = {"source", "sha256", "base_fingerprint", "lineage", "promote", "revision"}
@@ -75,8 +77,9 @@ class Registrar:
         self._settings = settings
         self.blobs: BlobStore = open_blobs(settings)
         self.uploads = Uploads(settings)
-        self._sources = Sources(settings, self.uploads)
+        self.sources = Sources(settings, self.uploads)
         self._running: set[asyncio.Task[Stored]] = set()
+        self._storing: set[asyncio.Task[Any]] = set()
         self._threads = ThreadPoolExecutor(_AT_ONCE, "registration")
 
     async def register(
@@ -85,15 +88,16 @@ class Registrar:
         *,
         mode: str,
         progress: Progress | None = None,
+        tenant: str = "",
         default_base: str | None = None,
         resolved_from: str = "",
     ) -> Stored:
         """Check an adapter and store it; `mode` as in :meth:`Registry.put`.
 
-        A caller who gives up midway does not stop it.
+        A caller who gives up midway stops it, until it has begun to be stored.
 
         Args:
-            progress: called from other threads.
+            tenant: who waits for it, and for nobody else's slow places.
             default_base: the base model where neither the caller nor the card names one.
             resolved_from: see :class:`Card`.
 
@@ -102,22 +106,39 @@ class Registrar:
             Conflict, ModelNotFound: the name is taken, or not there.
             StoreUnavailable: the same call may be made again, whether it was recorded or not.
         """
+        self.sources.check(registration.source)
         task = asyncio.create_task(
-            self._register(registration, mode, progress or _silence, default_base, resolved_from)
+            self._register(
+                registration, mode, progress or _silence, tenant, default_base, resolved_from
+            )
         )
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        stored = await asyncio.shield(task)
+        task.add_done_callback(self._ended)
+        try:
+            stored = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task not in self._storing:
+                task.cancel()
+            raise
         if registration.source.startswith(UPLOAD):
             with contextlib.suppress(NotFound):
                 await self._in_thread(self.uploads.remove, registration.source.removeprefix(UPLOAD))
         return stored
+
+    async def stop(self) -> None:
+        """End what is under way; what it has begun to store, the collector sees to."""
+        await cancel(*self._running)
+
+    def _ended(self, task: asyncio.Task[Stored]) -> None:
+        self._running.discard(task)
+        self._storing.discard(task)
 
     async def _register(
         self,
         registration: Registration,
         mode: str,
         progress: Progress,
+        tenant: str,
         default_base: str | None,
         resolved_from: str,
     ) -> Stored:
@@ -126,19 +147,21 @@ class Registrar:
             parse(_Named, {"name": registration.name})
             if mode == "create":
                 await self._check_free(registration.name)
-        folder = await self._in_thread(self._sources.fetch, registration.source, progress)
-        try:
-            sent = await self._in_thread(self._sent_card, registration, folder, default_base)
+        arriving = self.sources.arrived(registration.source, tenant, progress)
+        async with arriving as (folder, in_folder):
+            name = await self._in_thread(self.sources.name_of, registration.source)
+            sent = _SentCard.of(registration, in_folder, name, default_base)
             sent.fields["resolved_from"] = resolved_from
             if resolved_from:
                 sent.fields["pinned"] = False  # by whoever wrote its card; nobody here asked for it
             _, base, _ = await self._card(sent, mode)
             progress("checking", 0, None)
-            version = await self._in_thread(self._admit, registration, folder, base)
+            version = await self._admit(registration, folder, base, tenant, progress)
+            version = version.model_copy(update={"notices": (*sent.notices, *version.notices)})
             progress("storing", 0, version.size_bytes)
+            if task := asyncio.current_task():
+                self._storing.add(task)
             return await self._record(registration, sent, version, mode, folder)
-        finally:
-            await self._in_thread(shutil.rmtree, folder)
 
     async def _in_thread(self, work: Callable[..., Result], *args: Any) -> Result:
         """In threads of our own: slow sources must not hold up what else the process does."""
@@ -147,17 +170,6 @@ class Registrar:
     async def _check_free(self, name: str) -> None:
         if await self._registry.get(name) is not None:
             raise name_taken(name)
-
-    def _sent_card(
-        self, registration: Registration, folder: Path, default_base: str | None
-    ) -> "_SentCard":
-        """What was sent, over the card in the folder, over what the place suggests."""
-        given = registration.model_dump(exclude=_NOT_OF_CARD, exclude_none=True)
-        fields = _card_file(folder) | given
-        if "name" not in fields:
-            fields["name"] = self._sources.name_of(registration.source)
-        parse(_Named, {"name": fields["name"]})
-        return _SentCard(fields, default_base)
 
     async def _card(self, sent: "_SentCard", mode: str) -> tuple[Card, BaseModelFacts, int]:
         """The card to store, over the one that is stored; its base model; the stored revision."""
@@ -178,26 +190,19 @@ class Registrar:
             raise ModelNotFound(card.base_model, param="base_model")
         return card, base, stored.revision if stored else 0
 
-    def _admit(self, registration: Registration, folder: Path, base: BaseModelFacts) -> Version:
+    async def _admit(
+        self,
+        registration: Registration,
+        folder: Path,
+        base: BaseModelFacts,
+        tenant: str,
+        progress: Progress,
+    ) -> Version:
         """The checks at the door."""
         if registration.base_fingerprint is not None:
-            check_base(base, registration.base_fingerprint)
-        if registration.sha256 is not None:
-            check_sha256(folder, registration.sha256)
-        signed_by = signer_of(
-            folder, self._settings.trusted_keys, required=self._settings.require_signature
-        )
-        checked = check_adapter(folder, base)
-        return Version(
-            digest=checked.digest,
-            size_bytes=checked.size_bytes,
-            rank=checked.rank,
-            target_modules=checked.target_modules,
-            notices=checked.notices,
-            base_fingerprint=base.fingerprint,
-            signed_by=signed_by,
-            lineage=registration.lineage,
-        )
+            _check_base(base, registration.base_fingerprint)
+        found = await self.sources.checked(folder, base, registration.sha256, tenant, progress)
+        return Version(base_fingerprint=base.fingerprint, lineage=registration.lineage, **found)
 
     async def _record(
         self,
@@ -272,10 +277,40 @@ class Registrar:
 
 @dataclass(frozen=True)
 class _SentCard:
-    """The fields that a registration brings."""
+    """The fields that a registration brings.
+
+    Attributes:
+        notices: what of its folder's card is not used.
+    """
 
     fields: dict[str, Any]
     default_base: str | None
+    notices: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        registration: Registration,
+        in_folder: dict[str, Any],
+        name: str,
+        default_base: str | None,
+    ) -> "_SentCard":
+        """What was sent, over the card in the folder, over what the place suggests.
+
+        Only the fields of a card are taken: a place that is not what its name says may answer with
+        any JSON, and cards are public.
+        """
+        given = registration.model_dump(exclude=_NOT_OF_CARD, exclude_none=True)
+        known = {k: v for k, v in in_folder.items() if k in Card.model_fields}
+        fields = {"name": name} | known | given
+        parse(_Named, {"name": fields["name"]})
+        others = sorted(in_folder.keys() - known)
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        said = ", ".join(repr(cut(other)) for other in others[:_SHOWN]) + more
+        unused = (
+            f"{CARD_FILE}: not used, since a card has no such fields: {said}; metadata has place"
+        )
+        return cls(fields, default_base, (unused,) if others else ())
 
     def over(self, stored: Card | None) -> Card:
         """The whole card; what nobody mentions stays as it is stored."""
@@ -290,6 +325,16 @@ class _SentCard:
         return parse(Card, self.fields | {"base_model": base_model})
 
 
+def _check_base(base: BaseModelFacts, expected: str) -> None:
+    """The base model is the one that the adapter was trained on."""
+    if expected != base.fingerprint:
+        raise AdapterRefused(
+            f"the adapter is for a base model with fingerprint {expected}, {base.id} here has "
+            f"{base.fingerprint}; register it for the base model that it was trained on",
+            param="base_fingerprint",
+        )
+
+
 def sweep(settings: StoreSettings) -> None:
     """Remove what registrations that were cut off have left."""
     remove_abandoned(staging_of(settings))
@@ -298,15 +343,3 @@ def sweep(settings: StoreSettings) -> None:
 
 def _silence(what: str, done: int, total: int | None) -> None:
     """Progress that nobody follows."""
-
-
-def _card_file(folder: Path) -> dict[str, Any]:
-    """The fields of the folder's card; those that a card has not go into its metadata."""
-    file = folder / CARD_FILE
-    fields = read_json_object(file) if file.is_file() else {}
-    known = {k: v for k, v in fields.items() if k in Card.model_fields}
-    extra = {k: v for k, v in fields.items() if k not in Card.model_fields}
-    metadata = known.get("metadata", {})
-    if extra and isinstance(metadata, dict):
-        known["metadata"] = {**extra, **metadata}
-    return known

@@ -1,12 +1,15 @@
-"""Where this cluster's servers can listen."""
+"""Where this cluster's servers can listen, and how hosts are written in settings."""
 
 import contextlib
 import ipaddress
 import random
+import re
 import socket
+from typing import NamedTuple
 
 # Above what Ray gives its workers, below what Serve gives ingresses and the kernel to everybody.
 _OURS = range(20_000, 30_000)
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})|\[[0-9a-fA-F:.]+\]")
 
 
 def is_loopback(host: str | None) -> bool:
@@ -42,3 +45,29 @@ def free_ports(count: int) -> list[int]:
     candidates = iter(random.sample(_OURS, len(_OURS)))
     free = (port for port in candidates if port_problem("0.0.0.0", port) is None)
     return [next(free) for _ in range(count)]
+
+
+class HostEntry(NamedTuple):
+    """Of a list of hosts: one name, or addresses, on one port or on all."""
+
+    host: str
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
+    port: int | None
+
+
+def host_entry(text: str) -> HostEntry:
+    """`name`, `name:443`, `10.0.0.0/8`, `10.0.0.7:9000`, `[fd00::7]:9000`, `fd00::/8`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    with contextlib.suppress(ValueError):
+        return HostEntry(text, ipaddress.ip_network(text), None)
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", "0")
+    if not (_HOST.fullmatch(host) and port.isascii() and port.isdecimal() and int(port) < 65_536):
+        raise ValueError(f"{text!r} must be a name, an address or a network, with or without :PORT")
+    host = host.strip("[]")
+    network = None
+    with contextlib.suppress(ValueError):
+        network = ipaddress.ip_network(host)
+    return HostEntry(host, network, int(port) or None)

@@ -232,6 +232,17 @@ class DeploymentState(Value):
     reason: str = Field("", description="why it is not healthy")
 
 
+class Arrival(Value):
+    """An adapter that is being fetched, or checked, and not registered yet."""
+
+    source: str
+    owner: str
+    since: float
+    doing: str = "waiting for its turn"
+    done_bytes: int = 0
+    of_bytes: int | None = None
+
+
 class ClusterSnapshot(Value):
     """What `GET /v1/cluster` answers."""
 
@@ -243,4 +254,7 @@ class ClusterSnapshot(Value):
     position: str
     plan: PlacementPlan | None = Field(
         None, description="what should be where; for those who may see every adapter"
+    )
+    arrivals: tuple[Arrival, ...] = Field(
+        (), description="adapters on their way in, at the ingress that answers; likewise"
     )

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cluster.addresses import is_loopback
+from cluster.addresses import host_entry, is_loopback
 from cluster.errors import ConfigError
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
@@ -137,6 +137,27 @@ class StoreSettings(Section):
         ("file", "hf", "s3", "gs", "az", "https", "upload"),
         description="Where adapters may be registered from.",
     )
+    allow_hosts: tuple[str, ...] = Field(
+        (),
+        description="Hosts that https, http and hf sources may lead to although their addresses "
+        "are no public ones: NAME, NAME:PORT, an address or a network such as 10.1.0.0/16. The "
+        "operator's own endpoints (object storage, HF_ENDPOINT) need no entry.",
+    )
+    allow_private: bool = Field(
+        False,
+        description="Let them lead to any private or loopback address. Link-local ones, where "
+        "clouds keep credentials, need an entry in `allow_hosts` all the same.",
+    )
+    follow_links: bool = Field(
+        False,
+        description="Take folders and archives whose path leads over a symbolic link.",
+    )
+    fetch_timeout_s: float = Field(
+        600, gt=0, description="What takes longer to be fetched is given up."
+    )
+    fetch_stall_s: float = Field(
+        60, gt=0, description="What brings nothing for so long is given up, too."
+    )
     resolve: tuple[str, ...] = Field(
         (),
         description="Places whose adapters are fetched, registered and loaded when a request names "
@@ -179,6 +200,13 @@ class StoreSettings(Section):
         if self.require_signature and not self.trusted_keys:
             raise ValueError("require_signature is true but trusted_keys is empty")
         return self
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _hosts(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            host_entry(entry)
+        return entries
 
     @field_validator("resolve")
     @classmethod

@@ -9,7 +9,6 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from adapter_store.files.filesystems import open_filesystem, storage
@@ -73,19 +72,22 @@ class Uploads:
                 files.pipe_file(f"{folder}/{offset:020d}", data)
         return offset + len(data)
 
-    def save(self, upload_id: str, target: Path) -> None:
-        """Write a finished upload into a file; raises InvalidRequest when bytes are missing."""
+    def content(self, upload_id: str) -> tuple[Iterator[bytes], int]:
+        """The bytes of a finished upload, and how many; raises InvalidRequest when some are
+        missing."""
         there, length = self.state(upload_id)
         if there < length:
             raise InvalidRequest(
                 f"the upload has {there} of {length} bytes; send the rest first", param="source"
             )
+        return self._content(upload_id), length
+
+    def _content(self, upload_id: str) -> Iterator[bytes]:
         files, _ = open_filesystem(self._url)
-        with target.open("wb") as out:
-            for path, _ in self._parts(upload_id):
-                with storage(_PLACE):
-                    part = files.cat_file(path)
-                out.write(part)
+        for path, _ in self._parts(upload_id):
+            with storage(_PLACE):
+                part = files.cat_file(path)
+            yield part
 
     def remove(self, upload_id: str) -> None:
         files, folder = self._folder(upload_id)

@@ -64,7 +64,7 @@ def send_files(client: Client, path: Path, progress: Progress) -> str:
 @contextlib.contextmanager
 def _packed(path: Path) -> Iterator[Path]:
     """The path itself when it is a file, else a tar of the adapter's files in the folder."""
-    from adapter_store.files.sources import SENT
+    from adapter_store.files.inbound.fetching import SENT
 
     if path.is_file():
         yield path

@@ -195,7 +195,7 @@ def _placed(entry: Entry, folder: Path) -> Entry:
 
 
 def _hash_of(path: Path) -> str:
-    from adapter_store.files.sources import WANTED
+    from adapter_store.files.inbound.fetching import WANTED
 
     found = hashlib.sha256()
     files = [path] if path.is_file() else [path / name for name in sorted(WANTED)]

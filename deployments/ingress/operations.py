@@ -49,8 +49,10 @@ def operations(
     log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
     recorder = process.add(RoutingRecorder(log))
     directory = Directory(catalogue, pools)
-    overview = Overview(settings, store.members, store.plans, directory, deployments)
-    admin = AdapterAdmin(settings, store, catalogue, Proof(pools).prove)
+    admin = process.add(AdapterAdmin(settings, store, catalogue, Proof(pools).prove))
+    overview = Overview(
+        settings, store.members, store.plans, directory, deployments, admin.arrivals
+    )
     resolver = process.add(Resolver(settings.store, store, catalogue, admin.blobs, admin.resolve))
     gateway = Gateway(settings, directory, chooser, pools, recorder.record, want, resolver)
     process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))

@@ -8,7 +8,7 @@ from adapter_store.members import Members
 from adapter_store.plans import Plans
 from cluster.adapters import Viewer
 from cluster.errors import StoreUnavailable
-from cluster.members import ClusterSnapshot, DeploymentState, Replica, Report, Router
+from cluster.members import Arrival, ClusterSnapshot, DeploymentState, Replica, Report, Router
 from cluster.plans import PlacementPlan
 from cluster.settings import Settings
 from cluster.tasks import soon
@@ -32,6 +32,7 @@ class Overview:
 
     Args:
         deployments: what Ray Serve says that runs.
+        arrivals: what this process is fetching.
 
     Attributes:
         is_open: whether whoever reaches this machine may do anything.
@@ -44,6 +45,7 @@ class Overview:
         plans: Plans,
         directory: Directory,
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
+        arrivals: Callable[[], tuple[Arrival, ...]],
     ) -> None:
         self._settings = settings
         self.is_open = settings.is_open
@@ -51,6 +53,7 @@ class Overview:
         self._plans = plans
         self._directory = directory
         self._deployments = deployments
+        self._arrivals = arrivals
 
     async def look(self) -> Sight:
         """Who is there and what is planned, for nobody's eyes in particular.
@@ -90,6 +93,7 @@ class Overview:
             store="stale" if is_stale or self._directory.is_stale else "ok",
             position=self._directory.position,
             plan=sight.plan if viewer.sees_all else None,
+            arrivals=self._arrivals() if viewer.sees_all else (),
         )
 
     async def not_ready(self) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.catalogue import Catalogue
+from adapter_store.files.inbound.confined import warm
 from adapter_store.registration import Prove, Registrar, unproven
 from adapter_store.registry import Changed, Stored
 from adapter_store.store import Store
@@ -26,6 +27,8 @@ from cluster.settings import Settings
 from cluster.values import Value
 
 WAIT_S = 600.0
+# Who waits for what requests have named: none of those who register.
+_ASKED_FOR = "(asked for)"
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -53,6 +56,17 @@ class AdapterAdmin:
         self._registrar = Registrar(store, settings.store, prove)
         self.uploads = self._registrar.uploads
         self.blobs = self._registrar.blobs
+        self.arrivals = self._registrar.sources.arrivals
+
+    async def start(self) -> None:
+        """Have ready what registrations need."""
+        await asyncio.to_thread(warm)
+
+    async def stop(self) -> None:
+        await self._registrar.stop()
+
+    def check(self) -> None:
+        """Nothing runs here that could end."""
 
     # -- registration -----------------------------------------------------------------------
 
@@ -63,19 +77,20 @@ class AdapterAdmin:
         mode: str,
         wait: bool,
         tell: Tell,
+        tenant: str = "",
         default_base: str | None = None,
         resolved_from: str = "",
     ) -> Stored:
         """Store an adapter; with `wait`, return when every live process has taken it in."""
-        loop = asyncio.get_running_loop()
 
         def progress(what: str, done: int, total: int | None) -> None:
-            loop.call_soon_threadsafe(tell, {"event": what, "done": done, "total": total})
+            tell({"event": what, "done": done, "total": total})
 
         stored = await self._registrar.register(
             registration,
             mode=mode,
             progress=progress,
+            tenant=tenant,
             default_base=default_base,
             resolved_from=resolved_from,
         )
@@ -92,11 +107,12 @@ class AdapterAdmin:
             mode="create",
             wait=False,
             tell=nobody,
+            tenant=_ASKED_FOR,
             default_base=self._settings.fallback_model,
             resolved_from=source,
         )
 
-    async def load(self, name: str, path: str, *, replace: bool) -> None:
+    async def load(self, name: str, path: str, *, replace: bool, tenant: str = "") -> None:
         """What vLLM calls loading an adapter; returns when every replica has it."""
         if not replace and name in self._catalogue.adapters:
             raise InvalidRequest(
@@ -115,6 +131,7 @@ class AdapterAdmin:
             mode="upsert",
             wait=True,
             tell=nobody,
+            tenant=tenant,
             default_base=self._settings.fallback_model,
         )
 

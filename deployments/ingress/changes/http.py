@@ -74,7 +74,9 @@ def _add_registration(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> 
         sent = parse(Registration, {**await body_of(request), **fixed})
 
         async def operation(tell: Tell) -> tuple[int, dict[str, Any]]:
-            stored = await admin.register(sent, mode=mode, wait=wait, tell=tell)
+            stored = await admin.register(
+                sent, mode=mode, wait=wait, tell=tell, tenant=request.state.viewer.owner
+            )
             status = 200 if mode == "upsert" and not stored.is_new_version else 201
             return status, {**describe(stored.adapter), "notices": stored.version.notices}
 
@@ -124,7 +126,12 @@ def _add_vllm(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
             param = "lora_path" if wanted.lora_name else "lora_name"
             raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.", param=param)
         try:
-            await admin.load(wanted.lora_name, wanted.lora_path, replace=wanted.load_inplace)
+            await admin.load(
+                wanted.lora_name,
+                wanted.lora_path,
+                replace=wanted.load_inplace,
+                tenant=request.state.viewer.owner,
+            )
         except InvalidRequest as e:
             # Its clients know these fields.
             e.param = {"name": "lora_name", "source": "lora_path"}.get(e.param or "", e.param)

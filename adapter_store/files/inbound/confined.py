@@ -1,0 +1,215 @@
+"""Runs a piece of work in a child process of its own, which may not take more than it is given.
+
+The children are forks of a server that has imported what they need, so that one costs some
+hundredths of a second; none does a second piece of work. What they return is JSON: their parent
+reads nothing of theirs that could run.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from adapter_store.files.inbound.guard import Reach
+from cluster import errors
+from cluster.errors import RoundhouseError
+
+MODULE = "adapter_store.files.inbound.forkserver"
+MB = 2**20
+# The server's imports come before the first piece of work.
+_START_S = 120.0
+_LONGEST_LINE = 16 * MB
+_END_S = 5.0
+TOO_MUCH = "it asks for more memory, processor time or disk than it is given"
+# One thread computes; memory is taken from where its bound counts it.
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_XET": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+# Told what is being done, and of how many bytes how many are done (None: not known).
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a child may take.
+
+    Attributes:
+        memory_bytes: of address space, beyond what every child begins with.
+        file_bytes: of each file that it writes.
+        wall_s: altogether.
+        stall_s: without telling of progress.
+        reach: where it may connect to; None: nowhere.
+    """
+
+    memory_bytes: int
+    file_bytes: int
+    cpu_s: int
+    wall_s: float
+    stall_s: float
+    reach: Reach | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is told. The environment is what its parent has now, not what the server had."""
+
+    work: Callable[..., Any]
+    args: tuple[Any, ...]
+    bounds: Bounds
+    environment: dict[str, str]
+
+
+class Overrun(Exception):
+    """The work took more than it was given, and was ended."""
+
+
+async def confined(work: Callable[..., Any], *args: Any, bounds: Bounds, progress: Progress) -> Any:
+    """Run `work(*args, progress)` in a child, which ends with the call, cancelled or not.
+
+    Args:
+        work: of a module, and its arguments can be pickled.
+
+    Returns:
+        What it returns, by way of JSON.
+
+    Raises:
+        RoundhouseError: as the work has raised it.
+        Overrun: it was ended.
+    """
+    job = pickle.dumps(Job(work, args, bounds, dict(os.environ)))
+    number, wire = _server.begin()
+    try:
+        reader, writer = await asyncio.open_connection(sock=wire, limit=_LONGEST_LINE)
+        try:
+            writer.write(job)
+            writer.write_eof()
+            return await _followed(reader, bounds, progress)
+        finally:
+            writer.transport.abort()
+    finally:
+        _server.end(number)
+
+
+async def _followed(reader: asyncio.StreamReader, bounds: Bounds, progress: Progress) -> Any:
+    await _message(reader, _START_S, "to begin")
+    try:
+        async with asyncio.timeout(bounds.wall_s):
+            while True:
+                message = await _message(reader, bounds.stall_s, "without progress")
+                if "progress" not in message:
+                    return _result(message)
+                progress(*message["progress"])
+    except TimeoutError as e:
+        raise Overrun(f"it took longer than {bounds.wall_s:g} s") from e
+
+
+async def _message(reader: asyncio.StreamReader, patience_s: float, what: str) -> dict[str, Any]:
+    line = b""
+    try:
+        async with asyncio.timeout(patience_s):
+            line = await reader.readline()
+    except TimeoutError as e:
+        raise Overrun(f"it took longer than {patience_s:g} s {what}") from e
+    except (ConnectionError, ValueError):  # ValueError: a line beyond the limit
+        pass
+    if not line.endswith(b"\n"):
+        raise Overrun(TOO_MUCH)
+    message: dict[str, Any] = json.loads(line)
+    return message
+
+
+def _result(message: dict[str, Any]) -> Any:
+    if "error" in message:
+        kind, text, param = message["error"]
+        error: type[RoundhouseError] = getattr(errors, kind)
+        raise error(text, param=param)
+    if "overrun" in message:
+        raise Overrun(message["overrun"])
+    if "failure" in message:
+        raise RuntimeError(f"work in a child failed:\n{message['failure']}")
+    return message["result"]
+
+
+class _Server:
+    """This process's server of children: started when it is needed, and again when it died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._turn = threading.Lock()
+        self._numbers = itertools.count()
+
+    def warm(self) -> None:
+        """Start it, so that the first piece of work need not wait."""
+        with self._turn:
+            self._running()
+
+    def begin(self) -> tuple[int, socket.socket]:
+        """A child's number, and the socket to it."""
+        ours, theirs = socket.socketpair()
+        with theirs, self._turn:
+            number = next(self._numbers)
+            message = f"begin {number}".encode()
+            try:
+                socket.send_fds(self._running(), [message], [theirs.fileno()])
+            except OSError:
+                self._stop()
+                socket.send_fds(self._running(), [message], [theirs.fileno()])
+        return number, ours
+
+    def end(self, number: int) -> None:
+        """Nothing is left of a child."""
+        with self._turn, contextlib.suppress(OSError):  # a server that died has none
+            if self._control is not None:
+                self._control.send(f"end {number}".encode())
+
+    def stop(self) -> None:
+        with self._turn:
+            self._stop()
+
+    def _running(self) -> socket.socket:
+        if self._control is None:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())],
+                    env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                )
+        return self._control
+
+    def _stop(self) -> None:
+        if self._control is None or self._process is None:
+            return
+        self._control.close()
+        try:
+            self._process.wait(_END_S)  # it ends when its socket does
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._control = self._process = None
+
+
+_server = _Server()
+atexit.register(_server.stop)
+
+
+def warm() -> None:
+    """Have the server of this process started."""
+    _server.warm()
