@@ -106,7 +106,6 @@ class Registrar:
             Conflict, ModelNotFound: the name is taken, or not there.
             StoreUnavailable: the same call may be made again, whether it was recorded or not.
         """
-        self.sources.check(registration.source)
         task = asyncio.create_task(
             self._register(
                 registration, mode, progress or _silence, tenant, default_base, resolved_from

@@ -41,7 +41,8 @@ async def test_an_adapter_is_stored_under_its_hash(store, registrar, make_adapte
     assert stored.version.digest == digest_of(folder)
     assert await files_of(registrar, stored.version.digest) == stored.version.digest
     assert stored.adapter.card.description == "writes cron lines"
-    assert stored.adapter.card.metadata == {"colour": "red"}
+    assert stored.adapter.card.metadata == {}
+    assert "'colour'" in stored.version.notices[0]
     assert (await store.registry.get("cron")).latest.rank == 4
 
 

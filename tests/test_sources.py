@@ -1,8 +1,10 @@
 """Where adapters may come from, and what may not leave its place."""
 
+import asyncio
 import functools
 import http.server
 import io
+import shutil
 import stat
 import tarfile
 import threading
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapter_store.files.filesystems import open_filesystem
+from adapter_store.files.inbound import fetching
 from adapter_store.files.sources import Sources
 from adapter_store.files.uploads import Uploads
 from cluster.errors import (
@@ -31,7 +34,12 @@ FILES = {"adapter_config.json", "adapter_model.safetensors", "card.json"}
 @pytest.fixture
 def store_settings(tmp_path):
     allowed = ("file", "s3", "gs", "hf", "https", "http", "upload")
-    return StoreSettings(data_dir=tmp_path / "data", sources=allowed, max_adapter_bytes=1 << 20)
+    return StoreSettings(
+        data_dir=tmp_path / "data",
+        sources=allowed,
+        max_adapter_bytes=1 << 20,
+        allow_hosts=("127.0.0.1",),
+    )
 
 
 @pytest.fixture
@@ -43,13 +51,16 @@ def uploads(store_settings):
 def sources(store_settings, uploads, tmp_path):
     yield Sources(store_settings, uploads)
     staging = tmp_path / "data" / "staging"
-    left = [p for p in staging.iterdir() if not p.is_dir()] if staging.exists() else []
-    assert left == [], "archives must not stay in the staging folder"
+    left = list(staging.iterdir()) if staging.exists() else []
+    assert left == [], "nothing must stay in the staging folder"
 
 
-def fetch(sources: Sources, source) -> set[str]:
-    folder = sources.fetch(str(source), lambda *_: None)
-    return {p.name for p in folder.iterdir()}
+def fetch(sources: Sources, source, progress=lambda *_: None) -> set[str]:
+    async def names() -> set[str]:
+        async with sources.arrived(str(source), "", progress) as (folder, _):
+            return {p.name for p in folder.iterdir()}
+
+    return asyncio.run(names())
 
 
 def refusal(sources: Sources, source) -> str:
@@ -99,7 +110,7 @@ def test_a_zip(sources, make_adapter, tmp_path):
 
 def test_progress_counts_bytes(sources, make_adapter):
     told = []
-    sources.fetch(str(make_adapter()), lambda *progress: told.append(progress))
+    fetch(sources, make_adapter(), lambda *progress: told.append(progress))
     what, done, total = told[-1]
     assert what.startswith("fetching ")
     assert done == total > 0
@@ -272,7 +283,7 @@ FUZZ = settings(
 
 @FUZZ
 @given(noise=st.binary(max_size=300), position=st.integers(0, 4000), kind=st.integers(0, 3))
-def test_no_archive_crashes_the_door(sources, make_adapter, tmp_path, noise, position, kind):
+def test_no_archive_crashes_the_door(store_settings, make_adapter, tmp_path, noise, position, kind):
     """Whatever bytes are written over a good archive, the answer is files or a verdict."""
     folder = make_adapter()
     makers = (
@@ -285,8 +296,12 @@ def test_no_archive_crashes_the_door(sources, make_adapter, tmp_path, noise, pos
     position = min(position, len(good))
     archive = tmp_path / "fuzzed"
     archive.write_bytes(good[:position] + noise + good[position + len(noise) :])
+    staged = tmp_path / "staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
     try:
-        assert fetch(sources, archive) <= {*FILES, "model.sig"}
+        fetching.fetch(store_settings, str(archive), staged, lambda *_: None)
+        assert {p.name for p in staged.iterdir()} <= {*FILES, "model.sig"}
     except AdapterRefused as e:
         assert e.message
 

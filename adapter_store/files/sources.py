@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from adapter_store.files.inbound.confined import MB, Bounds, Overrun, Progress, 
 from adapter_store.files.inbound.fetching import STAGING, fetch, scheme_of
 from adapter_store.files.inbound.guard import Reach
 from adapter_store.files.inbound.lanes import Lanes
-from adapter_store.files.inbound.looking import check, open_up
+from adapter_store.files.inbound.looking import bring, check, open_up
 from adapter_store.files.uploads import UPLOAD, Uploads
 from cluster.adapters import BaseModelFacts
 from cluster.addresses import HostEntry, host_entry
@@ -35,7 +35,7 @@ from cluster.settings import StoreSettings
 # At a time, of one owner: from one host, from all of them, and of what has come, looked into.
 _FETCHED, _FETCHED_IN_ALL, _LOOKED_INTO = 4, 16, 2
 # Enough for anything that was not made to ask for more.
-_FETCH_MEMORY, _LOOK_MEMORY = 512 * MB, 1024 * MB
+_FETCH_MEMORY, _UNPACK_MEMORY, _CHECK_MEMORY = 512 * MB, 256 * MB, 1024 * MB
 _CPU_S = 300
 _LOOK_S = 600.0
 
@@ -70,7 +70,8 @@ class Sources:
             Unavailable: it cannot be reached now, is too slow, or there is no room for it
                 (StorageFull).
         """
-        folder = await asyncio.to_thread(_staged, staging_of(self._settings))
+        self._check(source)
+        folder = _staged(staging_of(self._settings))
         self._arrivals[folder] = Arrival(source=_shown(source), owner=tenant, since=time.time())
         try:
             yield folder, await self._brought(source, folder, tenant, progress)
@@ -88,18 +89,19 @@ class Sources:
             )
             progress(what, done, total)
 
-        kind, host = scheme_of(source), urlsplit(source).netloc
-        async with (
-            self._fetches.turn((tenant, kind, host)),
-            self._owners.turn((tenant, kind == "file")),
-        ):
-            await self._fetched(source, folder, told)
-        card: dict[str, Any] = await self._looked(
-            open_up, self._settings, folder, tenant=tenant, progress=told
-        )
+        settings = self._settings
+        reach = self._reach(source)
+        if reach is None:  # nothing is waited for
+            work: tuple[Any, ...] = (bring, settings, self._rooted(source), folder)
+        else:
+            await self._fetched(source, folder, reach, tenant, told)
+            work = (open_up, settings, folder)
+        card: dict[str, Any] = await self._looked(work, _UNPACK_MEMORY, tenant, told)
         return card
 
-    async def _fetched(self, source: str, folder: Path, progress: Progress) -> None:
+    async def _fetched(
+        self, source: str, folder: Path, reach: Reach, tenant: str, progress: Progress
+    ) -> None:
         settings = self._settings
         bounds = Bounds(
             memory_bytes=_FETCH_MEMORY,
@@ -107,17 +109,21 @@ class Sources:
             cpu_s=_CPU_S,
             wall_s=settings.fetch_timeout_s,
             stall_s=settings.fetch_stall_s,
-            reach=self._reach(source),
+            reach=reach,
         )
-        rooted = self._rooted(source)
-        try:
-            await confined(fetch, settings, rooted, folder, bounds=bounds, progress=progress)
-        except Overrun as e:
-            raise Unavailable(
-                f"{_shown(source)} was not fetched: {e} (store.fetch_timeout_s, "
-                "store.fetch_stall_s)",
-                param="source",
-            ) from e
+        host = urlsplit(source).netloc
+        async with (
+            self._fetches.turn((tenant, scheme_of(source), host)),
+            self._owners.turn(tenant),
+        ):
+            try:
+                await confined(fetch, settings, source, folder, bounds=bounds, progress=progress)
+            except Overrun as e:
+                raise Unavailable(
+                    f"{_shown(source)} was not fetched: {e} (store.fetch_timeout_s, "
+                    "store.fetch_stall_s)",
+                    param="source",
+                ) from e
 
     async def checked(
         self,
@@ -129,35 +135,19 @@ class Sources:
     ) -> dict[str, Any]:
         """The checks at the door: what a version says of its files; raises AdapterRefused."""
         keys, is_needed = self._settings.trusted_keys, self._settings.require_signature
-        mapped = (folder / WEIGHTS).stat().st_size
+        # The weights are mapped, twice at most.
+        memory_bytes = _CHECK_MEMORY + 2 * (folder / WEIGHTS).stat().st_size
         found: dict[str, Any] = await self._looked(
-            check,
-            folder,
-            base,
-            sha256,
-            keys,
-            is_needed,
-            tenant=tenant,
-            progress=progress,
-            mapped=mapped,
+            (check, folder, base, sha256, keys, is_needed), memory_bytes, tenant, progress
         )
         return found
 
     async def _looked(
-        self,
-        work: Callable[..., Any],
-        *args: Any,
-        tenant: str,
-        progress: Progress,
-        mapped: int = 0,
+        self, work: tuple[Any, ...], memory_bytes: int, tenant: str, progress: Progress
     ) -> Any:
-        """What strangers' files say, by a child without network.
-
-        Args:
-            mapped: bytes of a file that it maps into its memory, twice at most.
-        """
+        """What strangers' files say, by a child without network."""
         bounds = Bounds(
-            memory_bytes=_LOOK_MEMORY + 2 * mapped,
+            memory_bytes=memory_bytes,
             file_bytes=self._settings.max_adapter_bytes + MB,
             cpu_s=_CPU_S,
             wall_s=_LOOK_S,
@@ -165,7 +155,7 @@ class Sources:
         )
         async with self._looks.turn(tenant):
             try:
-                return await confined(work, *args, bounds=bounds, progress=progress)
+                return await confined(*work, bounds=bounds, progress=progress)
             except Overrun as e:
                 raise AdapterRefused(f"the files ask for too much: {e}", param="source") from e
 
@@ -178,8 +168,7 @@ class Sources:
             name = name.removesuffix(ending)
         return name
 
-    def check(self, source: str) -> None:
-        """Raises AdapterRefused for what is no source here."""
+    def _check(self, source: str) -> None:
         if not source or not source.isprintable():
             raise AdapterRefused(
                 "source must be the path of a folder or archive, or a URL", param="source"

@@ -5,6 +5,7 @@ It ends when its parent does, and its children with it.
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -155,5 +156,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
     for name in _IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # or each child would write to, and so copy, all that was imported
     with socket.socket(fileno=int(sys.argv[1])) as control:
         serve(control)

@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from adapter_store.files.inbound.confined import Progress
-from adapter_store.files.inbound.fetching import CARD_FILE, unpack
+from adapter_store.files.inbound.fetching import CARD_FILE, fetch, unpack
 from adapter_store.files.peft_config import read_json_object
 from adapter_store.files.signatures import signer_of
 from cluster.adapters import BaseModelFacts
 from cluster.settings import StoreSettings
+
+
+def bring(settings: StoreSettings, source: str, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Both at once, from where no network is needed: `fetch`, and `open_up`."""
+    fetch(settings, source, folder, progress)
+    return open_up(settings, folder, progress)
 
 
 def open_up(settings: StoreSettings, folder: Path, progress: Progress) -> dict[str, Any]:

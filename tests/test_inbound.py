@@ -1,0 +1,531 @@
+"""Strangers' places and files: what they cannot reach, fill or hold up."""
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from adapter_store.files.inbound.confined import MB, MODULE, Bounds, Overrun, confined
+from adapter_store.files.inbound.guard import Reach
+from adapter_store.files.inbound.web import WebSite
+from adapter_store.files.sources import Sources
+from adapter_store.files.uploads import Uploads
+from cluster.addresses import host_entry
+from cluster.errors import AdapterRefused, RoundhouseError, SourceMissing, Unavailable
+from cluster.settings import StoreSettings
+from tests.conftest import until
+from tests.hostile import rounds
+from tests.strange_servers import redirect, say, strange_server
+from tests.test_http import add, error
+
+pytestmark = pytest.mark.hostile
+
+SMALL = Bounds(memory_bytes=64 * MB, file_bytes=MB, cpu_s=1, wall_s=20, stall_s=20)
+
+
+def nothing(*_) -> None:
+    """Nobody follows the progress."""
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Sources by settings of the store."""
+
+    def sources(**changes) -> Sources:
+        settings = StoreSettings(
+            data_dir=tmp_path / "data", sources=("file", "http", "https", "s3"), **changes
+        )
+        return Sources(settings, Uploads(settings))
+
+    return sources
+
+
+async def fetched(sources: Sources, source, progress=nothing) -> dict[str, bytes]:
+    async with sources.arrived(str(source), "", progress) as (folder, _):
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+async def refusal(sources: Sources, source) -> str:
+    with pytest.raises(AdapterRefused) as refused:
+        await fetched(sources, source)
+    return refused.value.message
+
+
+def children_of_this() -> list[psutil.Process]:
+    """Those that do a piece of work now."""
+    return [child for server in servers() for child in server.children()]
+
+
+def servers() -> list[psutil.Process]:
+    """Where children come from; one, unless it died."""
+    processes = psutil.Process().children()
+    return [p for p in processes if p.status() != psutil.STATUS_ZOMBIE and MODULE in p.cmdline()]
+
+
+# -- where connections may go -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "0.0.0.0",
+        "10.1.2.3",
+        "100.64.0.1",
+        "169.254.169.254",
+        "168.63.129.16",
+        "192.168.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::127.0.0.1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::7f00:1",
+        "64:ff9b:1::a9fe:a9fe",
+        "2002:7f00:1::",
+        "2001:0:7f00:1::",
+        "fe80::1%eth0",
+        "fd00:ec2::254",
+        "ff02::1",
+    ],
+)
+def test_only_public_addresses_are_reached(host):
+    assert not Reach().permits(host, 80)
+    assert Reach(is_free=True).permits(host, 80)
+
+
+@pytest.mark.parametrize("host", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"])
+def test_public_addresses_are_reached(host):
+    assert Reach().permits(host, 443)
+
+
+def test_what_an_operator_allows_is_reached():
+    private = Reach(is_private=True)
+    for host in ("127.0.0.1", "::1", "10.1.2.3", "fd12::1", "::ffff:127.0.0.1"):
+        assert private.permits(host, 80), host
+    for host in ("169.254.169.254", "fd00:ec2::254", "0.0.0.0", "224.0.0.1", "64:ff9b::1"):
+        assert not private.permits(host, 80), host
+    named = Reach(hosts=tuple(map(host_entry, ("10.0.0.0/8", "localhost:81", "[fd12::1]:82"))))
+    assert named.permits("10.9.9.9", 1)
+    assert named.permits("127.0.0.1", 81)
+    assert not named.permits("127.0.0.1", 82)
+    assert named.permits("fd12::1", 82)
+    assert not named.permits("fd12::2", 82)
+
+
+@pytest.mark.parametrize("entry", ["10.0.0.7/8", "a b", "host:99999", "", "host:", "::1:x", "a/b"])
+def test_a_host_that_cannot_be_one_is_refused(entry):
+    with pytest.raises(ValueError, match="must be a name, an address or a network"):
+        StoreSettings(allow_hosts=(entry,))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "[::ffff:127.0.0.1]",
+    ],
+)
+async def test_a_redirect_leads_to_no_other_server_of_this_machine(opened, host):
+    with strange_server(say(b'{"SecretAccessKey": "xyz"}')) as secret:
+        to = f"http://{host}:{secret.port}/latest/meta-data/"
+        with strange_server(redirect(to)) as first, strange_server(redirect(first.url)) as door:
+            sources = opened(allow_hosts=(f"127.0.0.1:{first.port}", f"127.0.0.1:{door.port}"))
+            # Some forms are no addresses at all to the client: that is said otherwise.
+            with pytest.raises(RoundhouseError, match=r"store\.allow_hosts|Invalid IPv4 address"):
+                await fetched(sources, f"{door.url}/cron")
+            assert first.asked
+        assert secret.asked == []
+
+
+@pytest.mark.parametrize("to", ["http://169.254.169.254/latest", "http://[fd00:ec2::254]/latest"])
+async def test_a_redirect_leads_to_no_metadata_service(opened, to):
+    with strange_server(redirect(to)) as door:
+        sources = opened(allow_private=True)
+        assert "from where nothing is fetched" in await refusal(sources, f"{door.url}/cron")
+
+
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://127.0.0.1/x"])
+async def test_a_redirect_leads_to_no_other_scheme(opened, to):
+    with strange_server(redirect(to)) as door:
+        assert await refusal(opened(allow_private=True), f"{door.url}/cron")
+
+
+def test_a_redirect_from_https_leads_to_no_http():
+    with (
+        pytest.raises(AdapterRefused, match="http is no kind of source here"),
+        WebSite(["https"]).opened("http://example.com/cron"),
+    ):
+        pass
+
+
+async def test_redirects_end(opened):
+    with strange_server(lambda request: redirect(request.path + "x")(request)) as door:
+        message = await refusal(opened(allow_private=True), f"{door.url}/cron")
+        assert "leads on more than 5 times" in message
+        assert len(door.asked) == 6
+
+
+async def test_what_a_first_host_was_told_no_second_one_hears(opened):
+    heard = []
+
+    def listen(request):
+        heard.append(request.headers.get("authorization"))
+        request.send_error(404)
+
+    with strange_server(listen) as second, strange_server(redirect(second.url)) as first:
+        source = f"http://user:secret@127.0.0.1:{first.port}/cron"
+        with pytest.raises(SourceMissing):
+            await fetched(opened(allow_private=True), source)
+    assert heard
+    assert set(heard) == {None}
+
+
+def _rebound(port: int, _progress) -> list[str]:
+    """As a child: a name that is public when it is looked up first, and this machine then."""
+    answers = iter(["1.1.1.1"])
+
+    def resolve(_host, at, *_, **__):
+        address = next(answers, "127.0.0.1")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, at or port))]
+
+    socket.getaddrinfo = resolve
+    first = [sockaddr[0] for *_, sockaddr in socket.getaddrinfo("rebound.test", port)]
+    assert first == ["1.1.1.1"]
+    with WebSite(["http"]).opened(f"http://rebound.test:{port}/"):
+        raise AssertionError("it was connected to")
+
+
+async def test_a_name_that_changes_between_check_and_connection_leads_nowhere():
+    bounds = Bounds(256 * MB, MB, 10, 20, 20, reach=Reach())
+    with strange_server(say(b"secret")) as secret:
+        with pytest.raises(AdapterRefused, match=r"leads to 127\.0\.0\.1"):
+            await confined(_rebound, secret.port, bounds=bounds, progress=nothing)
+        assert secret.asked == []
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/x::file:///etc", "http://x::file:///etc/hosts"])
+async def test_places_are_not_chained(opened, source):
+    with pytest.raises(RoundhouseError):
+        await fetched(opened(), source)
+
+
+# -- children -----------------------------------------------------------------------------------
+
+
+def _fill(_progress) -> int:
+    return len(bytearray(1 << 30))
+
+
+def _spin(_progress) -> None:
+    while True:
+        pass
+
+
+def _write(path: Path, _progress) -> None:
+    path.write_bytes(b"x" * (2 * MB))
+
+
+def _sleep(seconds: float, progress) -> str:
+    progress("sleeping", 0, None)
+    time.sleep(seconds)
+    return "awake"
+
+
+def _connect(port: int, _progress) -> None:
+    socket.create_connection(("127.0.0.1", port), 5).close()
+
+
+def _die(_progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("work", [_fill, _spin, _die])
+async def test_a_child_that_takes_too_much_is_ended_and_the_next_one_works(work):
+    with pytest.raises(Overrun):
+        await confined(work, bounds=SMALL, progress=nothing)
+    assert await confined(_sleep, 0.0, bounds=SMALL, progress=nothing) == "awake"
+    await until(lambda: not children_of_this())
+
+
+async def test_a_child_writes_no_more_than_it_may(tmp_path):
+    with pytest.raises(RuntimeError, match="File too large"):
+        await confined(_write, tmp_path / "file", bounds=SMALL, progress=nothing)
+    assert (tmp_path / "file").stat().st_size <= MB
+
+
+async def test_a_child_without_network_has_none():
+    with strange_server(say(b"")) as server, pytest.raises(AdapterRefused, match="leads to"):
+        await confined(_connect, server.port, bounds=SMALL, progress=nothing)
+
+
+async def test_who_is_cancelled_takes_the_child_along():
+    begun = asyncio.Event()
+    task = asyncio.create_task(
+        confined(_sleep, 60.0, bounds=SMALL, progress=lambda *_: begun.set())
+    )
+    await begun.wait()
+    assert len(children_of_this()) == 1
+    task.cancel()
+    await until(lambda: not children_of_this())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_server_that_was_killed_has_a_successor():
+    await confined(_sleep, 0.0, bounds=SMALL, progress=nothing)
+    (server,) = servers()
+    server.kill()
+    await until(lambda: server.status() == psutil.STATUS_ZOMBIE)
+    assert await confined(_sleep, 0.0, bounds=SMALL, progress=nothing) == "awake"
+
+
+def test_children_die_with_their_parent():
+    program = (
+        "import asyncio; from tests.test_inbound import *; from tests.test_inbound import _sleep\n"
+        "asyncio.run(confined(_sleep, 60.0, bounds=SMALL, progress=lambda *_: print('x', flush=1)))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline()
+        family = psutil.Process(parent.pid).children(recursive=True)
+        assert len(family) == 2
+        parent.kill()
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+# -- files that ask for too much ----------------------------------------------------------------
+
+
+def sparse_bomb(entries: int) -> bytes:
+    """A tar of a few kilobytes, whose one file has a map of millions of holes."""
+    holes = b"%d\n" % entries + b"0\n0\n" * entries
+    holes += b"\0" * (-len(holes) % 512)
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("adapter_model.safetensors")
+        member.size = len(holes)
+        member.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "adapter_model.safetensors",
+            "GNU.sparse.realsize": "8",
+        }
+        tar.addfile(member, io.BytesIO(holes))
+    return data.getvalue()
+
+
+def directory_bomb(entries: int) -> bytes:
+    """A zip that is a directory of very many files alone."""
+    name = b"x" * 40
+    record = struct.pack("<4s6H3L5H2L", b"PK\1\2", *[0] * 9, len(name), *[0] * 6) + name
+    directory = record * entries
+    return directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), 0, 0)
+
+
+@pytest.mark.parametrize(
+    "bomb", [lambda: sparse_bomb(3_000_000), lambda: directory_bomb(600_000)], ids=["tar", "zip"]
+)
+async def test_an_archive_that_fills_the_memory_is_refused_elsewhere(opened, tmp_path, bomb):
+    archive = tmp_path / "bomb"
+    archive.write_bytes(bomb())
+    here = psutil.Process()
+    before = here.memory_info().rss
+    message = await refusal(opened(), archive)
+    assert "asks for" in message or "more than" in message
+    assert here.memory_info().rss - before < 64 * MB
+
+
+async def test_headers_that_lie_or_nest_are_refused(opened, make_adapter):
+    folder = make_adapter()
+    (folder / "card.json").write_text("[" * 400_000)
+    assert "card.json is not JSON" in await refusal(opened(), folder)
+    (folder / "card.json").unlink()
+    os.mkfifo(folder / "card.json")
+    assert "not a plain file" in await refusal(opened(), folder)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+async def test_members_that_are_no_files_are_refused(opened, tmp_path, kind):
+    archive = tmp_path / "evil.tar"
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("adapter_model.safetensors")
+        member.type, member.linkname = kind, "/etc/passwd"
+        tar.addfile(member)
+    assert "is not a plain file" in await refusal(opened(), archive)
+
+
+# -- files that change while they are read ------------------------------------------------------
+
+
+@contextlib.contextmanager
+def flipping(path: Path, other: Path):
+    """In a thread: what lies at a path is in turn itself, and a link to another."""
+    is_over = threading.Event()
+    real, link = path.with_name(path.name + ".real"), path.with_name(path.name + ".link")
+    path.rename(real)
+    link.symlink_to(other)
+
+    def flip() -> None:
+        while not is_over.is_set():
+            for shown in (real, link):
+                shown.rename(path)
+                path.rename(shown)
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "parent"])
+async def test_a_link_that_comes_and_goes_is_never_read(opened, make_adapter, tmp_path, what):
+    secret = tmp_path / "secret"
+    inside = tmp_path / "shelf" / "cron"
+    for folder, card in ((inside, "{}"), (secret / "cron", '{"description": "secret"}')):
+        folder.parent.mkdir()
+        make_adapter().rename(folder)
+        (folder / "card.json").write_text(card)
+    flipped, other = {
+        "file": (inside / "card.json", secret / "cron" / "card.json"),
+        "folder": (inside, secret / "cron"),
+        "parent": (inside.parent, secret),
+    }[what]
+    sources = opened()
+    with flipping(flipped, other):
+        for _ in range(rounds(30, 650)):
+            with contextlib.suppress(AdapterRefused):
+                found = await fetched(sources, inside)
+                assert b"secret" not in found.get("card.json", b"")
+
+
+async def test_a_folder_over_a_link_is_taken_where_the_settings_say_so(
+    opened, make_adapter, tmp_path
+):
+    (tmp_path / "link").symlink_to(make_adapter())
+    message = await refusal(opened(), tmp_path / "link")
+    assert "leads over a link" in message
+    assert str(make_adapter()) in message
+    assert await fetched(opened(follow_links=True), tmp_path / "link")
+
+
+async def test_a_snapshot_of_the_hubs_cache_is_a_folder(opened, make_adapter, tmp_path):
+    repository = tmp_path / "models--org--cron"
+    snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    make_adapter().rename(blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert len(await fetched(opened(), snapshot)) == 3
+    (snapshot / "card.json").unlink()
+    (snapshot / "card.json").symlink_to("../../../secret")
+    assert "leads out of" in await refusal(opened(), snapshot)
+
+
+# -- servers that are slow, or never end --------------------------------------------------------
+
+
+def drip(request) -> None:
+    request.send_response(200)
+    request.end_headers()
+    for _ in range(600):
+        request.wfile.write(b"x")
+        time.sleep(0.05)
+
+
+def endless(request) -> None:
+    request.protocol_version = "HTTP/1.1"
+    request.send_response(200)
+    request.send_header("transfer-encoding", "chunked")
+    request.end_headers()
+    while True:
+        request.wfile.write(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+
+
+async def test_a_server_that_drips_is_given_up(opened):
+    with strange_server(drip) as server:
+        sources = opened(allow_private=True, fetch_timeout_s=1)
+        with pytest.raises(Unavailable, match="it took longer than 1 s"):
+            await fetched(sources, f"{server.url}/cron")
+    await until(lambda: not children_of_this())
+
+
+async def test_a_server_that_says_nothing_is_given_up(opened):
+    with strange_server(lambda _: server.gone.wait(20)) as server:
+        sources = opened(allow_private=True, fetch_stall_s=0.5)
+        with pytest.raises(Unavailable, match=r"longer than 0\.5 s without progress"):
+            await fetched(sources, f"{server.url}/cron")
+
+
+async def test_a_body_without_end_is_cut_off(opened):
+    with strange_server(endless) as server:
+        sources = opened(allow_private=True, max_adapter_bytes=MB)
+        assert "is larger than" in await refusal(sources, f"{server.url}/cron")
+        assert "is larger than" in await refusal(sources, f"{server.url}/cron.zip")
+
+
+async def test_lengths_that_lie_bring_nothing_in(opened):
+    with strange_server(say(b"{}", length=1000)) as server, pytest.raises(Unavailable):
+        await fetched(opened(allow_private=True), f"{server.url}/cron")
+    with strange_server(say(b"{}" + b"x" * 1000, length=2)) as server:
+        found = await fetched(opened(allow_private=True), f"{server.url}/cron")
+        assert set(found.values()) == {b"{}"}
+
+
+async def test_a_silent_server_holds_up_nobody_elses_registration(
+    make_world, make_adapter, tmp_path
+):
+    store = {
+        "data_dir": str(tmp_path / "data"),
+        "sources": ["file", "http"],
+        "allow_hosts": ["127.0.0.1"],
+    }
+    with strange_server(lambda _: server.gone.wait(20)) as server:
+        async with make_world(store=store) as it:
+            silent = [
+                asyncio.create_task(add(it, f"{server.url}/{i}?signature=secret", name=f"x{i}"))
+                for i in range(6)
+            ]
+            await until(lambda: len(server.asked) == 4)
+            added = await asyncio.wait_for(add(it, make_adapter()), 10)
+            assert added.status_code == 201, added.text
+            arrivals = (await it.client.get("/v1/cluster")).json()["arrivals"]
+            assert len(arrivals) == 6
+            assert arrivals[0]["source"] == f"{server.url}/0"
+            assert "secret" not in json.dumps(arrivals)
+            for task in silent:
+                task.cancel()
+            await until(lambda: not children_of_this())
+            assert (await it.client.get("/v1/cluster")).json()["arrivals"] == []
+            assert list((tmp_path / "data" / "staging").iterdir()) == []
+
+
+async def test_a_bomb_is_a_400_by_http(make_world, tmp_path):
+    (tmp_path / "bomb.zip").write_bytes(directory_bomb(600_000))
+    async with make_world() as it:
+        refused = error(await add(it, tmp_path / "bomb.zip"), 400)
+        assert refused["code"] == "adapter_refused"
+        assert refused["param"] == "source"
