@@ -523,6 +523,34 @@ async def test_a_silent_server_holds_up_nobody_elses_registration(
             assert list((tmp_path / "data" / "staging").iterdir()) == []
 
 
+async def test_who_hangs_up_ends_the_fetch(make_world, tmp_path):
+    with strange_server(lambda _: server.gone.wait(20)) as server:
+        said = [
+            {"type": "http.request", "body": json.dumps({"source": server.url}).encode()},
+        ]
+
+        async def receive():
+            if said:
+                return said.pop()
+            await until(lambda: server.asked)
+            return {"type": "http.disconnect"}
+
+        async def send(_):
+            pass
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/adapters",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        store = {"sources": ["http"], "allow_private": True, "data_dir": str(tmp_path / "data")}
+        async with make_world(store=store) as it:
+            await asyncio.wait_for(it.app(scope, receive, send), 10)
+            await until(lambda: not children_of_this())
+
+
 async def test_a_bomb_is_a_400_by_http(make_world, tmp_path):
     (tmp_path / "bomb.zip").write_bytes(directory_bomb(600_000))
     async with make_world() as it:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from adapter_store.files.handles import NotPlain, copy_plain, open_plain
+
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 # In the order in which they are stored: a blob is there when its last file is.
@@ -64,7 +66,7 @@ class LocalBlobs:
             fresh = folder / "fresh"
             fresh.mkdir()
             for name in FILES:
-                shutil.copyfile(staged / name, fresh / name)
+                copy_plain(staged / name, fresh / name)
             sync(*(fresh / name for name in FILES), fresh)
             if target.exists():
                 target.rename(folder / "damaged")
@@ -103,15 +105,17 @@ class LocalBlobs:
         return self._root / digest[:2] / digest
 
     def _is_whole(self, digest: str) -> bool:
-        folder = self._path(digest)
-        return all((folder / n).is_file() for n in FILES) and digest_of(folder) == digest
+        try:
+            return digest_of(self._path(digest)) == digest
+        except (FileNotFoundError, NotPlain):
+            return False
 
 
 def digest_of(folder: Path, names: Iterable[str] = FILES) -> str:
-    """sha256 over the names and the sha256 of files, by default the adapter's."""
+    """sha256 over the names and the sha256 of plain files, by default the adapter's."""
     whole = hashlib.sha256()
     for name in names:
-        with (folder / name).open("rb") as file:
+        with open_plain(folder / name) as file:
             part = hashlib.file_digest(file, "sha256")
         whole.update(f"{name}\0{part.hexdigest()}\n".encode())
     return whole.hexdigest()

@@ -5,9 +5,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
 # O_NONBLOCK: a named pipe would keep its reader waiting.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,7 +47,7 @@ def opened(path: Path) -> Iterator[int]:
         yield handle
 
 
-def open_plain(path: Path) -> IO[bytes]:
+def open_plain(path: Path) -> BufferedReader:
     """A plain file, its folders being trusted; raises NotPlain for anything else."""
     try:
         return _reader(os.open(path, _READ))
@@ -64,7 +64,7 @@ def copy_plain(source: Path, target: Path) -> None:
             out.write(chunk)
 
 
-def reader(handle: int) -> IO[bytes]:
+def reader(handle: int) -> BufferedReader:
     """Reads from a handle, which stays open; raises NotPlain when it is of no plain file."""
     return _reader(os.dup(handle))
 
@@ -81,7 +81,7 @@ class Folder:
         self._home = handle
         self._place = place
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedReader:
         """A plain file in it, over links that stay inside.
 
         Raises:
@@ -150,7 +150,7 @@ def _is_link(error: OSError, name: str, folder: int) -> bool:
     return True  # it was one, and went
 
 
-def _reader(handle: int) -> IO[bytes]:
+def _reader(handle: int) -> BufferedReader:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise NotPlain("it is not a plain file")

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 # Longer than a fetch is silent for; another ingress goes on when this one dies.
 _LEASE_S = 20.0
 _LOOK_S = 0.5
-# Fetches under way in one ingress: names are cheap to make up, and admins register beside them.
+# Fetches under way in one ingress, of the same places: names are cheap to make up.
 _MOST = 3
 
 # Registers the adapter of a source under a name.
@@ -129,12 +129,19 @@ class Resolver:
         """Concurrent first requests share one."""
         flight = self._flights.get(sources)
         if flight is None:
-            if len(self._flights) >= _MOST:
+            # A place that is slow keeps nobody waiting but its own.
+            lane = self._lane(sources)
+            if sum(lane == self._lane(other) for other in self._flights) >= _MOST:
                 raise BeingFetched(f"{_MOST} other adapters are being fetched; try again")
             flight = self._background.spawn(f"fetch {name}", self._fetch(name, sources))
             self._flights[sources] = flight
             flight.add_done_callback(lambda _: self._flights.pop(sources, None))
         return flight
+
+    def _lane(self, sources: tuple[str, ...]) -> list[str]:
+        """The patterns that places are of."""
+        patterns = self._settings.resolve
+        return [p for p in patterns if any(s.startswith(p.removesuffix("*")) for s in sources)]
 
     async def _fetch(self, name: str, sources: tuple[str, ...]) -> None:
         """Until the adapter is here: by this process, or by the one that was faster."""

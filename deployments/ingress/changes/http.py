@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _TUS = {"tus-resumable": "1.0.0"}
 _TUS_BODY = "application/offset+octet-stream"
+# Nobody hears it; the access log does.
+_GONE = 499
 
 
 class _Load(Value):
@@ -228,9 +230,29 @@ def _number(request: Request, header: str) -> int:
 async def _answer(request: Request, operation: Operation) -> Response:
     """The operation's answer; to those who accept an event stream, its progress first."""
     if "text/event-stream" not in request.headers.get("accept", ""):
-        status, body = await operation(nobody)
+        running = asyncio.create_task(operation(nobody))
+        if not await _ended(running, request):
+            return Response(status_code=_GONE)
+        status, body = running.result()
         return JSONResponse(body, status)
     return StreamingResponse(_events(operation), media_type="text/event-stream")
+
+
+async def _ended(running: asyncio.Task[Any], request: Request) -> bool:
+    """Wait for an operation; False when the client has hung up, which cancels it."""
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait([running, gone], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        is_done = running.done()
+        running.cancel()
+    return is_done
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(operation: Operation) -> AsyncIterator[bytes]:
@@ -242,7 +264,7 @@ async def _events(operation: Operation) -> AsyncIterator[bytes]:
         while (event := await told.get()) is not None:
             yield _event(event)
     finally:
-        # Who hangs up only stops listening: what was begun in the store goes on.
+        # Who hangs up ends what is being fetched; what is being stored goes on.
         running.cancel()
     try:
         status, body = running.result()
