@@ -219,7 +219,7 @@ def card(
         "evaluation": [
             {"prompt": e.prompt, "expected": e.answer} for e in test[::CARD_EVALUATION_STRIDE]
         ],
-        "training": training,
+        "metadata": {"training": training},
     }
 
 

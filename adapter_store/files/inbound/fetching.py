@@ -69,7 +69,7 @@ STAGING = "the folder of adapters on their way in (store.data_dir)"
 # Of a path that leads nowhere, and of an archive that is none (no number): what else a disk has to
 # say is not the caller's fault.
 _NO_PLACE = (None, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
-_CHUNK = 1 << 20
+_CHUNK = 4 << 20
 # What is asked of object storage at a time.
 _BLOCK = 8 << 20
 _SMALL_BYTES = 1 << 20
