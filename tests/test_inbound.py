@@ -46,7 +46,7 @@ def opened(tmp_path):
 
     def sources(**changes) -> Sources:
         settings = StoreSettings(
-            data_dir=tmp_path / "data", sources=("file", "http", "https", "s3"), **changes
+            data_dir=tmp_path / "data", sources=("file", "http", "https", "s3", "hf"), **changes
         )
         return Sources(settings, Uploads(settings))
 
@@ -200,6 +200,15 @@ async def test_what_a_first_host_was_told_no_second_one_hears(opened):
             await fetched(opened(allow_private=True), source)
     assert heard
     assert set(heard) == {None}
+
+
+async def test_a_mirror_of_the_hub_is_reached_and_leads_to_nothing_else(opened, monkeypatch):
+    with strange_server(say(b"{}")) as secret, strange_server(redirect(secret.url)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(AdapterRefused, match=r"leads to 127\.0\.0\.1"):
+            await fetched(opened(), "hf://org/cron")
+        assert hub.asked
+        assert secret.asked == []
 
 
 def _rebound(port: int, _progress) -> list[str]:
@@ -521,6 +530,17 @@ async def test_a_silent_server_holds_up_nobody_elses_registration(
             await until(lambda: not children_of_this())
             assert (await it.client.get("/v1/cluster")).json()["arrivals"] == []
             assert list((tmp_path / "data" / "staging").iterdir()) == []
+
+
+async def test_a_process_that_stops_ends_its_fetches(make_world, tmp_path):
+    store = {"sources": ["http"], "allow_private": True, "data_dir": str(tmp_path / "data")}
+    with strange_server(lambda _: server.gone.wait(20)) as server:
+        async with make_world(store=store) as it:
+            task = asyncio.create_task(add(it, f"{server.url}/cron"))
+            await until(lambda: server.asked)
+        assert not children_of_this()
+        assert list((tmp_path / "data" / "staging").iterdir()) == []
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_who_hangs_up_ends_the_fetch(make_world, tmp_path):

@@ -21,8 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapter_store.files.inbound.guard import Reach
-from cluster import errors
-from cluster.errors import RoundhouseError
+from cluster.errors import (
+    AdapterRefused,
+    ConfigError,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    RoundhouseError,
+    SourceMissing,
+    Unavailable,
+)
 
 MODULE = "adapter_store.files.inbound.forkserver"
 MB = 2**20
@@ -37,6 +46,21 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+}
+
+# What the work raises on purpose.
+_ERRORS: dict[str, type[RoundhouseError]] = {
+    error.__name__: error
+    for error in (
+        AdapterRefused,
+        ConfigError,
+        Conflict,
+        InvalidRequest,
+        NotFound,
+        PayloadTooLarge,
+        SourceMissing,
+        Unavailable,
+    )
 }
 
 # Told what is being done, and of how many bytes how many are done (None: not known).
@@ -135,8 +159,7 @@ async def _message(reader: asyncio.StreamReader, patience_s: float, what: str) -
 def _result(message: dict[str, Any]) -> Any:
     if "error" in message:
         kind, text, param = message["error"]
-        error: type[RoundhouseError] = getattr(errors, kind)
-        raise error(text, param=param)
+        raise _ERRORS[kind](text, param=param)
     if "overrun" in message:
         raise Overrun(message["overrun"])
     if "failure" in message:
