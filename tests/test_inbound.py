@@ -266,6 +266,10 @@ def _connect(port: int, _progress) -> None:
     socket.create_connection(("127.0.0.1", port), 5).close()
 
 
+def _told(_progress) -> dict[str, str]:
+    return dict(os.environ)
+
+
 def _die(_progress) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -300,6 +304,13 @@ async def test_who_is_cancelled_takes_the_child_along():
     await until(lambda: not children_of_this())
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_child_has_the_environment_of_now_and_no_client_that_passes_the_guard(monkeypatch):
+    monkeypatch.setenv("SAID", "now")
+    told = await confined(_told, bounds=SMALL, progress=nothing)
+    assert told["SAID"] == "now"
+    assert told["HF_HUB_DISABLE_XET"] == "1"
 
 
 async def test_a_server_that_was_killed_has_a_successor():

@@ -114,7 +114,7 @@ async def confined(work: Callable[..., Any], *args: Any, bounds: Bounds, progres
         RoundhouseError: as the work has raised it.
         Overrun: it was ended.
     """
-    job = pickle.dumps(Job(work, args, bounds, dict(os.environ)))
+    job = pickle.dumps(Job(work, args, bounds, {**os.environ, **_ENVIRONMENT}))
     number, wire = _server.begin()
     try:
         reader, writer = await asyncio.open_connection(sock=wire, limit=_LONGEST_LINE)
