@@ -154,7 +154,6 @@ class Registrar:
             if resolved_from:
                 sent.fields["pinned"] = False  # by whoever wrote its card; nobody here asked for it
             _, base, _ = await self._card(sent, mode)
-            progress("checking", 0, None)
             version = await self._admit(registration, folder, base, tenant, progress)
             version = version.model_copy(update={"notices": (*sent.notices, *version.notices)})
             progress("storing", 0, version.size_bytes)

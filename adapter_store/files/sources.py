@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from adapter_store.files.blobs import WEIGHTS
 from adapter_store.files.filesystems import storage
 from adapter_store.files.inbound import archives
-from adapter_store.files.inbound.confined import MB, Bounds, Overrun, Progress, confined
+from adapter_store.files.inbound.confined import MB, Bounds, Overrun, Progress, TooSlow, confined
 from adapter_store.files.inbound.fetching import STAGING, fetch, scheme_of
 from adapter_store.files.inbound.guard import Reach
 from adapter_store.files.inbound.lanes import Lanes
@@ -32,7 +32,7 @@ from cluster.errors import AdapterRefused, Unavailable
 from cluster.members import Arrival
 from cluster.settings import StoreSettings
 
-# At a time, of one owner: from one host, from all of them, and of what has come, looked into.
+# At a time, of one owner: from one host, from all of a kind, and of what has come, looked into.
 _FETCHED, _FETCHED_IN_ALL, _LOOKED_INTO = 4, 16, 2
 # Enough for anything that was not made to ask for more.
 _FETCH_MEMORY, _UNPACK_MEMORY, _CHECK_MEMORY = 512 * MB, 256 * MB, 1024 * MB
@@ -50,7 +50,7 @@ class Sources:
         self._settings = settings
         self._uploads = uploads
         self._fetches = Lanes(_FETCHED, "are being fetched from there for the same owner")
-        self._owners = Lanes(_FETCHED_IN_ALL, "are being fetched for the same owner")
+        self._owners = Lanes(_FETCHED_IN_ALL, "of this kind are being fetched for the same owner")
         self._looks = Lanes(_LOOKED_INTO, "are being checked for the same owner")
         self._arrivals: dict[Path, Arrival] = {}
 
@@ -97,6 +97,7 @@ class Sources:
             await self._fetched(source, folder, reach, tenant, told)
             work = (open_up, settings, folder)
         card: dict[str, Any] = await self._looked(work, _UNPACK_MEMORY, tenant, told)
+        told("checking", 0, None)
         return card
 
     async def _fetched(
@@ -111,14 +112,15 @@ class Sources:
             stall_s=settings.fetch_stall_s,
             reach=reach,
         )
-        host = urlsplit(source).netloc
+        kind, host = scheme_of(source), urlsplit(source).netloc
         async with (
-            self._fetches.turn((tenant, scheme_of(source), host)),
-            self._owners.turn(tenant),
+            self._fetches.turn((tenant, kind, host)),
+            self._owners.turn((tenant, kind)),
+            _refused_when_too_much(),
         ):
             try:
                 await confined(fetch, settings, source, folder, bounds=bounds, progress=progress)
-            except Overrun as e:
+            except TooSlow as e:
                 raise Unavailable(
                     f"{_shown(source)} was not fetched: {e} (store.fetch_timeout_s, "
                     "store.fetch_stall_s)",
@@ -153,11 +155,8 @@ class Sources:
             wall_s=_LOOK_S,
             stall_s=_LOOK_S,
         )
-        async with self._looks.turn(tenant):
-            try:
-                return await confined(*work, bounds=bounds, progress=progress)
-            except Overrun as e:
-                raise AdapterRefused(f"the files ask for too much: {e}", param="source") from e
+        async with self._looks.turn(tenant), _refused_when_too_much():
+            return await confined(*work, bounds=bounds, progress=progress)
 
     def name_of(self, source: str) -> str:
         """The name that a place suggests: its last folder, or its archive without the ending."""
@@ -204,6 +203,14 @@ class Sources:
         if kind == "hf":
             return Reach(is_private=settings.allow_private, hosts=(*hosts, *_of_the_hub()))
         return Reach(is_free=True)  # object storage, by the operator's endpoints
+
+
+@contextlib.asynccontextmanager
+async def _refused_when_too_much() -> AsyncIterator[None]:
+    try:
+        yield
+    except Overrun as e:
+        raise AdapterRefused(f"the files ask for too much: {e}", param="source") from e
 
 
 def _of_the_hub() -> Iterator[HostEntry]:

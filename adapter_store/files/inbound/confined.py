@@ -101,6 +101,10 @@ class Overrun(Exception):
     """The work took more than it was given, and was ended."""
 
 
+class TooSlow(Overrun):
+    """It took longer than it may, with progress or without."""
+
+
 async def confined(work: Callable[..., Any], *args: Any, bounds: Bounds, progress: Progress) -> Any:
     """Run `work(*args, progress)` in a child, which ends with the call, cancelled or not.
 
@@ -138,7 +142,7 @@ async def _followed(reader: asyncio.StreamReader, bounds: Bounds, progress: Prog
                     return _result(message)
                 progress(*message["progress"])
     except TimeoutError as e:
-        raise Overrun(f"it took longer than {bounds.wall_s:g} s") from e
+        raise TooSlow(f"it took longer than {bounds.wall_s:g} s") from e
 
 
 async def _message(reader: asyncio.StreamReader, patience_s: float, what: str) -> dict[str, Any]:
@@ -147,7 +151,7 @@ async def _message(reader: asyncio.StreamReader, patience_s: float, what: str) -
         async with asyncio.timeout(patience_s):
             line = await reader.readline()
     except TimeoutError as e:
-        raise Overrun(f"it took longer than {patience_s:g} s {what}") from e
+        raise TooSlow(f"it took longer than {patience_s:g} s {what}") from e
     except (ConnectionError, ValueError):  # ValueError: a line beyond the limit
         pass
     if not line.endswith(b"\n"):
