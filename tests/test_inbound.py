@@ -549,7 +549,8 @@ async def test_a_process_that_stops_ends_its_fetches(make_world, tmp_path):
         async with make_world(store=store) as it:
             task = asyncio.create_task(add(it, f"{server.url}/cron"))
             await until(lambda: server.asked)
-        assert not children_of_this()
+        # The server of children is told, and ends it.
+        await until(lambda: not children_of_this())
         assert list((tmp_path / "data" / "staging").iterdir()) == []
         await asyncio.gather(task, return_exceptions=True)
 

@@ -30,6 +30,7 @@ from cluster.errors import (
     PayloadTooLarge,
     RoundhouseError,
     SourceMissing,
+    StorageFull,
     Unavailable,
 )
 
@@ -59,6 +60,7 @@ _ERRORS: dict[str, type[RoundhouseError]] = {
         NotFound,
         PayloadTooLarge,
         SourceMissing,
+        StorageFull,
         Unavailable,
     )
 }
