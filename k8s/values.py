@@ -106,8 +106,8 @@ class Redis(Part):
     storageClass: str = Field("", description="Default: the cluster's own.")
     passwordSecret: SecretKey = Field(
         SecretKey(),
-        description="Of its password: letters and digits, for it goes into a URL. Default: Helm makes "
-        "one at the installation and keeps it; whoever only renders the chart names one here.",
+        description="Of its password: letters and digits, for it goes into a URL. Default: Helm "
+        "makes one and keeps it; whoever only renders the chart names one here.",
     )
 
 
@@ -227,8 +227,8 @@ class Egress(Part):
     )
     to: list[Kubernetes] = Field(
         [],
-        description="More rules, as Kubernetes has them: a Redis of your own (the head needs it, "
-        "too), object storage inside your network, a cloud's metadata where it gives pods their role.",
+        description="More rules, as Kubernetes has them, for the head, too: a Redis of your own, "
+        "object storage inside your network, a cloud's metadata where it gives pods their role.",
     )
 
 

@@ -1,7 +1,8 @@
 """Write the lock files: `make lock`, which says in TORCH_INDEX where torch has its builds.
 
-pip resolves, uv lists the hashes of every file of each version, this writes. The locks are installed
-with `--no-deps`, so what is left out stays out, and with `--require-hashes`, so nothing else gets in.
+pip resolves, uv lists the hashes of every file of each version, this writes. The locks are
+installed with `--no-deps`, so what is left out stays out, and with `--require-hashes`, so nothing
+else gets in.
 """
 
 import json
@@ -41,7 +42,9 @@ def hashed(packages: Packages, *options: str) -> list[str]:
     pins = "".join(f"{package}=={version}\n" for package, version in sorted(packages.items()))
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps"]
     command += ["--generate-hashes", "--no-header", "--no-annotate", "--only-binary", ":all:"]
-    done = subprocess.run([*command, *options, "-"], input=pins, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *options, "-"], input=pins, check=True, capture_output=True, text=True
+    )
     return requirements(done.stdout)
 
 

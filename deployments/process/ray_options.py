@@ -28,9 +28,9 @@ ENVIRONMENT = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
 }
 
-# Where the endpoint is for this machine alone. Ray's name for the first says where it is the default:
-# with it, a node's address is the loopback's, and that is what its servers listen on. The others are
-# of vLLM and of what torch talks by.
+# Where the endpoint is for this machine alone. By the first, whose name says where it is Ray's
+# default, a node's address is the loopback's, and its servers listen there; the others are vLLM's and
+# torch's.
 ON_LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "VLLM_HOST_IP": "127.0.0.1",
