@@ -67,7 +67,23 @@ class HttpSettings(Section):
         description="Longest time one request may take. An hour at most: so long the proxy that is "
         "replaced, when an ingress comes or goes, keeps its streams.",
     )
-    ingress_replicas: int = Field(1, ge=1, description="Processes that speak HTTP.")
+    ingress_replicas: int = Field(
+        2, ge=1, description="Processes that speak HTTP; with one alone, its death is an outage."
+    )
+    max_connections: int | None = Field(
+        None,
+        ge=10,
+        description="Connections that a node's proxy holds at a time, and its twin as many. "
+        "Default: what a sixteenth of the memory and the open files allow, 50,000 at most. Of "
+        "several nodes, each takes it from its environment (ROUNDHOUSE_HTTP__MAX_CONNECTIONS), as "
+        "the next one.",
+    )
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="Of these, how many from one address, which may be a load balancer's. Default: "
+        "half.",
+    )
     node_labels: NodeLabels = Field(default_factory=dict)
 
 

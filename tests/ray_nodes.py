@@ -20,8 +20,9 @@ import httpx
 import psutil
 import yaml
 
-from deployments.command.haproxy import HAPROXY_AT, our_haproxy
+from deployments.command.haproxy import our_haproxy
 from deployments.process.ray_options import beside_others
+from deployments.proxy.command import HAPROXY_AT
 from tests.chart import ray_groups, ray_service, variables
 from tests.conftest import COMMAND, free_port, wait_until
 

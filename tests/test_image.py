@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deployments.command.haproxy import HAPROXY_AT, our_haproxy
+from deployments.command.haproxy import our_haproxy
+from deployments.proxy.command import HAPROXY_AT
 from k8s.generate import CHART
 from k8s.tools import PACKAGE
 from tests.conftest import COMMAND
@@ -141,7 +142,7 @@ def test_the_entry_points_run(installed, tmp_path):
     haproxy = (
         f"import os; os.environ[{HAPROXY_AT!r}] = {str(our_haproxy())!r}; sys.argv[1:] = ['-v']; "
     )
-    haproxy += "from deployments.command.haproxy import main; main()"
+    haproxy += "from deployments.proxy.command import main; main()"
     assert python(installed, haproxy, tmp_path).startswith("HAProxy version")
     code = "sys.argv = ['roundhouse', '--help']; from deployments.command.cli import main; main()"
     assert "adapters" in python(installed, code, tmp_path)

