@@ -9,6 +9,7 @@ LOCK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 CONFIG ?= examples/roundhouse$(if $(filter cuda,$(LOCK)),-cuda).yaml
 IMAGE ?= roundhouse
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+SBOM_TOOL := .venv/sbom/bin
 SBOM = build/roundhouse-$(VERSION)-$(LOCK).cdx.json
 # Outside of CUDA, torch has an index of its own; nothing but torch is asked for there.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -78,9 +79,10 @@ image: sbom ## Build the container image of this LOCK (IMAGE=registry/roundhouse
 	  $(if $(filter cpu,$(LOCK)),--build-arg TORCH_INDEX=$(TORCH_INDEX)) --tag $(IMAGE):$(VERSION)-$(LOCK) .
 
 sbom: ## Write which packages are in the image of this LOCK, with their hashes, as CycloneDX (build/).
-	@test -x build/sbom/bin/python || $(PYTHON) -m venv build/sbom
-	@build/sbom/bin/python -m pip --disable-pip-version-check $(LOCKED) -q -r requirements/sbom.lock
-	@build/sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	@test -x $(SBOM_TOOL)/python || $(PYTHON) -m venv .venv/sbom
+	@$(SBOM_TOOL)/python -m pip --disable-pip-version-check $(LOCKED) -q -r requirements/sbom.lock
+	@mkdir -p build
+	@$(SBOM_TOOL)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 	  -o $(SBOM) requirements/$(LOCK).lock
 	@echo "$(SBOM)"
 
