@@ -85,6 +85,16 @@ def test_what_an_earlier_release_left_open_is_closed(tmp_path, monkeypatch):
     assert token.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_folder_that_is_everybodys_stays_so(tmp_path):
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    model = {"id": "m", "path": "p"}
+    store, cache = {"data_dir": str(tmp_path / "data")}, {"path": str(shared)}
+    close_to_others(parse_settings({"models": [model], "store": store, "node_cache": cache}))
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+
+
 def test_commands_write_for_their_owner_alone(tmp_path):
     settings = tmp_path / "roundhouse.yaml"
     settings.write_text(f"models: [{{id: m, path: p}}]\nstore: {{data_dir: {tmp_path / 'data'}}}\n")
