@@ -30,7 +30,7 @@ WORKERS ?= 2
 COUNT := awk -v total="$$(grep -c '==' requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-store bench-cluster bench-page lint format docs lock clean
+.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ bench-cluster: $(DEV_STAMP) model ## Measure placement and dispatch, beside Ray 
 
 bench-page: $(DEV_STAMP) ## Measure the page with 2,000 adapters on 64 replicas in Chromium (2 min).
 	@$(BIN)/python -m benchmarks.page
+
+bench-chaos: $(DEV_STAMP) ## Kill each part of a cluster under load, and count what fails (8 min).
+	@$(BIN)/python -m benchmarks.chaos
 
 lint: $(DEV_STAMP) ## Check style, types, which way imports go, and sizes.
 	@$(BIN)/ruff check .

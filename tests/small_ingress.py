@@ -1,7 +1,7 @@
 """`python -m tests.small_ingress PORT`: an ingress as HAProxy sees one.
 
-It answers with its port, after as many seconds as the header `x-wait` says, and fills up to
-`x-size` bytes; `/held` tells how many answers it is at.
+It answers with its port, after as many seconds as the header `x-wait` says, with the status of
+`x-status`, and fills up to `x-size` bytes; `/held` tells how many answers it is at.
 """
 
 import sys
@@ -32,7 +32,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             time.sleep(float(self.headers.get("x-wait", 0)))
             body = str(self.server.server_address[1]).encode()
-            self._send(body.ljust(int(self.headers.get("x-size", 0))))
+            status = int(self.headers.get("x-status", 200))
+            self._send(body.ljust(int(self.headers.get("x-size", 0))), status)
         finally:
             self._count(-1)
 
@@ -40,8 +41,9 @@ class _Handler(BaseHTTPRequestHandler):
         with _Handler.lock:
             _Handler.held += change
 
-    def _send(self, body: bytes) -> None:
-        self.send_response(200)
+    def _send(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "text/plain")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -71,9 +71,12 @@ class Proxy:
         await self.api.start()
         await self.knows(*ingresses)
 
-    async def knows(self, *ingresses: Ingress) -> None:
+    async def knows(self, *ingresses: Ingress, fallback: Ingress | None = None) -> None:
         servers = [ServerConfig(f"i{i.port}", "127.0.0.1", i.port) for i in ingresses]
         backend = BackendConfig("http-app", path_prefix="/", servers=servers, app_name="app")
+        if fallback is not None:
+            name = f"SERVE_PROXY_ACTOR-fallback-{fallback.port}"
+            backend.fallback_server = ServerConfig(name, "127.0.0.1", fallback.port)
         self.api.set_backend_configs({backend.name: backend})
         await self.api.reload()
         await _until(lambda: _is_open(self.ports[0]) and self._has_twin())
@@ -273,6 +276,20 @@ async def test_without_any_ingress_it_says_so_in_json(proxy, ingresses):
     assert {a.status_code for a in answers} == {503}
     assert {a.json()["error"]["code"] for a in answers} == {"unavailable"}
     assert all(a.headers["retry-after"] for a in answers)
+
+
+async def test_where_no_ingress_is_left_serve_is_asked_and_its_errors_are_not_shown(
+    proxy, ingresses
+):
+    only, serve = ingresses
+    await proxy.knows(only, fallback=serve)
+    only.kill()
+    async with httpx.AsyncClient(base_url=proxy.url, timeout=20) as client:
+        answers = [await client.post(CHAT, json={}) for _ in range(20)]
+        unknown = await client.post(CHAT, json={}, headers={"x-status": "404"})
+    assert {(a.status_code, a.text) for a in answers} == {(200, str(serve.port))}
+    assert unknown.status_code == 503
+    assert unknown.json()["error"]["code"] == "unavailable"
 
 
 async def test_what_is_not_http_is_refused_before_any_ingress(proxy):

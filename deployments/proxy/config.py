@@ -84,8 +84,8 @@ def ours(text: str, folder: Path, limits: Limits) -> str:
         (r"^(backend default_backend\n).*", r"\1    http-request deny deny_status 503"),
     ):
         text = _edited(text, pattern, replacement)
-    # Serve's own proxy, where no ingress is left: it knows no more, and says so in another shape.
-    return re.sub(r"    server \S+ \S+ check backup\n", "", text)
+    # Where it knows of ingresses.
+    return text.replace(_CHECKED, f"{_CHECKED}{_FALLBACK}")
 
 
 def twin_of(text: str, folder: Path) -> str:
@@ -106,6 +106,14 @@ _TIMEOUTS = f"""    timeout client {_SILENT_S}s
     timeout http-request {_REQUEST_S}s
     timeout http-keep-alive {_KEEP_ALIVE_S}s
     option http-buffer-request"""
+
+
+_CHECKED = "    http-check expect status 200\n"
+# Serve's own proxy, asked where no ingress is left: a request waits there until there is one. What
+# it says itself is not for our clients.
+_FALLBACK = """    http-response deny deny_status 503 if { srv_name -m beg SERVE_PROXY_ACTOR } \
+{ status 404 500 503 } { res.hdr(content-type) -m beg text/plain }
+"""
 
 
 def _guards(limits: Limits) -> str:
