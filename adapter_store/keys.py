@@ -24,6 +24,15 @@ class Keys:
     def _own(self, *parts: str) -> str:
         return self._key("cluster", self.cluster, *parts)
 
+    def _of(self, owner: str, what: str, *parts: str) -> str:
+        """A tenant's; of nobody's, as releases before have it.
+
+        With its length, for the name may have colons.
+        """
+        if not owner:
+            return self._key(what, *parts)
+        return self._key(f"{what}-of", str(len(owner)), owner, *parts)
+
     @property
     def names(self) -> str:
         """Sorted set of adapter names, all with score 0, ordered by name."""
@@ -134,23 +143,27 @@ class Keys:
         """Stream of a note per plan, for those who wait for one."""
         return self._own("plans")
 
-    def decision(self, request_id: str) -> str:
-        """What was decided about a request, as JSON; expires."""
-        return self._key("decision", request_id)
+    def decision(self, owner: str, request_id: str) -> str:
+        """What was decided about a tenant's request, as JSON; expires."""
+        return self._of(owner, "decision", request_id)
 
-    def rated(self, request_id: str) -> str:
-        """That the request has its feedback; expires with the decision."""
-        return self._key("rated", request_id)
+    def rated(self, owner: str, request_id: str) -> str:
+        """That a tenant's request has its feedback; expires with the decision."""
+        return self._of(owner, "rated", request_id)
 
     @property
     def decisions(self) -> str:
         """Stream of the newest decisions: ``record``, JSON."""
         return self._key("decisions")
 
+    def outcomes(self, owner: str) -> str:
+        """Stream of how well a tenant's requests were answered: ``record``, JSON."""
+        return self._of(owner, "outcomes")
+
     @property
-    def outcomes(self) -> str:
-        """Stream of how well requests were answered: ``record``, JSON."""
-        return self._key("outcomes")
+    def raters(self) -> str:
+        """Sorted set: tenant -> Unix time in ms of its newest feedback."""
+        return self._key("raters")
 
     def metrics(self, member_id: str) -> str:
         """A process's metrics, packed; expires soon after it has stopped to renew them."""
@@ -178,6 +191,6 @@ class Keys:
         return self._key("noted", what)
 
     def journal(self, *, loads: bool) -> str:
-        """Stream of what happened, for people: ``record``, JSON. Loads have their own: they are
-        many, and would push out the rest."""
+        """Stream of what happened, for people: ``record``, JSON, and ``owner``. Loads have their
+        own: they are many, and would push out the rest."""
         return self._key("journal", "loads") if loads else self._key("journal")

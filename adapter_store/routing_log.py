@@ -5,12 +5,13 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from adapter_store.records import read_or_none
 from adapter_store.server import Server, answering
-from cluster.adapters import Viewer
 from cluster.decisions import Outcome, RoutedRequest
-from cluster.errors import NotFound, StoreUnavailable
+from cluster.errors import StoreUnavailable
 from cluster.tasks import Background
 
 logger = logging.getLogger(__name__)
@@ -18,15 +19,17 @@ logger = logging.getLogger(__name__)
 
 # The newest are kept for the eye; each can be looked up by its request until it expires.
 _SHOWN_DECISIONS = 1000
-# As many as a predictor can learn from in seconds.
-MAX_OUTCOMES = 20_000
+# As many as a predictor can learn from in seconds; fewer where each tenant has its own.
+MAX_OUTCOMES, MAX_OF_TENANT = 20_000, 2000
+# The clock of a server that takes over may be so far behind.
+_SKEW_MS = 60_000
 _MAX_WAITING = 10_000
 _BATCH = 256
 _RETRY_S = 1.0
 
 
 class RoutingLog:
-    """Decisions and outcomes in the store.
+    """Decisions and outcomes in the store, by tenant: an id that one sends is its own.
 
     Every method raises :class:`StoreUnavailable` when the server does not answer.
     """
@@ -41,24 +44,19 @@ class RoutingLog:
         pipe = self._server.redis.pipeline(transaction=False)
         for request in requests:
             record = request.model_dump_json()
-            # The first stays: an id that somebody else sends must not overwrite it.
-            key, keep_ms = keys.decision(request.request_id), round(self._keep_s * 1000)
+            # The first stays: an id that is sent again must not overwrite it.
+            key = keys.decision(request.owner, request.request_id)
+            keep_ms = round(self._keep_s * 1000)
             pipe.set(key, record, px=keep_ms, nx=True)
             pipe.xadd(keys.decisions, {"record": record}, maxlen=_SHOWN_DECISIONS)
         with answering():
             await pipe.execute()
 
-    async def get(self, request_id: str, viewer: Viewer) -> RoutedRequest:
-        """Raises NotFound when it expired, never was, or is somebody else's."""
-        record = await self._server.text(self._keys.decision(request_id))
-        found = read_or_none(RoutedRequest, record) if record else None
-        if found is None or not (viewer.sees_all or found.owner == viewer.owner):
-            raise NotFound(
-                f"no decision about request {request_id!r} is kept; give the x-request-id of an "
-                f"answer to model 'auto' of the last {self._keep_s:g} s (router.keep_decisions_s)",
-                param="request_id",
-            )
-        return found
+    async def find(self, request_id: str, owners: Iterable[str]) -> list[RoutedRequest]:
+        """What is kept of the requests of that id, of these tenants."""
+        records = await self._server.texts([self._keys.decision(o, request_id) for o in owners])
+        found = (read_or_none(RoutedRequest, record) for record in records if record)
+        return [request for request in found if request is not None]
 
     async def newest(self, limit: int) -> list[RoutedRequest]:
         """Everybody's, newest first."""
@@ -69,31 +67,59 @@ class RoutingLog:
 
     async def add_outcome(self, request_id: str, outcome: Outcome) -> bool:
         """False when the request has one already."""
-        keys = [self._keys.rated(request_id), self._keys.outcomes, self._server.once()]
+        owner, known = outcome.owner, self._keys
+        keys = [known.rated(owner, request_id), known.outcomes(owner), known.raters]
         keep_ms = round(self._keep_s * 1000)
-        args = [outcome.model_dump_json(), keep_ms, MAX_OUTCOMES]
-        return bool(await self._server.run("add_outcome", keys, args))
+        # Whose it is, the stream's key says; the release before knows of no owner.
+        record = outcome.model_dump_json(exclude={"owner"})
+        args = [record, keep_ms, most_of(owner), owner]
+        return bool(await self._server.run("add_outcome", [*keys, self._server.once()], args))
 
-    async def outcomes(self, after: str) -> list[tuple[str, Outcome | None]]:
-        """Those behind a position, with theirs; None for what this release cannot read."""
-        entries = await self._server.read_all(self._keys.outcomes, after)
-        return [(at, read_or_none(Outcome, fields["record"])) for at, fields in entries]
+    async def outcomes(self, owner: str, after: str) -> list[tuple[str, Outcome | None]]:
+        """A tenant's behind a position, with theirs; None for what this release cannot read."""
+        entries = await self._server.read_all(self._keys.outcomes(owner), after)
+        found = [(at, read_or_none(Outcome, fields["record"])) for at, fields in entries]
+        return [(at, o and o.model_copy(update={"owner": owner})) for at, o in found]
+
+    async def raters(self, since: float) -> dict[str, float]:
+        """Tenants that have given feedback since (Unix time in ms, of the store's clock), and when
+        they last did."""
+        return await self._server.scored(self._keys.raters, since)
+
+
+def most_of(owner: str) -> int:
+    """How many outcomes of a tenant are kept; "" are those that teach everybody."""
+    return MAX_OF_TENANT if owner else MAX_OUTCOMES
 
 
 class OutcomeReader:
-    """Follows the outcomes."""
+    """Follows the outcomes of all tenants."""
 
     def __init__(self, log: RoutingLog) -> None:
         self._log = log
-        self._position = "0-0"
-        self.known: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+        self._positions: dict[str, str] = {}
+        self._known: dict[str, deque[Outcome]] = {}
+        self._rated_at = 0.0
+
+    @property
+    def known(self) -> Iterator[Outcome]:
+        """Each tenant's newest, oldest first."""
+        return chain.from_iterable(self._known.values())
 
     async def read(self) -> bool:
         """Take in what is new; whether there was any."""
-        found = await self._log.outcomes(self._position)
-        for self._position, outcome in found:
+        raters = await self._log.raters(self._rated_at - _SKEW_MS)
+        # What the release before takes in stands under nobody's name, in no list.
+        news = [await self._read(owner) for owner in {"", *raters}]
+        self._rated_at = max(raters.values(), default=self._rated_at)
+        return any(news)
+
+    async def _read(self, owner: str) -> bool:
+        found = await self._log.outcomes(owner, self._positions.get(owner, "0-0"))
+        known = self._known.setdefault(owner, deque(maxlen=most_of(owner)))
+        for self._positions[owner], outcome in found:
             if outcome is not None:
-                self.known.append(outcome)
+                known.append(outcome)
         return bool(found)
 
 

@@ -131,6 +131,12 @@ class Server:
         found: list[str] = await self._ask(self.redis.zrange(key, 0, -1))
         return found
 
+    async def scored(self, key: str, least: float) -> dict[str, float]:
+        """Of a sorted set, the members with that score at least, and theirs."""
+        reply = self.redis.zrangebyscore(key, least, "+inf", withscores=True)
+        found: list[tuple[str, float]] = await self._ask(reply)
+        return dict(found)
+
     async def members_after(self, key: str, after: str, *, limit: int) -> list[str]:
         """Of a sorted set whose scores are all the same: those that sort behind `after`."""
         least = f"({after}" if after else "-"

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from adapter_store.records import read_or_none
 from adapter_store.server import Server, answering, flat
@@ -108,21 +109,21 @@ class TelemetryStore:
         clusters."""
         pipe = self._server.redis.pipeline(transaction=False)
         for happening in happenings:
-            record = happening.model_dump_json(exclude={"id", "revision"})
+            entry = _entry_of(happening)
             if happening.revision:
-                await self._note_once(happening, record)
+                await self._note_once(happening, entry)
                 continue
             is_load = happening.kind == "load"
             key, most = self._keys.journal(loads=is_load), LOADS if is_load else JOURNAL_LENGTH
-            pipe.xadd(key, {"record": record}, maxlen=most)
+            pipe.xadd(key, entry, maxlen=most)
         with answering():
             await pipe.execute()
 
-    async def _note_once(self, happening: Happening, record: str) -> None:
+    async def _note_once(self, happening: Happening, entry: Mapping[Any, Any]) -> None:
         # The number first: a name may have a colon.
         what = f"{happening.revision}:{happening.subject}:{happening.text}"
         keys = [self._keys.journal(loads=False), self._keys.noted(what)]
-        args = [record, JOURNAL_LENGTH, _NOTED_MS]
+        args = [JOURNAL_LENGTH, _NOTED_MS, *flat(entry)]
         await self._server.run("note", keys, args, is_precious=False)
 
     async def journal(self, limit: int) -> list[Happening]:
@@ -130,6 +131,15 @@ class TelemetryStore:
         found: list[Happening] = []
         for loads in (False, True):
             entries = await self._server.read_back(self._keys.journal(loads=loads), limit)
-            read = ((at, read_or_none(Happening, fields["record"])) for at, fields in entries)
-            found += [news.model_copy(update={"id": at}) for at, news in read if news is not None]
+            for at, fields in entries:
+                if news := read_or_none(Happening, fields["record"]):
+                    beside = {"id": at, "owner": fields.get("owner")}
+                    found.append(news.model_copy(update=beside))
         return sorted(found, key=lambda happening: -happening.at)
+
+
+def _entry_of(happening: Happening) -> dict[Any, Any]:
+    """Whose it is stands beside the record: the release before knows of no owner."""
+    record = happening.model_dump_json(exclude={"id", "revision", "owner"})
+    beside = {} if happening.owner is None else {"owner": happening.owner}
+    return {"record": record, **beside}

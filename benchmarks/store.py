@@ -162,7 +162,6 @@ async def _fill(store: Store, size: int) -> None:
 def _gateway(settings: Settings, store: Store, known: Catalogue) -> Any:
     from fastapi import FastAPI
 
-    from deployments.ingress.auth import Authoriser
     from deployments.ingress.changes.admin import AdapterAdmin
     from deployments.ingress.feedback import Feedback
     from deployments.ingress.http import build_http
@@ -186,8 +185,8 @@ def _gateway(settings: Settings, store: Store, known: Catalogue) -> Any:
         gateway,
         AdapterAdmin(settings, store, known),
         Feedback(log),
-        Authoriser(settings.auth),
-        max_body_bytes=1 << 20,
+        settings.http,
+        settings.auth,
         lifespan=_Lifespan,
     )
 
@@ -196,7 +195,7 @@ async def _ask(app: Any, params: dict[str, Any], times: int = 50) -> list[float]
     """Seconds of each request, HTTP and JSON included."""
     took = []
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://bench") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for _ in range(times):
             started = time.perf_counter()
             answer = await client.get("/v1/adapters", params=params)

@@ -82,3 +82,4 @@ class Outcome(Record):
     input: str
     candidate: str = Field(description="name of an adapter or of a base model")
     score: Share
+    owner: str = Field("", description="tenant whose request it was; empty: it teaches everybody")

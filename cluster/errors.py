@@ -148,6 +148,18 @@ class Forbidden(RoundhouseError):
     code = "insufficient_scope"
 
 
+class HostRefused(Forbidden):
+    """The request names a host that this endpoint is not: a page elsewhere may have sent it."""
+
+    code = "host_not_allowed"
+
+
+class OriginRefused(Forbidden):
+    """A web page elsewhere has sent the request."""
+
+    code = "origin_not_allowed"
+
+
 class NotFound(RoundhouseError):
     status = 404
     type = "invalid_request_error"
@@ -197,6 +209,12 @@ class PayloadTooLarge(RoundhouseError):
     code = "request_too_large"
 
 
+class UnsupportedMediaType(RoundhouseError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
 class Overloaded(RoundhouseError):
     """Every replica is at its limit; try again after ``retry_after_s``."""
 
@@ -235,6 +253,14 @@ class StoreUnavailable(Unavailable):
     """The adapter store does not answer: reads go on from the last snapshot, writes wait."""
 
     code = "store_unavailable"
+
+
+class StorageFull(Unavailable):
+    """There is no room for files where this cluster writes them; somebody must make some."""
+
+    status = 507
+    code = "storage_full"
+    retry_after_s = 60.0
 
 
 class AdapterLoadFailed(Unavailable):

@@ -24,20 +24,24 @@ class Eyes:
 
     Attributes:
         shows: whether they may know of an adapter or a base model, by name.
+        holds: whether they may know of an adapter version; a name may have been another's before.
+        counts: whether they may know what was counted under an adapter's name of late.
     """
 
     owner: str
     shows: Callable[[str], bool]
+    holds: Callable[[AdapterKey], bool]
+    counts: Callable[[str], bool]
 
     def keys(self, keys: Iterable[AdapterKey]) -> tuple[AdapterKey, ...]:
         """Those of versions that they may know of."""
-        return tuple(key for key in keys if self.shows(key.name))
+        return tuple(key for key in keys if self.holds(key))
 
     def by_key(self, amounts: Mapping[AdapterKey, Amount]) -> dict[AdapterKey, Amount]:
-        return {key: amount for key, amount in amounts.items() if self.shows(key.name)}
+        return {key: amount for key, amount in amounts.items() if self.holds(key)}
 
     def by_name(self, amounts: Mapping[str, Amount]) -> dict[str, Amount]:
-        return {name: amount for name, amount in amounts.items() if self.shows(name)}
+        return {name: amount for name, amount in amounts.items() if self.counts(name)}
 
 
 class Residency(Record):

@@ -40,6 +40,11 @@ class Happening(Record):
     kind: Literal["adapter", "rollout", "load", "failure", "replica"]
     subject: str = Field(description="name of an adapter, or id of a process")
     text: str
+    owner: str | None = Field(
+        None,
+        description="tenant that alone may know of it, empty where all may who know the subject; "
+        "null: only those who may see everything",
+    )
     is_bad: bool = False
     revision: int = Field(
         0, description="of the adapter: every cluster's planner sees what was done to it"

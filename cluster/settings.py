@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cluster.addresses import is_loopback
 from cluster.errors import ConfigError
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
@@ -45,6 +46,15 @@ class Section(BaseModel):
     """A group of settings. Unknown keys are refused: a typing error must not pass silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# As a request names it, or `*.` for all names below one.
+HostName = Annotated[
+    str, StringConstraints(pattern=r"^(\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)$", to_lower=True)
+]
+Origin = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://[^/?#*\s]+$", to_lower=True)
+]
 
 
 class HttpSettings(Section):
@@ -83,6 +93,17 @@ class HttpSettings(Section):
         ge=1,
         description="Of these, how many from one address, which may be a load balancer's. Default: "
         "half.",
+    )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (),
+        description="Names under which the endpoint is called, without port: llm.example.com, "
+        "*.example.com, or * for any. Addresses and localhost always are. Default: no others, and "
+        "with `auth.enabled` any.",
+    )
+    allowed_origins: tuple[Origin, ...] = Field(
+        (),
+        description="Web pages elsewhere that may use the endpoint: https://app.example.com. "
+        "Default: only its own page.",
     )
     node_labels: NodeLabels = Field(default_factory=dict)
 
@@ -371,6 +392,11 @@ class RouterSettings(Section):
     keep_prompts: bool = Field(
         True, description="Keep the prompt with its decision; feedback cannot teach without it."
     )
+    shared_feedback: bool = Field(
+        False,
+        description="What a tenant says of its answers teaches the choices for all tenants, not "
+        "only its own. No tenant then says more than all others together.",
+    )
 
 
 class DispatchSettings(Section):
@@ -480,23 +506,41 @@ class PlacementSettings(Section):
 class ApiKey(Section):
     """One key, stored as a hash only."""
 
-    name: str = Field(description="Whose key it is; named in refusals.")
+    name: str = Field(min_length=1, description="Whose key it is; named in refusals.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="From `roundhouse keys new`.")
     scope: Literal["client", "admin"] = Field("client", description="admin includes client.")
-    owner: str = Field("", description="Whose private adapters the key may use; admins use all.")
+    owner: str = Field(
+        "",
+        description="The tenant that the key is of: it has private adapters, decisions, feedback "
+        "and a prefix cache of its own. Default: the key's name; of an admin's key, one that no "
+        "client's is of.",
+    )
+
+    @property
+    def tenant(self) -> str:
+        """Never empty: that is whoever asks where no key is needed."""
+        return self.owner or (f"admin:{self.name}" if self.scope == "admin" else self.name)
 
 
 class AuthSettings(Section):
     """API keys."""
 
     enabled: bool = Field(False, description="Ask for a key on every request.")
-    keys: tuple[ApiKey, ...] = Field((), description="The keys that are accepted.")
-
-    @model_validator(mode="after")
-    def _someone_can_enter(self) -> Self:
-        if self.enabled and not self.keys:
-            raise ValueError("enabled is true but keys is empty: nobody could enter")
-        return self
+    keys: tuple[ApiKey, ...] = Field(
+        (),
+        description="The keys that are accepted. While there are none, `roundhouse up` makes an "
+        "admin's, shows it once, and keeps its hash in `store.data_dir`.",
+    )
+    open: bool = Field(
+        False,
+        description="Without keys, listen on more than this machine all the same: whoever reaches "
+        "the endpoint may use it and change adapters.",
+    )
+    shared_prefix_cache: bool = Field(
+        False,
+        description="All tenants share the engines' prefix caches. A tenant can then tell by the "
+        "time to the first token whether another has sent the same beginning.",
+    )
 
 
 class LoggingSettings(Section):
@@ -565,11 +609,29 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def is_open(self) -> bool:
+        """Whether other machines reach the endpoint, and nobody is asked for a key."""
+        return not self.auth.enabled and not is_loopback(self.http.host)
+
+    @property
     def fallback_model(self) -> str:
         return self.default_model or self.models[0].id
 
     def model(self, model_id: str) -> BaseModelSettings:
         return next(m for m in self.models if m.id == model_id)
+
+
+def door_problem(settings: Settings) -> str | None:
+    """Why a cluster must not start so: everybody could enter, or nobody; None when it may."""
+    if settings.auth.enabled and not settings.auth.keys:
+        return "auth.keys: auth.enabled is true and there are none, so nobody could enter"
+    if settings.is_open and not settings.auth.open:
+        return (
+            f"auth: without keys, whoever reaches {settings.http.host} may use the endpoint and "
+            "change adapters. Set auth.enabled: true (`roundhouse up` then makes the first key), "
+            "or http.host: 127.0.0.1, or, should it be meant so, auth.open: true"
+        )
+    return None
 
 
 def load_settings(path: Path) -> Settings:

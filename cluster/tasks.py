@@ -131,14 +131,14 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
             task.exception()
 
 
-async def soon(work: Awaitable[Result]) -> Result:
-    """What the store says, if it does so within `PATIENCE_S`.
+async def soon(work: Awaitable[Result], *, within_s: float = PATIENCE_S) -> Result:
+    """What the store says, if it does so in time.
 
     Raises:
         StoreUnavailable: it does not answer, or not soon.
     """
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(within_s):
             return await work
     except TimeoutError as e:
-        raise StoreUnavailable(f"the adapter store does not answer within {PATIENCE_S} s") from e
+        raise StoreUnavailable(f"the adapter store does not answer within {within_s} s") from e

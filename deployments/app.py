@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from cluster.settings import Settings, parse_settings
+from cluster.errors import ConfigError
+from cluster.settings import Settings, door_problem, parse_settings
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -23,7 +24,13 @@ def in_this_cluster(settings: Settings) -> Settings:
 
 
 def wire(settings: Settings) -> Any:
-    """The ingress, bound to the prompt router, the planner and one deployment per base model."""
+    """The ingress, bound to the prompt router, the planner and one deployment per base model.
+
+    Raises:
+        ConfigError: everybody could enter, or nobody.
+    """
+    if problem := door_problem(settings):
+        raise ConfigError(problem)
     from deployments.chooser.deployment import prompt_router_app
     from deployments.ingress.deployment import ingress_app
     from deployments.planner.deployment import planner_app

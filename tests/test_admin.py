@@ -411,7 +411,7 @@ async def test_a_rollback_is_one_call(rh, make_adapter):
     await two_versions(rh, make_adapter, before=range(20), after=range(20))
     await call(rh, "POST", "cron/rollout", {}, wait=True)
     elsewhere = {"origin": "http://elsewhere.example"}
-    error(await rh.client.post("/v1/adapters/cron/rollback", headers=elsewhere), 400)
+    error(await rh.client.post("/v1/adapters/cron/rollback", headers=elsewhere), 403)
     back = await rh.client.post("/v1/adapters/cron/rollback")
     assert back.json()["aliases"]["stable"] == 1
     assert await version_for(rh, "x") == "1"

@@ -23,7 +23,7 @@ from cluster.members import DeploymentState, Replica, Residency
 from cluster.plans import Happening
 from cluster.settings import parse_settings
 from deployments.engines.echo import EchoEngine
-from deployments.ingress.auth import Authoriser, new_key
+from deployments.ingress.auth import new_key
 from deployments.ingress.http import build_http
 from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
@@ -42,6 +42,7 @@ pytestmark = pytest.mark.redis
 
 CLIENT_KEY, CLIENT_HASH = new_key()
 ADMIN_KEY, ADMIN_HASH = new_key()
+JSON = {"content-type": "application/json"}
 
 
 ROUTES = {
@@ -74,6 +75,7 @@ class LocalPool:
         self.is_full = False
         self.deaths_left = 0
         self.dies_after: int | None = None
+        self.dies_of: Exception = ReplicaLost("killed by the test")
         self.open_answers = 0
         self.terms: list[Terms] = []
 
@@ -107,7 +109,7 @@ class LocalPool:
         sent = 0
         async for chunk in reply.body:
             if sent == self.dies_after:
-                raise ReplicaLost("killed by the test")
+                raise self.dies_of
             yield chunk
             sent += 1
 
@@ -174,14 +176,14 @@ async def world(
 
     it.app = build_http(
         offered,
-        Authoriser(settings.auth),
-        max_body_bytes=settings.http.max_body_bytes,
+        settings.http,
+        settings.auth,
         lifespan=no_lifespan,
     )
     await process.start()
     transport = httpx.ASGITransport(app=it.app)
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as it.client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as it.client:
             yield it
     finally:
         await process.stop()
@@ -341,6 +343,9 @@ async def test_an_unknown_model_is_404_with_near_names(rh, make_adapter):
         ({"model": "echo", "messages": []}, "messages"),
         ({"model": "echo", "messages": [{"content": "x"}]}, "messages[0]"),
         ({"model": "auto", "messages": [7]}, "messages[0]"),
+        (chat("echo", stream="perhaps"), "stream"),
+        (chat("echo", stream=True, stream_options=[{"include_usage": True}]), "stream_options"),
+        (chat("echo", max_tokens="many"), "max_tokens"),
         (chat("auto", constraints={"colour": 1}), "constraints.colour"),
         (chat("auto", constraints={"min_confidence": 2}), "constraints.min_confidence"),
         (chat("auto", constraints=[1]), "constraints"),
@@ -353,7 +358,7 @@ async def test_a_malformed_body_is_400_and_names_the_field(rh, body, param):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'"x"', b"[" * 100_000])
 async def test_what_is_not_a_json_object_is_400(rh, content):
-    answer = await rh.client.post("/v1/chat/completions", content=content)
+    answer = await rh.client.post("/v1/chat/completions", content=content, headers=JSON)
     assert error(answer, 400)["type"] == "invalid_request_error"
 
 
@@ -490,7 +495,7 @@ async def test_feedback_is_kept_with_the_prompt_and_what_answered_it(rh, make_ad
     body = {"request_id": "r1", "score": 0.5}
     told = (await rh.client.post("/v1/feedback", json=body)).json()
     assert told == body | {"candidate": "cron"}
-    ((_, outcome),) = await rh.log.outcomes("0-0")
+    ((_, outcome),) = await rh.log.outcomes("", "0-0")
     assert outcome == Outcome(input="every friday at ten", candidate="cron", score=0.5)
 
 
@@ -576,7 +581,7 @@ async def test_a_page_elsewhere_cannot_register_by_a_plain_form(rh, make_adapter
     refused = await rh.client.post(
         "/v1/adapters", content=body, headers={"content-type": "text/plain"}
     )
-    assert "content-type" in error(refused, 400)["message"]
+    assert "content-type" in error(refused, 415)["message"]
 
 
 async def test_registering_twice_is_409_and_putting_twice_is_not(rh, make_adapter):
@@ -795,7 +800,7 @@ async def test_what_is_refused_at_the_door_is_counted_too(make_world):
         }
         error(await it.client.post("/v1/chat/completions", json=chat("echo")), 401)
         admin = {"authorization": f"Bearer {ADMIN_KEY}"}
-        bad = await it.client.post("/v1/chat/completions", content=b"{", headers=admin)
+        bad = await it.client.post("/v1/chat/completions", content=b"{", headers=admin | JSON)
         error(bad, 400)
         for status, count in before.items():
             now = _counted("roundhouse_requests_total", **labels, status=status)

@@ -79,18 +79,41 @@ def replica(**changes) -> Replica:
 
 
 def test_replicas_come_and_go():
-    (come,) = member_news([], [replica()])
+    (come,) = member_news([], [replica()], {})
     assert (come.text, come.is_bad) == ("replica of m r1 is there on n1", False)
-    (gone,) = member_news([replica()], [])
+    (gone,) = member_news([replica()], [], {})
     assert (gone.text, gone.is_bad) == ("replica of m r1 is gone", True)
 
 
 def test_loads_and_failures_are_told_once():
     held = replica(residency=Residency(host=("cron@1",)))
     failed = held.model_copy(update={"problems": {AdapterKey("sql@1"): "damaged"}})
-    assert [h.text for h in member_news([replica()], [held])] == ["cron@1 was loaded on r1"]
+    assert [h.text for h in member_news([replica()], [held], {})] == ["cron@1 was loaded on r1"]
     moved = replica(residency=Residency(slots=("cron@1",)))
-    assert list(member_news([held], [moved])) == []
-    (news,) = member_news([held], [failed])
+    assert list(member_news([held], [moved], {})) == []
+    (news,) = member_news([held], [failed], {})
     assert (news.text, news.is_bad) == ("r1 cannot load sql@1: damaged", True)
-    assert list(member_news([failed], [failed])) == []
+    assert list(member_news([failed], [failed], {})) == []
+
+
+PRIVATE = Card(name="cron", base_model="m", visibility="private", owner="a")
+
+
+def told_to(before: Adapter | None, after: Adapter | None) -> set[str | None]:
+    known = {} if before is None else {"cron": before}
+    return {h.owner for h in adapter_news(known, {"cron": after})}
+
+
+def test_news_of_a_private_adapter_are_for_its_owner_whatever_becomes_of_it():
+    public, private = adapter(), adapter(card=PRIVATE)
+    assert told_to(None, public) == told_to(public, None) == {""}
+    assert told_to(None, private) == told_to(private, None) == {"a"}
+    assert told_to(private, public) == told_to(public, private) == {"a"}
+
+
+def test_loads_are_told_to_those_who_may_know_of_the_version():
+    keys = (AdapterKey("cron@1"), AdapterKey("cron@7"), AdapterKey("gone@1"))
+    held = replica(residency=Residency(host=keys[:2]), problems={keys[2]: "damaged"})
+    for card, owner in ((PRIVATE, "a"), (Card(name="cron", base_model="m"), "")):
+        news = member_news([replica()], [held], {"cron": adapter(card=card)})
+        assert [n.owner for n in news] == [owner, None, None], "of another's version: admins alone"

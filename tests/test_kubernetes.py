@@ -506,6 +506,8 @@ INCREMENTAL = (
         ("data.enabled=false", "settings.store.blobs"),
         ('gateway={"enabled":true,"host":"h"}', "gateway.name"),
         ("ingress.enabled=true", "ingress.host"),
+        ("settings.auth.open=false", "settings.auth"),
+        ("settings.auth={}", "settings.auth"),
         ("settings.auth.enabled=true", "secrets.authKeys"),
         (
             'settings.auth.enabled=true;secrets.authKeys={"name":"s","key":"k"}',

@@ -17,7 +17,12 @@ from cluster.members import (
 
 OURS, THEIRS = AdapterKey("ours@1"), AdapterKey("secret@1")
 BOTH = (OURS, THEIRS)
-EYES = Eyes("us", lambda name: name in ("ours", "base"))
+EYES = Eyes(
+    "us",
+    shows=lambda name: name in ("ours", "base"),
+    holds=lambda key: key.name == "ours",
+    counts=lambda name: name == "ours",
+)
 
 FULL = {
     "replica": Replica(

@@ -1,5 +1,6 @@
 """The page in a real browser, on a running cluster under load."""
 
+import json
 import os
 import re
 import shutil
@@ -7,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from urllib.parse import quote
 
 import httpx
 import pytest
 from axe_core_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Route, expect, sync_playwright
 
 from tests.conftest import Running, wait_until
 from tests.test_serve import add, chat, family, replicas
@@ -307,3 +309,38 @@ def test_a_key_is_asked_for_and_can_be_given_and_withheld(browser, locked, admin
     page.keyboard.press("Enter")
     expect(page.locator("#health")).to_have_class("ok", timeout=10_000)
     page.close()
+
+
+def test_an_open_cluster_is_loud_about_it(page):
+    banner = page.locator("#open")
+    expect(page.locator("#health")).to_have_class("ok")
+    expect(banner).to_be_hidden()
+
+    def opened(route: Route) -> None:
+        told = route.fetch().json()
+        route.fulfill(json=told | {"is_open": True})
+
+    page.route("**/v1/dashboard?*", opened)
+    expect(banner).to_be_visible()
+    expect(banner).to_contain_text("whoever reaches this address may use the cluster")
+
+
+@pytest.mark.hostile
+def test_a_page_elsewhere_cannot_make_a_browser_spend(browser, cluster):
+    """As a plain form could: a body of text, which no browser asks anybody about before."""
+    elsewhere = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    threading.Thread(target=elsewhere.serve_forever).start()
+    page = browser.new_page()
+    try:
+        page.goto(f"http://localhost:{elsewhere.server_port}/README.md")
+        url = f"{cluster.url}/v1/chat/completions"
+        with page.expect_response(url) as answered:
+            page.evaluate(
+                "([url, body]) => { fetch(url, {method: 'POST', mode: 'no-cors', body}) }",
+                [url, json.dumps(chat("one two three", "echo"))],
+            )
+        assert answered.value.status == 403
+    finally:
+        page.close()
+        elsewhere.shutdown()
+        elsewhere.server_close()

@@ -1,13 +1,18 @@
 """Decisions and outcomes in the store, and the recorder that no request waits for."""
 
 import time
+from collections import Counter
 
 import pytest
 
-from adapter_store.routing_log import OutcomeReader, RoutingLog, RoutingRecorder
-from cluster.adapters import OPERATOR, Viewer
+from adapter_store.routing_log import (
+    MAX_OF_TENANT,
+    OutcomeReader,
+    RoutingLog,
+    RoutingRecorder,
+)
 from cluster.decisions import Decision, Outcome, Route, RoutedRequest
-from cluster.errors import NotFound, StoreUnavailable
+from cluster.errors import StoreUnavailable
 from tests.conftest import until
 
 # Later than any of the tests ends.
@@ -29,7 +34,8 @@ def request(number: int, owner: str = "") -> RoutedRequest:
 
 async def test_decisions_are_found_by_request_and_newest_first(log):
     await log.put([request(i) for i in range(5)])
-    assert (await log.get("r3", OPERATOR)).at == NOW + 3
+    (found,) = await log.find("r3", [""])
+    assert found.at == NOW + 3
     assert [r.request_id for r in await log.newest(2)] == ["r4", "r3"]
 
 
@@ -43,21 +49,44 @@ async def test_they_expire(store):
     await log.put([request(1)])
 
     async def is_gone():
-        try:
-            await log.get("r1", OPERATOR)
-        except NotFound as e:
-            assert "keep_decisions_s" in e.message
-            return True
+        return not await log.find("r1", [""])
 
     await until(is_gone)
 
 
-async def test_a_decision_is_there_for_whoever_asked_and_for_operators(log):
-    await log.put([request(1, owner="a")])
-    for viewer in (Viewer(owner="a"), OPERATOR):
-        assert (await log.get("r1", viewer)).owner == "a"
-    with pytest.raises(NotFound):
-        await log.get("r1", Viewer(owner="b"))
+async def test_an_id_is_a_tenants_own(log):
+    """Whatever a tenant is called: no two share a key."""
+    tenants = ("", "a", "b", "a:1", "of")
+    await log.put([request(1, owner) for owner in tenants])
+    for owner in tenants:
+        assert [found.owner for found in await log.find("r1", [owner])] == [owner]
+    assert [found.owner for found in await log.find("r1", tenants)] == list(tenants)
+    assert await log.find("r1", ["1:a"]) == []
+
+
+async def test_a_tenants_outcomes_are_its_own(log):
+    reader = OutcomeReader(log)
+    for owner in ("", "a", "b", "a"):
+        outcome = Outcome(input="x", candidate="c", score=1, owner=owner)
+        await log.add_outcome("r", outcome)
+    assert await reader.read()
+    assert sorted(o.owner for o in reader.known) == ["", "a", "b"]
+    assert not await reader.read()
+    await log.add_outcome("r2", Outcome(input="y", candidate="c", score=0, owner="b"))
+    assert await reader.read()
+    assert [o.score for o in reader.known if o.owner == "b"] == [1, 0]
+
+
+@pytest.mark.hostile
+async def test_a_tenants_feedback_pushes_out_nobody_elses(log):
+    await log.add_outcome("r", Outcome(input="x", candidate="c", score=1, owner="a"))
+    for i in range(MAX_OF_TENANT + 200):
+        flood = Outcome(input=str(i), candidate="c", score=0, owner="b")
+        await log.add_outcome(str(i), flood)
+    reader = OutcomeReader(log)
+    await reader.read()
+    counts = Counter(o.owner for o in reader.known)
+    assert counts == {"a": 1, "b": MAX_OF_TENANT}
 
 
 async def test_outcomes_are_read_once_and_in_order(log):

@@ -116,6 +116,24 @@ def test_an_adapter_added_from_the_command_line_serves_at_once(cluster, http, ma
     assert answer.headers.get_list("x-request-id") == [answer.headers["x-request-id"]]
 
 
+@pytest.mark.hostile
+def test_bytes_that_no_header_should_have_are_no_500(http):
+    """Ray Serve reads some of them before our application does."""
+    names = ("x-request-id", "authorization", "x-request-timeout-seconds", "x-session-id")
+    names += ("x-request-disconnect-disabled", "serve-multiplexed-model-id", "traceparent")
+    names += ("x-roundhouse-priority", "x-roundhouse-adapters", "accept", "origin")
+    for name in names:
+        body = chat("one", "echo", max_tokens=1)
+        answer = http.post("/v1/chat/completions", json=body, headers={name: b"\xff\xfe caf\xe9"})
+        assert answer.status_code in (200, 400, 403), (name, answer.text)
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-request-id"].isascii()
+    error = http.get("/v1/models", headers={"host": "evil.example"})
+    assert error.json()["error"]["code"] == "host_not_allowed"
+    for probe in ("/-/healthz", "/healthz", "/readyz"):
+        assert http.get(probe, headers={"host": "a.pod"}).status_code == 200
+
+
 def test_the_commands_show_what_is_there(cluster, http, make_adapter):
     cluster.command("adapters", "add", str(make_adapter("shown", description="[b]text[/b]")))
     assert "[b]text[/b]" in cluster.command("adapters", "list").stdout

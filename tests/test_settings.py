@@ -30,7 +30,8 @@ def test_a_minimal_tree_has_defaults_for_all_else():
         ({"models": [{"id": "a/b", "path": "x"}]}, "models.0.id"),
         ({"models": MINIMAL["models"] * 2}, "share an id"),
         ({"default_model": "other"}, "'other' is not one of"),
-        ({"auth": {"enabled": True}}, "nobody could enter"),
+        ({"http": {"allowed_hosts": ["https://a.example"]}}, "http.allowed_hosts.0"),
+        ({"http": {"allowed_origins": ["*"]}}, "http.allowed_origins.0"),
         (
             {"models": [{"id": "m", "path": "x", "lora": {"slots": 9, "host_entries": 3}}]},
             "host_entries must be at least slots",

@@ -279,3 +279,13 @@ async def test_the_journal_is_read_newest_first(kept):
         await kept.note([Happening(at=1.0, kind="adapter", subject="cron", text=text)])
     assert [h.text for h in await kept.journal(10)] == ["second", "first"]
     assert [h.text for h in await kept.journal(1)] == ["second"]
+
+
+@pytest.mark.redis
+async def test_the_journal_says_whose_a_thing_is(kept):
+    """None, as the release before has it, is not the same as nobody's."""
+    for revision in (0, 7):
+        for owner in (None, "", "a"):
+            news = {"at": 1.0, "kind": "adapter", "subject": "x", "text": f"{revision} {owner}"}
+            await kept.note([Happening(**news, owner=owner, revision=revision)])
+    assert [h.owner for h in await kept.journal(10)] == ["a", "", None] * 2

@@ -216,6 +216,34 @@ def test_errors_are_openais(sdk):
         )
 
 
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stream": True, "stream_options": [{"include_usage": True}]},
+        {"stream": "perhaps"},
+        {"max_tokens": "many"},
+        {"max_tokens": -1},
+        {"temperature": {"a": 1}},
+        {"logit_bias": [1]},
+        {"response_format": [1]},
+        {"tools": "x"},
+        {"stop": {"a": 1}},
+        {"user": [1]},
+        {"messages": [{"role": 7, "content": "x"}]},
+    ],
+    ids=str,
+)
+def test_wrong_types_are_refused_in_openais_shape(http, wrong):
+    turn = {"role": "user", "content": "hello"}
+    body = {"model": BASE, "messages": [turn], "max_tokens": 2} | wrong
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code in (200, 400, 422), answer.text
+    if answer.is_error:
+        assert answer.headers["content-type"] == "application/json"
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
     """`ongoing` is the engine's own count of unfinished requests."""

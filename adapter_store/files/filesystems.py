@@ -5,12 +5,13 @@ files in the home folder, the machine's role, and `FSSPEC_<SCHEME>_<OPTION>`.
 """
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 
-from cluster.errors import RoundhouseError, Unavailable
+from cluster.errors import RoundhouseError, StorageFull, Unavailable
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
@@ -26,14 +27,30 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def storage(what: str) -> Iterator[None]:
-    """Tell as Unavailable that a place of ours cannot be read or written now.
+    """Tell as Unavailable that a place of ours cannot be read or written now, or is full.
 
     What is not there (FileNotFoundError) is for the caller to judge.
+
+    Raises:
+        StorageFull: there is no room.
     """
     try:
         yield
     except (RoundhouseError, FileNotFoundError):
         raise
     except Exception as e:
+        if is_full(e):
+            raise full(what, e) from e
         # Every back end of fsspec has errors of its own.
         raise Unavailable(f"{what} cannot be used now: {e!r}"[:500]) from e
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether what went wrong is that there is no room; only who writes hears of that."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def full(what: str, error: BaseException) -> StorageFull:
+    """That there is no room, for the eyes of callers: which file it was is the log's."""
+    why = error.strerror if isinstance(error, OSError) else error
+    return StorageFull(f"{what} has no room ({why}); whoever runs this must make some")

@@ -6,6 +6,7 @@ hf://ORG/REPO[@REVISION][/FOLDER]    https://host/folder/ upload://ID
 """
 
 import contextlib
+import errno
 import lzma
 import re
 import shutil
@@ -19,7 +20,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 from adapter_store.files.beside import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from adapter_store.files.blobs import CONFIG, FILES, WEIGHTS
-from adapter_store.files.filesystems import open_filesystem
+from adapter_store.files.filesystems import full, is_full, open_filesystem, storage
 from adapter_store.files.signatures import SIGNATURE
 from adapter_store.files.uploads import UPLOAD, Uploads
 from cluster.errors import AdapterRefused, RoundhouseError, SourceMissing, Unavailable
@@ -65,6 +66,10 @@ _OTHER_FOLDERS = {
         f"is a pickle file, which can run code when it is read; an adapter here is {WEIGHTS}"
     ),
 }
+# Of a path that leads nowhere, and of an archive that is none (no number): what else a disk has to
+# say is not the caller's fault.
+_NO_PLACE = (None, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
+_STAGING = "the folder of adapters on their way in (store.data_dir)"
 _CHUNK = 4 * 2**20
 _SMALL_BYTES = 1 << 20
 _TOKENIZER_BYTES = 32 << 20
@@ -104,11 +109,12 @@ class Sources:
 
         Raises:
             AdapterRefused: the source is not allowed, is not there, or leaves its place.
-            Unavailable: it cannot be reached now.
+            Unavailable: it cannot be reached now, or there is no room for it (StorageFull).
         """
         scheme = self._scheme(source)
-        self._staging.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self._staging))
+        with storage(_STAGING):
+            self._staging.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self._staging))
         try:
             with _explained(source):
                 if scheme == "upload":
@@ -408,9 +414,20 @@ def _explained(source: str) -> Iterator[None]:
     except (ImportError, ValueError) as e:
         raise AdapterRefused(f"{source}: {e}", param="source") from e
     except Exception as e:
-        if source.startswith(UPLOAD) or "://" not in source:
-            if isinstance(e, OSError):
-                raise AdapterRefused(f"{source}: {e}", param="source") from e
+        told = _of_storage(source, e)
+        if told is None:
             raise
-        # Every back end of fsspec has errors of its own.
-        raise Unavailable(f"{source} cannot be reached: {e!r}"[:500], param="source") from e
+        raise told from e
+
+
+def _of_storage(source: str, error: Exception) -> RoundhouseError | None:
+    """Whose trouble it is; None for what no storage raises."""
+    if is_full(error):
+        return full(_STAGING, error)
+    if source.startswith((UPLOAD, "file://")) or "://" not in source:
+        if not isinstance(error, OSError):
+            return None
+        if error.errno in _NO_PLACE:
+            return AdapterRefused(f"{source}: {error}", param="source")
+    # Every back end of fsspec has errors of its own.
+    return Unavailable(f"{source} cannot be reached: {error!r}"[:500], param="source")

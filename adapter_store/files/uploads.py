@@ -83,7 +83,9 @@ class Uploads:
         files, _ = open_filesystem(self._url)
         with target.open("wb") as out:
             for path, _ in self._parts(upload_id):
-                out.write(files.cat_file(path))
+                with storage(_PLACE):
+                    part = files.cat_file(path)
+                out.write(part)
 
     def remove(self, upload_id: str) -> None:
         files, folder = self._folder(upload_id)

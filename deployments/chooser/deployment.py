@@ -40,27 +40,15 @@ class PromptRouterDeployment:
 
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def choose(self, asked: list[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
-        """Decisions for each caller's prompts; callers with equal constraints share a pass."""
+        """Decisions for each caller's prompts."""
         # Not in a thread: handing over and waiting for the interpreter takes a millisecond of ten.
-        return self._choose_all(asked)
+        return self._router.choose_all(asked)
 
     async def check_health(self) -> None:
         self._process.check()
 
     async def __del__(self) -> None:
         await self._process.stop()
-
-    def _choose_all(self, asked: list[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
-        answers: list[list[Decision]] = [[] for _ in asked]
-        groups: dict[Constraints, list[int]] = {}
-        for i, (_, constraints) in enumerate(asked):
-            groups.setdefault(constraints, []).append(i)
-        for constraints, members in groups.items():
-            prompts = [prompt for i in members for prompt in asked[i][0]]
-            decisions = iter(self._router.choose(prompts, constraints))
-            for i in members:
-                answers[i] = [next(decisions) for _ in asked[i][0]]
-        return answers
 
 
 def _weight_routers(settings: Settings) -> dict[str, ArrowRouter]:

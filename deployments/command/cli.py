@@ -60,9 +60,12 @@ def up(
 ) -> None:
     """Start the cluster and keep it running until Ctrl-C."""
     from cluster.settings import load_settings
+    from deployments.command.first_key import with_first_key
     from deployments.command.lifecycle import cluster_up, wait_for_signal
 
-    settings = load_settings(config)
+    settings = with_first_key(load_settings(config), _show_first_key)
+    if settings.is_open:
+        errors.print("[yellow]warning:[/] auth.open: whoever reaches this machine may do anything")
     if settings.auth.keys and not settings.auth.enabled:
         errors.print("[yellow]warning:[/] auth.keys are listed, but auth.enabled is false: anybody")
         errors.print("may do anything")
@@ -202,7 +205,7 @@ def chat(
 def keys_new(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     scope: Annotated[str, typer.Option(help="client or admin.")] = "client",
-    owner: Annotated[str, typer.Option(help="Whose private adapters it may use.")] = "",
+    owner: Annotated[str, typer.Option(help="The tenant that it is of. Default: its name.")] = "",
 ) -> None:
     """Make a key: the key itself is shown once, its hash goes into the settings."""
     from cluster.settings import ApiKey
@@ -248,6 +251,12 @@ def _typed_lines() -> Iterator[str]:
             yield console.input("[bold]you:[/] ")
         except (EOFError, KeyboardInterrupt):
             return
+
+
+def _show_first_key(key: str) -> None:
+    console.print("auth.enabled is true and auth.keys is empty: this is the first admin's key.")
+    console.print("It is shown this once; clients send it as 'Authorization: Bearer KEY'.")
+    console.out(f"\n  {key}\n", highlight=False)
 
 
 def _greet(endpoint: str) -> None:

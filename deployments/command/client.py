@@ -192,7 +192,7 @@ class Client:
 
 def _offset_of(answer: httpx.Response) -> int:
     if answer.is_server_error:
-        raise Unavailable(f"the endpoint answers {answer.status_code}")
+        raise Unavailable(_error(answer).message)
     if answer.is_error:
         raise _error(answer)
     return int(answer.headers["upload-offset"])

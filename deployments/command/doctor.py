@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adapter_store.files.blobs import CONFIG
 from cluster.errors import ConfigError, RoundhouseError
-from cluster.settings import Settings, load_settings
+from cluster.settings import Settings, door_problem, load_settings
 from deployments.engines.vllm_plugin import SUPPORTED_VLLM
 
 _MIN_FREE_DISK_BYTES = 2 * 2**30
@@ -123,11 +123,19 @@ def _port(settings: Settings) -> Finding:
 
 
 def _keys(settings: Settings) -> Finding:
-    auth = settings.auth
-    if auth.keys and not auth.enabled:
+    auth, check = settings.auth, "API keys"
+    if auth.enabled:
+        made = "asked for; `roundhouse up` makes the first one, and shows it once"
+        return Finding(check, True, "asked for" if auth.keys else made)
+    if problem := door_problem(settings):
+        return Finding(check, False, problem)
+    if auth.keys:
         detail = "auth.keys are listed, but auth.enabled is false: anybody may do anything"
-        return Finding("API keys", False, detail)
-    return Finding("API keys", True, "asked for" if auth.enabled else "nobody is asked for one")
+        return Finding(check, False, detail)
+    if settings.is_open:
+        detail = f"auth.open: whoever reaches {settings.http.host} may do anything"
+        return Finding(check, True, detail)
+    return Finding(check, True, "nobody is asked for one; only this machine reaches the endpoint")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -21,7 +21,7 @@ from adapter_store.store import Store
 from cluster.addresses import host_problem, is_loopback, port_problem
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.requests import Registration
-from cluster.settings import Settings
+from cluster.settings import Settings, door_problem
 from deployments.command.haproxy import proxy_environment
 from deployments.command.keeper import kept
 from deployments.command.private import close_to_others
@@ -57,6 +57,8 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
         Conflict: a cluster with the same data folder is running.
         ConfigError, Unavailable: something could not start; the message says what and why.
     """
+    if problem := door_problem(settings):
+        raise ConfigError(problem)
     root = settings.store.root
     root.mkdir(parents=True, exist_ok=True)
     close_to_others(settings)

@@ -64,7 +64,9 @@ async def _run(
 
     async def send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            headers = {k.decode().lower(): v.decode() for k, v in message["headers"]}
+            headers = {
+                k.decode("latin-1").lower(): v.decode("latin-1") for k, v in message["headers"]
+            }
             sent.put_nowait(ResponseStart(message["status"], headers))
         elif message["type"] == "http.response.body" and message.get("body"):
             sent.put_nowait(bytes(message["body"]))
@@ -87,7 +89,7 @@ def _scope(path: str, headers: dict[str, str]) -> dict[str, Any]:
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(k.lower().encode(), v.encode()) for k, v in given.items()],
+        "headers": [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in given.items()],
         "client": ("127.0.0.1", 0),
         "server": ("127.0.0.1", 80),
     }

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from adapter_store.files.blobs import CONFIG, FILES
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
-from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused
+from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused, InvalidRequest, NotFound
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
 from deployments.process.call import Reply, ResponseStart
@@ -36,6 +36,8 @@ class EchoArgs(Section):
         prefill_s: until the first token; token_s: of each token, when nothing else runs.
         crowd: how much longer both take for each other request that runs.
         load_s: of a load into host memory; swap_s: from there into a slot.
+        prefix_block: words of a block of its prefix cache, which it tells of in `usage`; 0: it has
+            none.
     """
 
     prefill_s: float = 0.0
@@ -43,8 +45,25 @@ class EchoArgs(Section):
     crowd: float = 0.0
     load_s: float = 0.0
     swap_s: float = 0.0
+    prefix_block: int = 0
     hidden_size: int = 8
     layers: int = 1
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+class _Request(BaseModel):
+    """Of a request, what the answer depends on; checked, as engines do."""
+
+    model: str
+    messages: list[dict[str, Any]] = []
+    prompt: str | list[Any] = ""
+    max_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    cache_salt: str | None = None
 
 
 class EchoEngine:
@@ -65,6 +84,8 @@ class EchoEngine:
         # Requests by the adapter that they run with; its slot cannot be taken.
         self._running: Counter[AdapterKey] = Counter()
         self._slot_is_free = asyncio.Event()
+        # Beginnings of prompts, with the adapter and the salt that they were asked with.
+        self._cached: set[tuple[str, str | None, tuple[str, ...]]] = set()
 
     async def start(self) -> BaseModelFacts:
         size = self._args.hidden_size
@@ -130,20 +151,23 @@ class EchoEngine:
 
     @asynccontextmanager
     async def answer(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Reply]:
-        request = json.loads(body)
-        key = AdapterKey(request["model"])
+        try:
+            request = _Request.model_validate_json(body)
+        except ValidationError as e:
+            yield Reply.refusal(InvalidRequest.of(e))
+            return
+        key = AdapterKey(request.model)
         if key != self._settings.id and key not in self._host:
-            error = {"error": {"message": f"{key} is not loaded", "code": 404}}
-            yield Reply.whole(ResponseStart(404, _JSON), json.dumps(error).encode())
+            yield Reply.refusal(NotFound(f"{key} is not loaded", param="model"))
             return
         self._unfinished += 1
         try:
             async with self._in_slot(key):
                 said = self._said(path, request, headers)
                 await self._work(self._args.prefill_s)
-                if request.get("stream"):
-                    with_usage = bool((request.get("stream_options") or {}).get("include_usage"))
-                    async with aclosing(self._stream(said, with_usage)) as events:
+                if request.stream:
+                    with_usage = request.stream_options and request.stream_options.include_usage
+                    async with aclosing(self._stream(said, bool(with_usage))) as events:
                         yield Reply(ResponseStart(200, _EVENTS), events)
                 else:
                     await self._work(self._args.token_s * len(said.words))
@@ -151,17 +175,29 @@ class EchoEngine:
         finally:
             self._unfinished -= 1
 
-    def _said(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> "_Said":
-        key = AdapterKey(request["model"])
+    def _said(self, path: str, request: _Request, headers: dict[str, str]) -> "_Said":
+        key = AdapterKey(request.model)
         is_chat = path.endswith("/chat/completions")
         prompt = _prompt(request, is_chat)
         text = self._answers.get(key, {}).get(prompt, prompt)
         return _Said(
+            cached=self._take_prefix(key, request.cache_salt, prompt.split()),
             id=headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
-            words=text.split()[: request.get("max_tokens") or None],
+            words=text.split()[: request.max_tokens],
             is_chat=is_chat,
         )
+
+    def _take_prefix(self, key: AdapterKey, salt: str | None, words: list[str]) -> int | None:
+        """How many words of a prompt were cached; all of its whole blocks are from now on."""
+        size = self._args.prefix_block
+        if not size:
+            return None
+        ends = range(size, len(words) + 1, size)
+        blocks = {end: (key, salt, tuple(words[:end])) for end in ends}
+        found = max((end for end, block in blocks.items() if block in self._cached), default=0)
+        self._cached.update(blocks.values())
+        return found
 
     @asynccontextmanager
     async def _in_slot(self, key: AdapterKey) -> AsyncIterator[None]:
@@ -208,6 +244,7 @@ class _Said:
     model: str
     words: list[str]
     is_chat: bool
+    cached: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self) -> bytes:
@@ -231,9 +268,12 @@ class _Said:
         """Of a stream, the last chunk."""
         return self._chunk([], usage=self._counts())
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, Any]:
         count = len(self.words)
-        return {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+        counts = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
+        if self.cached is None:
+            return counts
+        return counts | {"prompt_tokens_details": {"cached_tokens": self.cached}}
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
@@ -248,8 +288,8 @@ def _event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def _prompt(request: dict[str, Any], is_chat: bool) -> str:
+def _prompt(request: _Request, is_chat: bool) -> str:
     if not is_chat:
-        return str(request["prompt"])
-    content = request["messages"][-1].get("content") or ""
+        return str(request.prompt)
+    content = request.messages[-1].get("content") or ""
     return content if isinstance(content, str) else json.dumps(content)

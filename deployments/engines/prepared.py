@@ -5,7 +5,9 @@ that can be done before is done before: tensors in the engine's dtype, the scale
 vLLM does), B in the order in which the kernels read it, and one index.
 """
 
+import errno
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from adapter_store.files.layers import AdaptedLayer
 from adapter_store.files.reading import opened_tensors, read_adapter
@@ -41,6 +44,7 @@ def write(
 
     Raises:
         AdapterRefused: as at the door; see :func:`adapter_store.files.reading.read_adapter`.
+        OSError: it cannot be written.
     """
     index: list[dict[str, Any]] = []
     parts: list[torch.Tensor] = []
@@ -54,7 +58,16 @@ def write(
             )
             parts += [a.reshape(-1), (b.T if transpose_b else b).reshape(-1)]
     header = {"layers": json.dumps(index), "transposed": json.dumps(transpose_b)}
-    safetensors.torch.save_file({"all": torch.cat(parts)}, target / FILE, header)
+    try:
+        safetensors.torch.save_file({"all": torch.cat(parts)}, target / FILE, header)
+    except SafetensorError as e:
+        raise _of_the_disk(e) from e
+
+
+def _of_the_disk(error: SafetensorError) -> OSError:
+    """What the library tells in words alone, such as a full disk."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]) if found else errno.EIO, str(error))
 
 
 def _name(layer: AdaptedLayer) -> str:

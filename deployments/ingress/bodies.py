@@ -3,17 +3,25 @@
 import json
 import re
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
 
-from cluster.errors import InvalidRequest, PayloadTooLarge
+from cluster.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from cluster.names import is_whole
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"numbers must be finite; {name} is not")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 class NameRoute(APIRoute):
@@ -41,18 +49,17 @@ def request_id_of(request: Request) -> str:
 
 
 def check_content_type(request: Request) -> None:
-    """A web page elsewhere can post text to this address unasked, but not JSON."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise InvalidRequest("send the header 'content-type: application/json'")
+    """A web page elsewhere can post text to this address unasked, but not JSON.
 
-
-def check_characters(body: dict[str, Any]) -> None:
-    """Refuse half characters (lone surrogates), which no store and no file name can hold."""
-    try:
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError as e:
-        found = e.object[e.start : e.start + 1].encode("unicode_escape").decode()
-        raise InvalidRequest(f"the body holds half a character ({found}); send whole ones") from e
+    Raises:
+        UnsupportedMediaType: the body is sent as something else.
+    """
+    sent = request.headers.get("content-type", "")
+    if sent.partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType(
+            f"the body is sent as {sent[:80] or 'nothing in particular'}; send the header "
+            "'content-type: application/json' (curl: -H 'content-type: application/json')"
+        )
 
 
 async def read_json(
@@ -62,6 +69,7 @@ async def read_json(
 
     Raises:
         PayloadTooLarge: it is longer than `max_bytes`; the rest is not read.
+        UnsupportedMediaType: it is sent as something else.
         InvalidRequest: it is not a JSON object.
     """
     body = bytearray()
@@ -73,10 +81,23 @@ async def read_json(
             )
     if may_be_empty and not body:
         return {}
+    check_content_type(request)
     try:
-        value = json.loads(body)
+        text = body.decode("utf-8-sig")
+        value = _JSON.decode(text)
+        if _SURROGATE.search(text):
+            _check_characters(value)
     except (ValueError, RecursionError) as e:
         raise InvalidRequest(f"the body is not JSON: {e}") from e
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
+
+
+def _check_characters(value: Any) -> None:
+    """Refuse half characters (lone surrogates), which no store and no file name can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        found = e.object[e.start : e.start + 1].encode("unicode_escape").decode()
+        raise InvalidRequest(f"the body holds half a character ({found}); send whole ones") from e

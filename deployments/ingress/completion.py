@@ -10,6 +10,7 @@ from cluster.adapters import Viewer
 from cluster.decisions import Prompt
 from cluster.errors import InvalidRequest, parse
 from cluster.settings import Settings
+from deployments.ingress.apart import kept_apart
 from deployments.ingress.directory import AUTO
 from deployments.ingress.terms import Terms, terms_of
 from router.adapters.constraints import Constraints, constraints_in_headers, merged, take_flags
@@ -39,7 +40,8 @@ class Completion:
     """A request for tokens.
 
     Attributes:
-        fields: the body for the engine: without what is ours, and without flags.
+        fields: the body for the engine: without what is ours, without flags, and apart from
+            other tenants'.
         prompt_json: what is asked, as JSON.
         constraints: on the choice, where there is one.
         sticky_key: what tells one end user or conversation from another, or None.
@@ -85,6 +87,7 @@ class Completion:
             asked = constraints.weights.model_copy(update=weights)
             constraints = constraints.model_copy(update={"weights": asked})
         prompt_json = encode_json(fields[form.field])
+        fields = dict(kept_apart(fields, viewer, settings.auth))
         return cls(
             path,
             model,
@@ -121,11 +124,13 @@ def parse_constraints(value: Any, viewer: Viewer, headers: Mapping[str, str]) ->
 
 
 def encode_json(value: Any) -> bytes:
-    """Raises InvalidRequest for what is nested too deeply."""
+    """Raises InvalidRequest for what is nested too deeply, and for numbers that JSON has not."""
     try:
-        return json.dumps(value).encode()
+        return json.dumps(value, allow_nan=False).encode()
     except RecursionError as e:
         raise InvalidRequest("the body is nested too deeply") from e
+    except ValueError as e:
+        raise InvalidRequest(f"the body has a number that is too large: {e}") from e
 
 
 def _sticky_key(body: Mapping[str, Any]) -> str | None:

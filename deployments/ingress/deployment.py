@@ -20,7 +20,6 @@ from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
 from deployments.ingress.admission import Admission, Place
-from deployments.ingress.auth import Authoriser
 from deployments.ingress.fleet import Fleet
 from deployments.ingress.http import build_http
 from deployments.ingress.operations import operations
@@ -211,8 +210,8 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_http(
             self._offered,
-            Authoriser(self._settings.auth),
-            max_body_bytes=self._settings.http.max_body_bytes,
+            self._settings.http,
+            self._settings.auth,
             lifespan=self._lifespan,
         )
 

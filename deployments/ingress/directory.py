@@ -1,5 +1,6 @@
 """What there is, for whoever asks: names and what they mean, listings, nothing of others."""
 
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -7,8 +8,9 @@ from typing import Any
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.search import Search
+from adapter_store.telemetry import STEPS
 from cluster import rollouts
-from cluster.adapters import Adapter, AdapterRef, Viewer
+from cluster.adapters import Adapter, AdapterKey, AdapterRef, Viewer
 from cluster.decisions import Decision, Prompt, Route
 from cluster.errors import ModelNotFound, Unavailable
 from cluster.members import Eyes
@@ -115,9 +117,33 @@ class Directory:
         """The base model that stands before a name."""
         return next((b for b in self.base_models if model.startswith((f"{b}:", f"{b}|"))), None)
 
+    def began(self, name: str) -> float:
+        """Since when what is counted under a name is of this adapter (Unix time), as far as it may
+        have been another's: numbers are never given twice, so the first version is the name's."""
+        adapter = self._catalogue.adapters.get(name)
+        if adapter is None or 1 in adapter.versions:
+            return 0.0
+        return min(version.created_at for version in adapter.versions.values())
+
+    def counts(self, name: str, viewer: Viewer) -> bool:
+        """Whether a caller may know what was counted under a name of late."""
+        if viewer.sees_all:
+            return True
+        return self.shows(name, viewer) and self.began(name) < time.time() - STEPS[0].keep_s
+
+    def holds(self, key: AdapterKey, viewer: Viewer) -> bool:
+        """Whether a version is one of an adapter that a caller may know of."""
+        adapter = self.seen(key.name, viewer)
+        return adapter is not None and key in map(adapter.key, adapter.versions.values())
+
     def eyes(self, viewer: Viewer) -> Eyes:
         """What of other processes' reports a caller may see."""
-        return Eyes(viewer.owner, lambda name: name in self.base_models or self.shows(name, viewer))
+        return Eyes(
+            viewer.owner,
+            lambda name: name in self.base_models or self.shows(name, viewer),
+            lambda key: self.holds(key, viewer),
+            lambda name: self.counts(name, viewer),
+        )
 
     # -- listings ---------------------------------------------------------------------------
 

@@ -7,44 +7,83 @@ from pydantic import Field
 from adapter_store.routing_log import RoutingLog
 from cluster.adapters import Share, Viewer
 from cluster.decisions import Outcome, RoutedRequest
-from cluster.errors import Conflict, parse
+from cluster.errors import Conflict, NotFound, parse
+from cluster.settings import Settings
 from cluster.values import Value
 
 
 class _Feedback(Value):
     request_id: str = Field(min_length=1, max_length=128)
     score: Share
+    owner: str | None = None
 
 
 class Feedback:
     """What the endpoint tells and takes of past requests."""
 
-    def __init__(self, log: RoutingLog) -> None:
+    def __init__(self, log: RoutingLog, settings: Settings) -> None:
         self._log = log
+        self._keep_s = settings.router.keep_decisions_s
+        # Those that may have asked, nobody included: keys may not be needed.
+        self._tenants = ("", *dict.fromkeys(key.tenant for key in settings.auth.keys))
 
     async def take(self, body: dict[str, Any], viewer: Viewer) -> dict[str, Any]:
         """Keep how good an answer was, for the router to learn from.
 
         Raises:
             InvalidRequest: names the field.
-            NotFound: the request is not known, or no longer.
+            NotFound: the request is not known, or no longer, or another tenant's.
             Conflict: its prompt was not kept, or it has its feedback already.
         """
         sent = parse(_Feedback, body)
-        request = await self._log.get(sent.request_id, viewer)
+        request = await self.show(sent.request_id, viewer, sent.owner)
         if request.input is None:
             raise Conflict(
                 "prompts are not kept here (router.keep_prompts), so nothing can be learnt of one",
                 param="request_id",
             )
-        outcome = Outcome(input=request.input, candidate=request.answered_by, score=sent.score)
+        outcome = Outcome(
+            input=request.input,
+            candidate=request.answered_by,
+            score=sent.score,
+            owner=request.owner,
+        )
         if not await self._log.add_outcome(sent.request_id, outcome):
             raise Conflict("this request has its feedback already", param="request_id")
         return {"request_id": sent.request_id, **outcome.model_dump(include={"candidate", "score"})}
 
-    async def show(self, request_id: str, viewer: Viewer) -> RoutedRequest:
-        """Raises NotFound."""
-        return await self._log.get(request_id, viewer)
+    async def show(
+        self, request_id: str, viewer: Viewer, owner: str | None = None
+    ) -> RoutedRequest:
+        """What was decided about a request: one's own, or, for those who see all, another tenant's.
+
+        Args:
+            owner: whose it was, where several have sent the same id.
+
+        Raises:
+            NotFound: it expired, never was, or is somebody else's.
+            Conflict: several tenants have sent this id.
+        """
+        owners = [viewer.owner] if owner is None else [owner]
+        if not (viewer.sees_all or owners == [viewer.owner]):
+            owners = []
+        found = await self._log.find(request_id, owners)
+        if not found and viewer.sees_all and owner is None:
+            found = await self._log.find(request_id, self._tenants)
+        if len(found) > 1:
+            named = ", ".join(repr(request.owner) for request in found)
+            raise Conflict(
+                f"{len(found)} tenants have sent request {request_id!r}: say whose it is, owner "
+                f"is one of {named}",
+                param="owner",
+            )
+        if not found:
+            raise NotFound(
+                f"no decision about request {request_id!r} is kept; give the x-request-id of an "
+                f"answer to model 'auto' of the last {self._keep_s:g} s (router.keep_decisions_s)",
+                param="request_id",
+            )
+        return found[0]
 
     async def newest(self, limit: int) -> list[RoutedRequest]:
         return await self._log.newest(limit)

@@ -15,12 +15,14 @@ from starlette.types import Receive, Scope, Send
 from adapter_store.search import Search
 from cluster.decisions import Prompt
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
+from cluster.settings import AuthSettings, HttpSettings
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
 from deployments.ingress.bodies import NameRoute, read_json, request_id_of
 from deployments.ingress.changes.http import add_changes, add_uploads
 from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
+from deployments.ingress.doors import doors
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
 from deployments.ingress.operations import Operations
@@ -33,19 +35,26 @@ from router.adapters.prompts import prompt_of
 logger = logging.getLogger(__name__)
 
 _MAX_ROUTE_INPUTS = 1024
+_UNEXPECTED = "internal error; the log names this request id"
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def build_http(
-    offered: Operations, authoriser: Authoriser, *, max_body_bytes: int, lifespan: Lifespan
+    offered: Operations, http: HttpSettings, auth: AuthSettings, *, lifespan: Lifespan
 ) -> FastAPI:
     """The ASGI application of the endpoint."""
     # No interactive docs: they would load scripts from outside the cluster.
     app = FastAPI(
-        title="Roundhouse", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+        title="Roundhouse",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=doors(http, auth, _refusal),
     )
     _add_errors(app)
+    authoriser, max_body_bytes = Authoriser(auth), http.max_body_bytes
 
     def asks_for(scope: str) -> list[Any]:
         # A coroutine, or every request would wait for a thread.
@@ -74,12 +83,11 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
     async def complete(request: Request) -> Response:
         body = await read_json(request, max_body_bytes)
         request.state.is_counted = True  # by the gateway, from here on
-        path, asked_by = request.url.path, request.state.viewer
+        path, asked_by = request.scope["path"], request.state.viewer
         async with AsyncExitStack() as held:
-            reply = await gateway.complete(
-                path, body, request_id_of(request), asked_by, request.headers, held
-            )
-            return await _respond(reply, held)
+            request_id = request_id_of(request)
+            reply = await gateway.complete(path, body, request_id, asked_by, request.headers, held)
+            return await _respond(reply, request_id, held)
 
     for path in FORMS:
         router.post(path)(complete)
@@ -141,8 +149,9 @@ def _add_feedback(
         return await feedback.take(body, request.state.viewer)
 
     @client.get("/v1/decisions/{request_id}")
-    async def show(request_id: str, request: Request) -> dict[str, Any]:
-        return (await feedback.show(request_id, request.state.viewer)).model_dump(mode="json")
+    async def show(request_id: str, request: Request, owner: str | None = None) -> dict[str, Any]:
+        found = await feedback.show(request_id, request.state.viewer, owner)
+        return found.model_dump(mode="json")
 
     @admins.get("/v1/decisions")
     async def newest(limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
@@ -175,14 +184,18 @@ def _add_errors(app: FastAPI) -> None:
 
 
 async def _ours(request: Request, error: RoundhouseError) -> JSONResponse:
-    is_inference = request.url.path in FORMS
-    if is_inference and not getattr(request.state, "is_counted", False):
+    return _refusal(request.scope, error)
+
+
+def _refusal(scope: Scope, error: RoundhouseError) -> JSONResponse:
+    """The error as an answer; counted unless the gateway has."""
+    if scope["path"] in FORMS and not scope.get("state", {}).get("is_counted", False):
         metrics.requests.labels("", metrics.UNKNOWN, "", str(error.status)).inc()
     return JSONResponse(error.body(), error.status, error.headers())
 
 
 async def _of_framework(request: Request, error: HTTPException) -> JSONResponse:
-    wrapped = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
+    wrapped = InvalidRequest(f"{request.method} {request.scope['path']}: {error.detail}")
     return JSONResponse(wrapped.body(), error.status_code, error.headers)
 
 
@@ -194,7 +207,7 @@ async def _of_query(request: Request, error: RequestValidationError) -> JSONResp
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("request %s failed", request_id_of(request), exc_info=error)
-    return await _ours(request, RoundhouseError("internal error; the log names this request id"))
+    return await _ours(request, RoundhouseError(_UNEXPECTED))
 
 
 def route_inputs(value: Any) -> list[Prompt]:
@@ -212,18 +225,18 @@ def route_inputs(value: Any) -> list[Prompt]:
     return [prompt_of(v) for v in value]
 
 
-async def _respond(reply: Reply, held: AsyncExitStack) -> Response:
+async def _respond(reply: Reply, request_id: str, held: AsyncExitStack) -> Response:
     """The response; of a stream, it takes over what is `held`."""
     if reply.start.is_stream:
-        return _Stream(reply, held.pop_all())
+        return _Stream(reply, request_id, held.pop_all())
     return Response(await reply.read(), reply.start.status, reply.start.headers)
 
 
 class _Stream(StreamingResponse):
     """A client that hangs up frees its place: what the reply holds ends with the response."""
 
-    def __init__(self, reply: Reply, held: AsyncExitStack) -> None:
-        super().__init__(_told(reply), reply.start.status, reply.start.headers)
+    def __init__(self, reply: Reply, request_id: str, held: AsyncExitStack) -> None:
+        super().__init__(_told(reply, request_id), reply.start.status, reply.start.headers)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -231,10 +244,18 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _told(reply: Reply) -> AsyncIterator[bytes]:
+async def _told(reply: Reply, request_id: str) -> AsyncIterator[bytes]:
     """The status line is out already, so an error in mid-stream is the stream's last event."""
     try:
         async for chunk in reply.body:
             yield chunk
     except RoundhouseError as e:
-        yield b"data: " + json.dumps(e.body()).encode() + b"\n\n"
+        yield _event_of(e)
+    except Exception:
+        # Whatever it was: without an event, the client would take what it has for the whole.
+        logger.exception("request %s failed in mid-stream", request_id)
+        yield _event_of(RoundhouseError(_UNEXPECTED))
+
+
+def _event_of(error: RoundhouseError) -> bytes:
+    return b"data: " + json.dumps(error.body()).encode() + b"\n\n"

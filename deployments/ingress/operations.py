@@ -59,6 +59,6 @@ def operations(
         directory,
         overview,
         admin,
-        Feedback(log),
+        Feedback(log, settings),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log),
     )

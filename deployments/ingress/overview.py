@@ -1,5 +1,6 @@
 """The whole cluster at one moment: who is there, what is planned, what is missing."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from cluster.plans import PlacementPlan
 from cluster.settings import Settings
 from cluster.tasks import soon
 from deployments.ingress.directory import Directory
+
+# Probes give up after a second.
+_PROBE_S = 0.7
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Overview:
 
     Args:
         deployments: what Ray Serve says that runs.
+
+    Attributes:
+        is_open: whether whoever reaches this machine may do anything.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class Overview:
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
     ) -> None:
         self._settings = settings
+        self.is_open = settings.is_open
         self._members = members
         self._plans = plans
         self._directory = directory
@@ -50,19 +58,27 @@ class Overview:
         Raises:
             StoreUnavailable: the store does not answer, or not soon.
         """
-        members, plan = await soon(self._members_and_plan())
-        return Sight(tuple(members), plan, await self._deployments())
-
-    async def _members_and_plan(self) -> tuple[list[Report], PlacementPlan]:
-        return await self._members.all(), await self._plans.newest()
+        known, deployments = await asyncio.gather(self._known(), self._deployments())
+        if isinstance(known, StoreUnavailable):
+            raise known
+        return Sight(*known, deployments)
 
     async def snapshot(self, viewer: Viewer) -> ClusterSnapshot:
         """What runs, without other tenants' private adapters."""
+        known, deployments = await asyncio.gather(self._known(), self._deployments())
+        if isinstance(known, StoreUnavailable):
+            return self.seen_by(viewer, Sight((), None, deployments), is_stale=True)
+        return self.seen_by(viewer, Sight(*known, deployments))
+
+    async def _known(self) -> tuple[tuple[Report, ...], PlacementPlan] | StoreUnavailable:
+        """What the store knows, or why it does not say."""
         try:
-            return self.seen_by(viewer, await self.look())
-        except StoreUnavailable:
-            sight = Sight((), None, await self._deployments())
-            return self.seen_by(viewer, sight, is_stale=True)
+            return await soon(self._members_and_plan())
+        except StoreUnavailable as e:
+            return e
+
+    async def _members_and_plan(self) -> tuple[tuple[Report, ...], PlacementPlan]:
+        return tuple(await self._members.all()), await self._plans.newest()
 
     def seen_by(self, viewer: Viewer, sight: Sight, *, is_stale: bool = False) -> ClusterSnapshot:
         """What was seen, as far as a caller may know of it."""
@@ -79,7 +95,7 @@ class Overview:
     async def not_ready(self) -> list[str]:
         """What is still missing before every request can be served; empty when ready."""
         try:
-            return self.missing(await self._members.all())
+            return self.missing(await soon(self._members.all(), within_s=_PROBE_S))
         except StoreUnavailable:
             return []  # degraded, and said so by /v1/cluster; what is loaded is served
 

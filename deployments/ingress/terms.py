@@ -1,5 +1,6 @@
 """How a request wants to be served: whose turn it takes, how urgent it is, what it may cost."""
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 from cluster.adapters import Viewer
 from cluster.errors import InvalidRequest
 from cluster.settings import DispatchSettings
+from deployments.ingress.apart import SALT
 from router.replicas.prefixes import chain_of
 
 PRIORITY_HEADER = "x-roundhouse-priority"
@@ -75,7 +77,7 @@ def terms_of(
         tokens=prompt_tokens + sequences * min(answer, _MOST_TOKENS),
         prompt_tokens=prompt_tokens,
         sequences=sequences,
-        prefix=chain_of(prompt, dispatch),
+        prefix=chain_of(prompt, dispatch, json.dumps(body.get(SALT)).encode()),
     )
 
 

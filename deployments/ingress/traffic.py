@@ -85,6 +85,9 @@ class Observed:
             # The status line is out already; what the client got is an error all the same.
             status, problem = e.status, e.message
             raise
+        except Exception as e:
+            status, problem = RoundhouseError.status, repr(e)
+            raise
         except (GeneratorExit, asyncio.CancelledError):
             status = start.status if is_whole else _LEFT
             raise

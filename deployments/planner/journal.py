@@ -7,7 +7,7 @@ nobody else has to tell it.
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from cluster.adapters import Adapter
+from cluster.adapters import Adapter, AdapterKey
 from cluster.members import Replica, Report
 from cluster.plans import Happening
 
@@ -22,8 +22,16 @@ def adapter_news(
     for name, now in after.items():
         was = before.get(name)
         told = now or was
+        if told is None:
+            continue
+        fields = {"revision": told.revision, "owner": _whose(told, was or told)}
         for news in _news_of(name, was, now):
-            yield news.model_copy(update={"revision": told.revision if told else 0})
+            yield news.model_copy(update=fields)
+
+
+def _whose(*states: Adapter) -> str:
+    """Who alone may know of it, as the first state says that is private; empty: everybody."""
+    return next((a.card.owner for a in states if a.card.visibility == "private"), "")
 
 
 def _news_of(name: str, was: Adapter | None, now: Adapter | None) -> Iterator[Happening]:
@@ -74,8 +82,14 @@ def _rollout(was: Adapter, now: Adapter) -> Iterator[Happening]:
         yield _of("rollout", name, f"{name}@{end.version} {how}{why}", is_bad=is_bad)
 
 
-def member_news(before: Iterable[Report], after: Iterable[Report]) -> Iterator[Happening]:
-    """Processes that came and went, what replicas loaded, and what they could not."""
+def member_news(
+    before: Iterable[Report], after: Iterable[Report], adapters: Mapping[str, Adapter]
+) -> Iterator[Happening]:
+    """Processes that came and went, what replicas loaded, and what they could not.
+
+    Args:
+        adapters: as they are now; of versions that are none of theirs only admins are told.
+    """
     old, new = ({m.id: m for m in members} for members in (before, after))
     for gone in old.keys() - new.keys():
         member = old[gone]
@@ -87,17 +101,21 @@ def member_news(before: Iterable[Report], after: Iterable[Report]) -> Iterator[H
             where = f" on {member.node}" if isinstance(member, Replica) and member.node else ""
             yield _of("replica", member.id, f"{_what(member)} {member.id} is there{where}")
         elif isinstance(member, Replica) and isinstance(was, Replica):
-            yield from _loads(was, member)
+            for news, key in _loads(was, member):
+                adapter = adapters.get(key.name)
+                is_known = adapter and key in map(adapter.key, adapter.versions.values())
+                owner = _whose(adapter) if adapter and is_known else None
+                yield news.model_copy(update={"owner": owner})
 
 
-def _loads(was: Replica, now: Replica) -> Iterator[Happening]:
+def _loads(was: Replica, now: Replica) -> Iterator[tuple[Happening, AdapterKey]]:
     held = {*was.residency.slots, *was.residency.host}
     loaded = [k for k in (*now.residency.slots, *now.residency.host) if k not in held]
     for key in loaded[:_MOST_LOADS]:
-        yield _of("load", key.name, f"{key} was loaded on {now.id}")
+        yield _of("load", key.name, f"{key} was loaded on {now.id}"), key
     for key in now.problems.keys() - was.problems.keys():
         text = f"{now.id} cannot load {key}: {now.problems[key]}"
-        yield _of("failure", key.name, text, is_bad=True)
+        yield _of("failure", key.name, text, is_bad=True), key
 
 
 def _what(member: Report) -> str:

@@ -34,7 +34,7 @@ class News:
         had, has = (any(isinstance(m, Replica) for m in of) for of in (self._members, members))
         if had and not has:
             return  # not everybody at once: the store has lost their leases for a moment
-        self._news += member_news(self._members, members)
+        self._news += member_news(self._members, members, self._known)
         self._members = members
 
     def leave_to_others(self) -> None:

@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # When ingresses come or go, a new HAProxy takes over; the old one ends its streams first.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
+    # Before Serve reads the headers of a request.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.doors.before_serve",
     # A call is a message, and has the request's body in it, in JSON's longest spelling.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
 }

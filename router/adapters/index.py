@@ -3,10 +3,11 @@
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
-from cluster.adapters import Adapter, Card
+from cluster.adapters import Adapter, Card, Viewer
 from cluster.settings import RouterSettings
 from router.adapters.classifier import Classifier
 from router.adapters.constraints import Constraints
@@ -44,6 +45,9 @@ class Index:
     def allowed(self, constraints: Constraints) -> np.ndarray:
         """(c,) whether a class may be chosen; kept, for ten thousand cards take milliseconds."""
         key = constraints.on_cards
+        if not (key.viewer.sees_all or key.viewer.owner in self._owners):
+            # Whoever has nothing private here sees the same.
+            key = key.model_copy(update={"viewer": Viewer()})
         known = self.masks.get(key)
         if known is not None:
             return known
@@ -51,6 +55,12 @@ class Index:
         if len(self.masks) > _MASKS:
             self.masks.clear()
         return self.masks.setdefault(key, np.array(found, dtype=bool))
+
+    @cached_property
+    def _owners(self) -> frozenset[str]:
+        """Tenants that have private adapters."""
+        cards = (a.card for a in self.adapters)
+        return frozenset(card.owner for card in cards if card.visibility == "private")
 
 
 class CardLearner:

@@ -1,7 +1,10 @@
 """Which adapter a prompt needs, learnt from the cards in the store, and why."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
+
+import numpy as np
 
 from cluster.adapters import Adapter
 from cluster.decisions import Decision, Outcome, Prompt
@@ -12,7 +15,7 @@ from router.adapters.choice import ByCards, Terms
 from router.adapters.constraints import Constraints
 from router.adapters.costs import LiveCosts
 from router.adapters.encoder import Encoder
-from router.adapters.features import FeatureExtractor
+from router.adapters.features import FeatureExtractor, Features
 from router.adapters.index import CardLearner, Index
 from router.adapters.quality import OutcomeLearner
 
@@ -41,7 +44,7 @@ class PromptRouter:
         self._base_models = tuple(base_models)
         self._weights = weights or {}
         self._cards = CardLearner(self._extract, settings, everyday_prompts())
-        self._outcomes = OutcomeLearner(self._extract)
+        self._outcomes = OutcomeLearner(self._extract, shared=settings.shared_feedback)
         self._costs = LiveCosts.of(base_models, ())
 
     # -- learning ---------------------------------------------------------------------------
@@ -61,7 +64,7 @@ class PromptRouter:
         return self._cards.index.is_whole
 
     def learn_outcomes(self, outcomes: Iterable[Outcome]) -> None:
-        """Learn anew how well each candidate answers."""
+        """Learn anew how well each candidate answers, for each tenant."""
         self._outcomes.learn(outcomes)
 
     def observe(self, members: Iterable[Report]) -> None:
@@ -72,10 +75,32 @@ class PromptRouter:
 
     def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
         """One decision per prompt."""
+        return self.choose_all([(prompts, constraints)])[0]
+
+    def choose_all(self, asked: Sequence[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
+        """Decisions for each caller's prompts: all are embedded in one pass, and callers with equal
+        constraints share the rest."""
         index = self._cards.index
+        read = self._extract([p.text for prompts, _ in asked for p in prompts])
+        ends = list(accumulate(len(prompts) for prompts, _ in asked))
+        answers: list[list[Decision]] = [[] for _ in asked]
+        groups: dict[Constraints, list[int]] = {}
+        for i, (_, constraints) in enumerate(asked):
+            groups.setdefault(constraints, []).append(i)
+        for constraints, members in groups.items():
+            prompts = [prompt for i in members for prompt in asked[i][0]]
+            rows = [row for i in members for row in range(ends[i] - len(asked[i][0]), ends[i])]
+            decisions = iter(self._choose(index, prompts, read[np.array(rows, int)], constraints))
+            for i in members:
+                answers[i] = [next(decisions) for _ in asked[i][0]]
+        return answers
+
+    def _choose(
+        self, index: Index, prompts: list[Prompt], features: Features, constraints: Constraints
+    ) -> list[Decision]:
         models = tuple(model.id for model in self._base_models)
         terms = Terms(constraints, self._settings, self._costs, models, self._versions(index))
-        decisions = self._by_cards(index, prompts, terms)
+        decisions = self._by_cards(index, prompts, features, terms)
         for i, prompt in enumerate(prompts):
             is_out = decisions[i].in_scope <= decisions[i].threshold
             if decisions[i].adapter is None and is_out:
@@ -83,33 +108,35 @@ class PromptRouter:
                 decisions[i] = found or decisions[i]
         return decisions
 
-    def _by_cards(self, index: Index, prompts: list[Prompt], terms: Terms) -> list[Decision]:
+    def _by_cards(
+        self, index: Index, prompts: list[Prompt], features: Features, terms: Terms
+    ) -> list[Decision]:
         if index.classifier is None:
             return [terms.nothing("no adapter has a card to learn from") for _ in prompts]
         if not index.allowed(terms.constraints).any():
             return [terms.nothing("the constraints leave no adapter") for _ in prompts]
         by_cards = ByCards(terms, index.adapters, index.classifier)
-        decisions = self._decide(index, by_cards, [p.text for p in prompts])
+        decisions = self._decide(index, by_cards, features)
         for i, prompt in enumerate(prompts):
             if not any(character.isalnum() for character in prompt.text):
                 decisions[i] = terms.nothing("the prompt has nothing to read")
         # A last turn that says little by itself ("and in Python?") is read with those before.
         unsure = [i for i, p in enumerate(prompts) if p.context and decisions[i].adapter is None]
         if unsure:
-            again = self._decide(index, by_cards, [prompts[i].context for i in unsure])
+            contexts = self._extract([prompts[i].context for i in unsure])
+            again = self._decide(index, by_cards, contexts)
             for i, decision in zip(unsure, again, strict=True):
                 if decision.adapter is not None:
                     reason = f"by the conversation: {decision.reason}"
                     decisions[i] = decision.model_copy(update={"reason": reason})
         return decisions
 
-    def _decide(self, index: Index, by_cards: ByCards, texts: list[str]) -> list[Decision]:
+    def _decide(self, index: Index, by_cards: ByCards, features: Features) -> list[Decision]:
         constraints = by_cards.terms.constraints
         allowed = index.allowed(constraints)
         seen = index.allowed(Constraints(viewer=constraints.viewer))
-        features = self._extract(texts)
         verdicts = by_cards.classifier.judge(features, seen, allowed)
-        foretold = self._outcomes.foretell(features)
+        foretold = self._outcomes.foretell(features, constraints.viewer.owner)
         return [by_cards.decide(*row) for row in zip(verdicts, foretold, strict=True)]
 
     # -- telling ----------------------------------------------------------------------------

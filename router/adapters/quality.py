@@ -93,35 +93,59 @@ class Foretold:
     nearest: float = 0.0
 
 
-class OutcomeLearner:
-    """Keeps a predictor of the outcomes; only prompts not seen before are embedded."""
+# Tenant -> the outcomes that teach its choices; "" is everybody who has none.
+Lessons = dict[str, list[Outcome]]
 
-    def __init__(self, extract: FeatureExtractor) -> None:
+
+class OutcomeLearner:
+    """Keeps a predictor of the outcomes for each tenant; only prompts not seen before are embedded,
+    and only tenants whose outcomes have changed learn anew.
+
+    Args:
+        shared: whether what one says of its answers teaches the choices of all.
+    """
+
+    def __init__(self, extract: FeatureExtractor, *, shared: bool = False) -> None:
         self._extract = extract
-        self._predictor: QualityPredictor | None = None
+        self._shared = shared
+        self._lessons: Lessons = {}
+        self._predictors: dict[str, QualityPredictor | None] = {}
         self._features: dict[str, Features] = {}
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Those that outcomes are known of."""
-        return self._predictor.candidates if self._predictor else ()
+        """Those that outcomes are known of which teach everybody."""
+        predictor = self._predictors.get("")
+        return predictor.candidates if predictor else ()
 
     def learn(self, outcomes: Iterable[Outcome]) -> None:
         """Learn anew how well each candidate answers."""
-        texts, scores = table_of(outcomes)
-        if not texts:
-            self._predictor = None
-            return
-        known = {text: f for text in texts if (f := self._features.get(text)) is not None}
-        if new := [text for text in texts if text not in known]:
+        lessons = shared_lessons(outcomes) if self._shared else own_lessons(outcomes)
+        self._embed({o.input for lesson in lessons.values() for o in lesson})
+        self._predictors = {
+            owner: self._predictors[owner]
+            if self._lessons.get(owner) == lesson
+            else self._fit(lesson)
+            for owner, lesson in lessons.items()
+        }
+        self._lessons = lessons
+
+    def _embed(self, texts: set[str]) -> None:
+        known = {text: f for text, f in self._features.items() if text in texts}
+        if new := sorted(texts - known.keys()):
             read = self._extract(new).compact()
             known |= {text: read[i : i + 1] for i, text in enumerate(new)}
         self._features = known
-        self._predictor = QualityPredictor.fit(Features.stack([known[t] for t in texts]), scores)
 
-    def foretell(self, features: Features) -> list[Foretold]:
-        """Of each of n prompts."""
-        predictor = self._predictor
+    def _fit(self, outcomes: Iterable[Outcome]) -> QualityPredictor | None:
+        texts, scores = table_of(outcomes)
+        if not texts:
+            return None
+        return QualityPredictor.fit(Features.stack([self._features[t] for t in texts]), scores)
+
+    def foretell(self, features: Features, owner: str = "") -> list[Foretold]:
+        """Of each of n prompts of a tenant."""
+        predictor = self._predictors.get(owner if owner in self._predictors else "")
         if predictor is None:
             return [Foretold()] * len(features)
         predicted, nearest = predictor.foretell(features)
@@ -131,17 +155,45 @@ class OutcomeLearner:
         ]
 
 
+def own_lessons(outcomes: Iterable[Outcome]) -> Lessons:
+    """A tenant learns from its own outcomes, and from those that are nobody's."""
+    by_owner = _by_owner(outcomes)
+    common = by_owner.pop("", [])
+    return {"": common} | {owner: common + own for owner, own in by_owner.items()}
+
+
+def shared_lessons(outcomes: Iterable[Outcome]) -> Lessons:
+    """All learn from all: of the tenant that says most, no more than all others say, the newest."""
+    by_owner = _by_owner(outcomes)
+    loudest = max(by_owner, key=lambda owner: len(by_owner[owner]), default="")
+    others = sum(len(said) for owner, said in by_owner.items() if owner != loudest)
+    if loudest:
+        by_owner[loudest] = by_owner[loudest][max(0, len(by_owner[loudest]) - others) :]
+    return {"": [outcome for said in by_owner.values() for outcome in said]}
+
+
+def _by_owner(outcomes: Iterable[Outcome]) -> Lessons:
+    found: Lessons = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.owner, []).append(outcome)
+    return found
+
+
 def table_of(outcomes: Iterable[Outcome]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Distinct inputs, and per candidate its mean score on each (NaN: not tried)."""
+    """Distinct inputs, and per candidate its mean score on each (NaN: not tried).
+
+    Of several tenants, the mean of what each says: to say it again does not make it count more.
+    """
     rows: dict[str, int] = {}
-    cells: dict[str, dict[int, list[float]]] = {}
+    cells: dict[str, dict[int, dict[str, list[float]]]] = {}
     for outcome in outcomes:
         row = rows.setdefault(outcome.input, len(rows))
-        cells.setdefault(outcome.candidate, {}).setdefault(row, []).append(outcome.score)
+        said = cells.setdefault(outcome.candidate, {}).setdefault(row, {})
+        said.setdefault(outcome.owner, []).append(outcome.score)
     scores = {name: np.full(len(rows), np.nan) for name in cells}
     for name, found in cells.items():
-        for row, values in found.items():
-            scores[name][row] = np.mean(values)
+        for row, by_owner in found.items():
+            scores[name][row] = np.mean([np.mean(values) for values in by_owner.values()])
     return list(rows), scores
 
 

@@ -14,9 +14,13 @@ from cluster.settings import DispatchSettings
 _BYTES_PER_TOKEN = 4
 
 
-def chain_of(prompt: bytes, settings: DispatchSettings) -> tuple[bytes, ...]:
-    """A hash per full block of the prompt, each of everything up to its end."""
-    digest, chain = hashlib.blake2b(digest_size=8), []
+def chain_of(prompt: bytes, settings: DispatchSettings, salt: bytes = b"") -> tuple[bytes, ...]:
+    """A hash per full block of the prompt, each of everything up to its end.
+
+    Args:
+        salt: of the request's part of the prefix cache; no part has blocks of another.
+    """
+    digest, chain = hashlib.blake2b(salt, digest_size=8), []
     size = settings.prefix_block_bytes
     for end in range(size, min(len(prompt), settings.prefix_blocks * size) + 1, size):
         digest.update(prompt[end - size : end])

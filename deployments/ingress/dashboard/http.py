@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -28,9 +28,13 @@ HEADERS = {
 
 
 class _Files(StaticFiles):
-    """Files with the page's headers; a browser asks each time whether its copy is the newest."""
+    """Files with the page's headers; a browser asks each time whether its copy is the newest.
+
+    They come whole: what is wrong with a range would be told in a shape that is not ours.
+    """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"range"]
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS | {"cache-control": "no-cache"})
         return response
@@ -39,11 +43,13 @@ class _Files(StaticFiles):
 def add_page(app: FastAPI) -> None:
     """The page itself; it holds nothing that needs a key."""
 
-    @app.get("/")
-    async def page() -> FileResponse:
-        return FileResponse(_PAGE / "index.html", headers=HEADERS | {"cache-control": "no-cache"})
+    own = _Files(directory=_PAGE)
 
-    app.mount("/page", _Files(directory=_PAGE))
+    @app.get("/")
+    async def page(request: Request) -> Response:
+        return await own.get_response("index.html", request.scope)
+
+    app.mount("/page", own)
     # The charts' library comes with its Python package.
     app.mount("/plotly", _Files(directory=str(files("plotly") / "package_data")))
 

@@ -82,13 +82,16 @@ class Dashboard:
             "at": time.time(),
             "as_of": last.at,
             "may_change": viewer.sees_all,
+            "is_open": self._overview.is_open,
             "health": health(cluster, missing),
             "cluster": views.cluster(cluster),
             "adapters": None if adapters_at == cluster.position else self._directory.rows(viewer),
             "history": [point for point in last.points if point["at"] > after],
-            "traffic": {n: t for n, t in last.traffic.items() if not n or self._shows(n, viewer)},
+            "traffic": {
+                n: t for n, t in last.traffic.items() if not n or self._directory.counts(n, viewer)
+            },
             "events": [
-                h.model_dump(mode="json") for h in last.happenings if self._shows(h.subject, viewer)
+                h.model_dump(mode="json") for h in last.happenings if self._tells(h, viewer)
             ],
             "decisions": [
                 brief(d) for d in last.decisions if viewer.sees_all or d.owner == viewer.owner
@@ -108,7 +111,8 @@ class Dashboard:
             )
         if adapter and not self._directory.shows(adapter, viewer):
             raise ModelNotFound(adapter, param="adapter")
-        return await soon(self._history.points(step, after=0, adapter=adapter))
+        began = self._directory.began(adapter) if adapter and not viewer.sees_all else 0.0
+        return await soon(self._history.points(step, after=began, adapter=adapter))
 
     async def metrics(self) -> str:
         """All processes' metrics in Prometheus's text format."""
@@ -132,8 +136,13 @@ class Dashboard:
             await self._log.newest(_DECISIONS),
         )
 
-    def _shows(self, name: str, viewer: Viewer) -> bool:
-        return viewer.sees_all or self._directory.shows(name, viewer)
+    def _tells(self, happening: Happening, viewer: Viewer) -> bool:
+        """Whether a caller may know of it: now, and when it happened, for a name may have been
+        another adapter's."""
+        if viewer.sees_all:
+            return True
+        is_for = happening.owner in ("", viewer.owner)
+        return is_for and self._directory.shows(happening.subject, viewer)
 
 
 def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:
@@ -162,6 +171,7 @@ def brief(request: RoutedRequest) -> dict[str, Any]:
     return {
         "id": request.request_id,
         "at": request.at,
+        "owner": request.owner,
         "input": request.input,
         "answered_by": request.answered_by,
         "adapter": decision.adapter,

@@ -56,12 +56,28 @@ limits:
   memory: {{ .memory | quote }}
 {{- end -}}
 
-{{/* The settings, with the places that this chart mounts. */}}
+{{/* The names by which clients may ask, as JSON: those of the values, and the chart's own. */}}
+{{- define "roundhouse.hosts" -}}
+{{- $service := include "roundhouse.service" . -}}
+{{- $inside := printf "%s.%s" $service .Release.Namespace -}}
+{{- $hosts := list $service $inside (printf "%s.svc" $inside) (printf "%s.svc.cluster.local" $inside) -}}
+{{- if .Values.ingress.enabled }}{{ $hosts = append $hosts .Values.ingress.host }}{{ end -}}
+{{- if .Values.gateway.enabled }}{{ $hosts = append $hosts .Values.gateway.host }}{{ end -}}
+{{- concat (dig "http" "allowed_hosts" (list) .Values.settings) $hosts | uniq | toJson -}}
+{{- end -}}
+
+{{/* The settings, with the places that this chart mounts, and where its pods listen. */}}
 {{- define "roundhouse.settings" -}}
 {{- $bytes := mul .Values.nodeCache.gib 1073741824 -}}
 {{- $cache := dict "path" "/var/cache/roundhouse/adapters" "max_bytes" $bytes -}}
-{{- $ours := dict "store" (dict "data_dir" "/var/lib/roundhouse") "node_cache" $cache -}}
-{{- toYaml (mergeOverwrite $ours (deepCopy .Values.settings)) -}}
+{{- $http := dict "host" "0.0.0.0" -}}
+{{- $ours := dict "store" (dict "data_dir" "/var/lib/roundhouse") "node_cache" $cache "http" $http -}}
+{{- $settings := mergeOverwrite $ours (deepCopy .Values.settings) -}}
+{{- /* With keys, any name does unless the values have some. */}}
+{{- if or (not (dig "auth" "enabled" false $settings)) (dig "http" "allowed_hosts" false $settings) }}
+{{- $_ := set $settings.http "allowed_hosts" (include "roundhouse.hosts" . | fromJsonArray) }}
+{{- end }}
+{{- toYaml $settings -}}
 {{- end -}}
 
 {{- define "roundhouse.requestTimeout" -}}
@@ -147,6 +163,7 @@ installed without one, none: it stays as it is until you name one. */}}
 - {name: RAY_SERVE_HAPROXY_BINARY_PATH, value: /usr/local/bin/roundhouse-haproxy}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "2"}
 - {name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S, value: "3600"}
+- {name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, value: deployments.ingress.doors.before_serve}
 # A call between them has the request's body in it.
 - {name: RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH, value: "268435456"}
 - {name: RAY_worker_niceness, value: "0"}

@@ -96,6 +96,9 @@
 {{- fail "settings.store.blobs: data.enabled is false; name the object storage for the adapters' files" }}
 {{- end }}
 {{- $asks := dig "auth" "enabled" false $settings -}}
+{{- if not (or $asks (dig "auth" "open" false $settings)) }}
+{{- fail "settings.auth: pods listen on every address; set settings.auth.enabled, and secrets.authKeys, or settings.auth.open if whoever reaches the endpoint may use it and change adapters" }}
+{{- end }}
 {{- if and $asks (not .Values.secrets.authKeys.name) (not (dig "auth" "keys" (list) $settings)) }}
 {{- fail "secrets.authKeys: settings.auth.enabled is true; name the Secret with the keys" }}
 {{- end }}

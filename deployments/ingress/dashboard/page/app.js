@@ -54,7 +54,8 @@ function tellHealth() {
     return;
   }
   if (!state.page) return;
-  const { health: { state: is, reasons }, cluster, as_of: asOf } = state.page;
+  const { health: { state: is, reasons }, cluster, as_of: asOf, is_open: isOpen } = state.page;
+  document.querySelector("#open").hidden = !isOpen;
   const isStale = cluster.store !== "ok";
   health.className = is;
   said.textContent = is === "ok" ? "ok" : `degraded${isStale ? ", stale" : ""}: ${reasons.join("; ")}`;

@@ -1,0 +1,160 @@
+"""What a browser sends for a page elsewhere is refused, before anybody is asked for a key.
+
+A page that somebody happens to look at can have their browser send requests to any address that
+it reaches, this machine's included. They are told apart by what browsers say of each request and
+no page can change: `Sec-Fetch-Site` and `Origin` say which page asks, `Host` by which name. A page
+that has its own name lead here (DNS rebinding) asks where it comes from, but by a name not ours.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cluster.errors import HostRefused, InvalidRequest, OriginRefused, RoundhouseError
+from cluster.settings import AuthSettings, HttpSettings
+
+# They change nothing, and a page elsewhere cannot read the answers.
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+# Probes ask by whatever name leads there.
+_PROBES = frozenset({"/healthz", "/readyz"})
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:@/?#\[\]]+)(:\d*)?", re.IGNORECASE)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+# Makes an answer of what is refused.
+Refusal = Callable[[Scope, RoundhouseError], ASGIApp]
+
+
+def doors(http: HttpSettings, auth: AuthSettings, refusal: Refusal) -> list[Middleware]:
+    """What stands before the application."""
+    found = [Middleware(Doors, http, refusal, is_locked=auth.enabled)]
+    if http.allowed_origins:
+        # Their browsers ask first, and hide answers that do not say who may read them.
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=http.allowed_origins,
+                allow_methods=_METHODS,
+                allow_headers=["*"],
+                expose_headers=["*"],
+            )
+        )
+    return found
+
+
+class Doors:
+    """Refuses requests by their `Host`, and those that change or cost something by their origin.
+
+    Args:
+        is_locked: keys are asked for. A page that has none gets nowhere under any name, so names
+            are looked at only where the settings have some.
+    """
+
+    def __init__(
+        self, app: ASGIApp, http: HttpSettings, refusal: Refusal, *, is_locked: bool
+    ) -> None:
+        self._app = app
+        self._refusal = refusal
+        names = http.allowed_hosts or (("*",) if is_locked else ())
+        self._is_any = "*" in names
+        self._names = frozenset(names)
+        self._below = tuple(name[1:] for name in names if name.startswith("*."))
+        self._origins = frozenset(http.allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except RoundhouseError as e:
+                await self._refusal(scope, e)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        host = origin = site = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value.decode("latin-1")
+                self._check_host(host, scope["path"])
+            elif name == b"origin":
+                origin = value.decode("latin-1").lower()
+            elif name == b"sec-fetch-site":
+                site = value
+        if scope["method"] not in _SAFE:
+            self._check_origin(host, origin, site)
+
+    def _check_host(self, host: str, path: str) -> None:
+        """Raises InvalidRequest, HostRefused."""
+        found = _HOST.fullmatch(host)
+        if found is None:
+            raise InvalidRequest("the header host must be a name or an address, and a port")
+        if self._is_any or path in _PROBES:
+            return
+        name = found[1].lower().rstrip(".")
+        if name in self._names or name.endswith(self._below) or _is_ours(name):
+            return
+        raise HostRefused(
+            f"this endpoint is not known as {name[:100]!r}; ask for it by its address or as "
+            "localhost, or list the name in http.allowed_hosts"
+        )
+
+    def _check_origin(self, host: str | None, origin: str | None, site: bytes | None) -> None:
+        """Raises OriginRefused. No browser leaves out both headers."""
+        if site in (b"same-origin", b"none") or origin in self._origins:
+            return
+        if site is None and (origin is None or origin.partition("://")[2] == (host or "").lower()):
+            return
+        raise OriginRefused(
+            f"a web page elsewhere ({(origin or 'of no known origin')[:100]}) sent this; list its "
+            "origin in http.allowed_origins if it may"
+        )
+
+
+def _is_ours(name: str) -> bool:
+    """Whether no other name server can have led it here: it is localhost, or an address."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+class Legible:
+    """Leaves to Ray Serve only headers that it can read.
+
+    It decodes some of them as UTF-8 before the application sees the request, and a request whose
+    headers it cannot read would get a bare 500. An id that is none of ours is left out: Serve then
+    gives one, which the answer and our log have.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [pair for pair in map(_legible, scope["headers"]) if pair]
+        await self._app(scope, receive, send)
+
+
+def _legible(header: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:
+    name, value = header
+    if name == b"x-request-id":
+        return header if _REQUEST_ID.fullmatch(value) else None
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        # As HTTP has it: bytes beyond ASCII stand for themselves.
+        return name, value.decode("latin-1").encode()
+    return header
+
+
+def before_serve() -> list[Middleware]:
+    """For Ray Serve, which calls it by its path (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`)."""
+    return [Middleware(Legible)]
