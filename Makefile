@@ -9,11 +9,17 @@ LOCK ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 CONFIG ?= examples/roundhouse$(if $(filter cuda,$(LOCK)),-cuda).yaml
 IMAGE ?= roundhouse
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-# Outside of CUDA, torch has an index of its own.
+SBOM_TOOL := .venv/sbom/bin
+SBOM = build/roundhouse-$(VERSION)-$(LOCK).cdx.json
+# Outside of CUDA, torch has an index of its own; nothing but torch is asked for there.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Every file is one whose hash the lock has. From source nothing is built: what that runs, no lock names.
+LOCKED := install --require-hashes --no-deps --only-binary :all:
+# One package of the lock, with its hashes.
+pinned = sed -n '/^$(1)==/,/[^\\]$$/p' requirements/$(LOCK).lock > .venv/$(1).txt
 STAMP := .venv/.$(shell cat requirements/$(LOCK).lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)-$(LOCK)
 DEV_STAMP := .venv/.$(shell cksum < requirements/dev.lock | cut -d' ' -f1)-dev
 PYTEST := $(BIN)/python -m pytest
@@ -21,10 +27,10 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 
 # pip says a line per package; this makes one line that counts.
-COUNT := awk -v total="$$(wc -l < requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
+COUNT := awk -v total="$$(grep -c '==' requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast test-hostile image bench-engine bench-router bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
+.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,17 +40,18 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old: Roundhouse needs 3.11 or newer (set PYTHON=...)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "Python's venv module is missing: install it (Debian: python3-venv)"; exit 1; }
 	@echo "Installing the packages of requirements/$(LOCK).lock into .venv (minutes, once)"
-	@$(PIP) install -q --upgrade pip
-	@grep -E '^torch==' requirements/$(LOCK).lock > .venv/torch.txt
-	@$(PIP) install -q --no-deps --retries 1 $(if $(filter cpu,$(LOCK)),--extra-index-url $(TORCH_INDEX)) -r .venv/torch.txt
-	@$(PIP) install --progress-bar off --no-deps -r requirements/$(LOCK).lock | $(COUNT)
+	@$(call pinned,pip)
+	@$(PIP) $(LOCKED) -q -r .venv/pip.txt
+	@$(call pinned,torch)
+	@$(PIP) $(LOCKED) -q --retries 1 $(if $(filter cpu,$(LOCK)),-i $(TORCH_INDEX)) -r .venv/torch.txt
+	@$(PIP) $(LOCKED) --progress-bar off -r requirements/$(LOCK).lock | $(COUNT)
 	@$(BIN)/python -c 'import torch, ray, vllm' 2>/dev/null || { echo "The packages did not install whole; '$(BIN)/python -c \"import torch, ray, vllm\"' says why"; exit 1; }
 	@$(PIP) install -q --no-deps --no-build-isolation -e . >.venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $@
 
 $(DEV_STAMP): $(STAMP)
 	@echo "Installing the test tools of requirements/dev.lock"
-	@$(PIP) install -q --no-deps -r requirements/dev.lock
+	@$(PIP) $(LOCKED) -q -r requirements/dev.lock
 	@touch $@
 
 setup: $(STAMP) ## Install what running needs, and compile the CPU kernel.
@@ -67,9 +74,17 @@ test-fast: $(DEV_STAMP) ## Run the tests that need neither Ray nor an engine.
 test-hostile: $(DEV_STAMP) model ## Run the attacks, each more often than `make test` does (15 min).
 	@ROUNDHOUSE_CACHE="$(CACHE)" ROUNDHOUSE_HOSTILE=1 $(PYTEST) -m hostile
 
-image: ## Build the container image of this LOCK (IMAGE=registry/roundhouse).
+image: sbom ## Build the container image of this LOCK (IMAGE=registry/roundhouse).
 	docker build -f k8s/images/Dockerfile --target $(LOCK) --build-arg LOCK=$(LOCK) \
-	  $(if $(filter cpu,$(LOCK)),--build-arg PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) --tag $(IMAGE):$(VERSION)-$(LOCK) .
+	  $(if $(filter cpu,$(LOCK)),--build-arg TORCH_INDEX=$(TORCH_INDEX)) --tag $(IMAGE):$(VERSION)-$(LOCK) .
+
+sbom: ## Write which packages are in the image of this LOCK, with their hashes, as CycloneDX (build/).
+	@test -x $(SBOM_TOOL)/python || $(PYTHON) -m venv .venv/sbom
+	@$(SBOM_TOOL)/python -m pip --disable-pip-version-check $(LOCKED) -q -r requirements/sbom.lock
+	@mkdir -p build
+	@$(SBOM_TOOL)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  -o $(SBOM) requirements/$(LOCK).lock
+	@echo "$(SBOM)"
 
 bench-engine: $(DEV_STAMP) model ## Measure what adapters cost an engine, beside stock vLLM and peft (30 min).
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m benchmarks.engine
@@ -104,7 +119,7 @@ docs: $(DEV_STAMP) ## Write the generated pages of the docs anew.
 	@$(BIN)/python -m docs.generate
 
 lock: $(DEV_STAMP) ## Resolve the .in files and write the lock files anew.
-	@$(BIN)/python requirements/lock.py
+	@TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python requirements/lock.py
 
 clean: ## Remove the virtual environment and everything built.
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .mypy_cache .import_linter_cache

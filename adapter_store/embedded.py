@@ -59,6 +59,7 @@ class EmbeddedServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_die_with_parent,
+                umask=0o077,  # what it keeps is its owner's to read
                 # Ctrl-C in a terminal is for `roundhouse up`, which stops it when all is saved.
                 start_new_session=True,
             )

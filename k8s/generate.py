@@ -28,6 +28,8 @@ OVERLAYS = {
     "ha": ("gpu", "ha"),
     "incremental-upgrade": ("gpu", "incremental-upgrade"),
 }
+# A rendering cannot keep a password that it makes: whoever applies it makes the Secret.
+OVERLAY_SETS = ('redis.passwordSecret={"name":"roundhouse-redis","key":"password"}',)
 # What the chart mounts and starts itself, and what only `roundhouse up` does.
 _NOT_HERE = {
     "Settings": ("preload",),
@@ -73,7 +75,7 @@ def _overlay(presets: tuple[str, ...]) -> dict[str, str]:
     return {
         "kustomization.yaml": said + yaml.safe_dump(kustomization, sort_keys=False),
         "namespace.yaml": said + yaml.safe_dump(namespace, sort_keys=False),
-        "roundhouse.yaml": said + rendered(*map(preset_file, presets)),
+        "roundhouse.yaml": said + rendered(*map(preset_file, presets), sets=OVERLAY_SETS),
     }
 
 
@@ -126,7 +128,7 @@ def _lines(part: BaseModel, depth: int = 0) -> Iterator[str]:
             yield from _lines(value, depth + 1)
             continue
         yield from _comments(field.description, pad)
-        yield f"{pad}{name}: {json.dumps(value)}"
+        yield f"{pad}{field.alias or name}: {json.dumps(value)}"
 
 
 def _own_doc(part: type[BaseModel]) -> str | None:

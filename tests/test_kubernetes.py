@@ -1,6 +1,9 @@
 """What `k8s/` renders, held against the schemas, the operator's rules, and our own builder."""
 
+import base64
+import ipaddress
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -23,6 +26,7 @@ from k8s import generate
 from k8s.tools import ToolFailed, helm, kubectl
 from tests.chart import MATRIX, manifests, of_kind, pods, ray_groups, ray_service, variables
 from tests.crd import CRD, ray_service_validator
+from tests.kubernetes_api import kubernetes_api
 
 KUBERNETES = "1.37"
 ROOT = Path(__file__).parents[1]
@@ -129,7 +133,7 @@ def test_selectors_match_labels_that_pods_carry(case):
                 selectors.append({"matchLabels": spec["selector"]})
             case "NetworkPolicy":
                 selectors.append(spec["podSelector"])
-                peers = [p for rule in spec["ingress"] for p in rule.get("from", ())]
+                peers = [p for rule in spec.get("ingress", ()) for p in rule.get("from", ())]
                 ours = [p["podSelector"] for p in peers if "podSelector" in p]
                 selectors += [s for s in ours if s["matchLabels"] != {"app": "chat"}]
     for group in ray_groups(case):
@@ -193,6 +197,15 @@ def test_ray_gets_the_environment_that_it_gets_elsewhere(case):
 
 
 @every_case
+def test_an_old_cluster_stays_until_its_answers_have_ended(case):
+    spec = ray_service(case)["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    assert spec["rayClusterDeletionDelaySeconds"] == 60 + math.ceil(
+        config["http_options"]["request_timeout_s"]
+    )
+
+
+@every_case
 def test_the_hub_can_write_where_it_is_told_to(case):
     for group in ray_groups(case):
         (container,) = group["template"]["spec"]["containers"]
@@ -227,6 +240,129 @@ def test_no_secret_is_written_down(case):
                 assert "value" not in variable, name
         (url,) = [v for n, v in variables(template).items() if n == "ROUNDHOUSE_STORE__URL"] or [{}]
         assert not re.search(r":[^$/@]+@", url.get("value", ""))
+
+
+def egress_to(case: str, component: str, address: str, port: int) -> bool:
+    """Whether pods of a component reach an address by their network policies."""
+    labels = {"roundhouse/component": component, "roundhouse/release": "roundhouse"}
+    policies = [
+        doc["spec"]
+        for doc in of_kind(case, "NetworkPolicy")
+        if "Egress" in doc["spec"]["policyTypes"] and _selects(doc["spec"]["podSelector"], labels)
+    ]
+    rules = [rule for policy in policies for rule in policy["egress"]]
+    return not policies or any(_lets(rule, address, port) for rule in rules)
+
+
+def _lets(rule: dict[str, Any], address: str, port: int) -> bool:
+    ports = [p["port"] for p in rule.get("ports", ())]
+    blocks = [peer["ipBlock"] for peer in rule.get("to", ()) if "ipBlock" in peer]
+    return (not ports or port in ports) and (
+        "to" not in rule or any(_is_in(block, address) for block in blocks)
+    )
+
+
+def _is_in(block: dict[str, Any], address: str) -> bool:
+    ip, network = ipaddress.ip_address(address), ipaddress.ip_network(block["cidr"])
+    excepted = [ipaddress.ip_network(e) for e in block.get("except", ())]
+    # The API server takes none that is outside, nor the whole.
+    assert all(e.subnet_of(network) and e != network for e in excepted)
+    return ip in network and not any(ip in e for e in excepted)
+
+
+NOT_PUBLIC = {
+    "metadata of most clouds": "169.254.169.254",
+    "metadata of AWS, by IPv6": "fd00:ec2::254",
+    "metadata of Alibaba": "100.100.100.200",
+    "Azure's own": "168.63.129.16",
+    "a neighbour": "10.0.0.7",
+    "another one": "192.168.1.1",
+    "a service": "172.20.0.1",
+    "itself": "127.0.0.1",
+    "a neighbour, by IPv6": "fd12::1",
+    "a neighbour, translated": "64:ff9b::a00:7",
+}
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("component", ["worker", "adapters", "backup"])
+@pytest.mark.parametrize("address", NOT_PUBLIC.values(), ids=NOT_PUBLIC)
+def test_who_fetches_what_users_name_reaches_nothing_private(component, address):
+    """An adapter's source may be a name that resolves to any of them."""
+    for port in (80, 443, 6379, 8443):
+        assert not egress_to("gpu", component, address, port)
+
+
+def test_who_fetches_reaches_the_hub_names_and_what_is_named():
+    assert egress_to("gpu", "worker", "18.155.1.2", 443)
+    assert egress_to("gpu", "worker", "2600:9000::1", 443)
+    assert egress_to("gpu", "worker", "10.0.0.10", 53)
+    assert not egress_to("gpu", "worker", "18.155.1.2", 22)
+    assert not egress_to("egress to nowhere", "worker", "18.155.1.2", 443)
+    assert egress_to("egress to anywhere", "worker", "10.0.0.7", 80)
+    for component in ("worker", "head", "backup"):
+        assert egress_to("an external store", component, "10.1.2.3", 6379)
+        assert not egress_to("an external store", component, "10.1.2.4", 6379)
+
+
+def test_the_head_reaches_the_kubernetes_api_for_its_autoscaler_alone():
+    assert egress_to("gpu", "head", "10.96.0.1", 443)
+    assert not egress_to("gpu", "head", "169.254.169.254", 80)
+    assert not egress_to("no autoscaler", "head", "10.96.0.1", 443)
+
+
+def installed(kind: str, version: str, **fields: Any) -> dict[str, Any]:
+    """An object of the included Redis, as Helm has made it."""
+    where = {"namespace": "roundhouse", "name": "roundhouse-redis"}
+    owner = {f"meta.helm.sh/release-{k}": "roundhouse" for k in ("name", "namespace")}
+    labels = {"app.kubernetes.io/managed-by": "Helm"}
+    metadata = where | {"annotations": owner, "labels": labels}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata} | fields
+
+
+def rendered_beside(*objects: dict[str, Any]) -> list[dict[str, Any]]:
+    """The demo's manifests, where these objects are already."""
+    with kubernetes_api(*objects) as url:
+        command = ["template", "roundhouse", str(generate.CHART), "--namespace", "roundhouse"]
+        command += ["--values", str(generate.preset_file("cpu-demo")), "--kube-apiserver", url]
+        text = helm(*command, "--dry-run=server", "--disable-openapi-validation")
+    return [doc for doc in yaml.safe_load_all(text) if doc]
+
+
+def passwords(docs: list[dict[str, Any]]) -> list[str]:
+    secrets = [doc["data"]["password"] for doc in docs if doc["kind"] == "Secret"]
+    return [base64.b64decode(secret).decode() for secret in secrets]
+
+
+OLD_REDIS = installed("StatefulSet", "apps/v1")
+
+
+def test_the_included_redis_gets_a_password_of_its_own():
+    """And nobody who has not it, neither pods of ours nor Ray, is told to use it without."""
+    one, other = (passwords(rendered_beside()) for _ in range(2))
+    assert one != other
+    assert re.fullmatch("[A-Za-z0-9]{32}", one[0])
+    case = "a password that Helm makes"
+    (redis,) = of_kind(case, "StatefulSet")
+    assert "--requirepass" in redis["spec"]["template"]["spec"]["containers"][0]["args"]
+    asked = {"name": "roundhouse-redis", "key": "password"}
+    options = ray_service(case)["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert options["redisPassword"] == {"valueFrom": {"secretKeyRef": asked}}
+    for _, template in pods(case):
+        if "ROUNDHOUSE_STORE__URL" in (given := variables(template)):
+            assert given["ROUNDHOUSE_STORE_PASSWORD"]["valueFrom"] == {"secretKeyRef": asked}
+            assert ":$(ROUNDHOUSE_STORE_PASSWORD)@" in given["ROUNDHOUSE_STORE__URL"]["value"]
+
+
+def test_an_upgrade_keeps_the_password():
+    kept = installed("Secret", "v1", data={"password": base64.b64encode(b"kept").decode()})
+    assert passwords(rendered_beside(OLD_REDIS, kept)) == ["kept"]
+
+
+def test_a_redis_that_an_earlier_release_left_open_is_not_locked_under_its_cluster():
+    docs = rendered_beside(OLD_REDIS)
+    assert passwords(docs) == []
+    assert "PASSWORD" not in yaml.safe_dump_all(docs)
 
 
 @every_case
@@ -362,6 +498,11 @@ INCREMENTAL = (
         ("redis.enabled=false", "store.urlSecret"),
         ('store.urlSecret={"name":"s","key":"url"}', "gcs.redisAddress"),
         ('store.urlSecret={"name":"s"}', "store.urlSecret"),
+        (
+            'store.urlSecret={"name":"s","key":"url"};gcs.faultTolerance=false',
+            "networkPolicy.egress.to",
+        ),
+        ('networkPolicy.egress.except=["10.0.0.7"]', "except"),
         ("data.enabled=false", "settings.store.blobs"),
         ('gateway={"enabled":true,"host":"h"}', "gateway.name"),
         ("ingress.enabled=true", "ingress.host"),

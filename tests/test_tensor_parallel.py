@@ -9,6 +9,7 @@ import pytest
 from benchmarks.adapters import write_adapter
 from deployments.replica.adapter_files import CHECKSUM, checksum
 from tests.conftest import Running, running_cluster, wait_until
+from tests.local import reachable
 from tests.test_serve import replicas
 from tests.tiny_model import write_tiny_model
 
@@ -79,6 +80,11 @@ def test_two_workers_answer_and_each_adapter_differs(cluster, http):
     answers = {name: text(http, name) for name in ("tiny", "a0", "a1")}
     assert len(set(answers.values())) == 3
     assert answers == {name: text(http, name) for name in answers}
+
+
+@pytest.mark.hostile
+def test_its_workers_talk_on_loopback(cluster):
+    assert reachable(workers(cluster)) == []
 
 
 def test_more_adapters_than_a_replica_holds_take_turns(cluster, http, folder):

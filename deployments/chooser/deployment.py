@@ -10,6 +10,7 @@ from cluster.decisions import Decision, Prompt
 from cluster.settings import Settings
 from deployments.chooser.learner import Learner
 from deployments.process.logs import configure
+from deployments.process.loopback import listen_where_ray_does
 from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import on_nodes
@@ -26,6 +27,7 @@ class PromptRouterDeployment:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         process_id = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, process_id)
+        listen_where_ray_does()
         chosen = settings.router
         encoder = await asyncio.to_thread(SentenceEncoder.of, chosen)
         models = sorted(settings.models, key=lambda m: m.id != settings.fallback_model)

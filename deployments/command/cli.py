@@ -1,6 +1,7 @@
 """The command `roundhouse`."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Annotated
@@ -41,6 +42,8 @@ app.command("eval-router")(cli_router.eval_router)
 
 def main() -> None:
     """Run the command; what goes wrong on purpose is one line on standard error and exit code 1."""
+    # What it writes, and what the processes that it starts write, is for its owner alone.
+    os.umask(0o077)
     try:
         app()
     except RoundhouseError as e:

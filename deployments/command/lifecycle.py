@@ -18,14 +18,21 @@ from pathlib import Path
 from adapter_store.embedded import EmbeddedServer, embedded_server
 from adapter_store.registration import Registrar, sweep
 from adapter_store.store import Store
-from cluster.addresses import host_problem, port_problem
+from cluster.addresses import host_problem, is_loopback, port_problem
 from cluster.errors import ConfigError, Conflict, Unavailable
 from cluster.requests import Registration
 from cluster.settings import Settings, door_problem
 from deployments.command.haproxy import proxy_environment
 from deployments.command.keeper import kept
+from deployments.command.private import close_to_others
 from deployments.command.runs import Run, only_one
-from deployments.process.ray_options import ENVIRONMENT, SERVE_LOGGING, beside_others
+from deployments.process.ray_options import (
+    ENVIRONMENT,
+    ON_LOOPBACK,
+    SERVE_LOGGING,
+    beside_others,
+    ray_folder,
+)
 from deployments.process.serve_status import APP, logged_error, why_not_running
 
 logger = logging.getLogger(__name__)
@@ -54,6 +61,7 @@ def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -
         raise ConfigError(problem)
     root = settings.store.root
     root.mkdir(parents=True, exist_ok=True)
+    close_to_others(settings)
     _interrupt_on_sigterm()
     with contextlib.ExitStack() as stack:
         endpoint = f"http://{settings.http.host}:{settings.http.port}"
@@ -129,6 +137,9 @@ def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
 @contextlib.contextmanager
 def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[None]:
     _set_where_unset(ENVIRONMENT | proxy_environment(settings.http))
+    if address is None and is_loopback(settings.http.host):
+        _set_where_unset(ON_LOOPBACK)
+    # It reads its environment as it is imported.
     import ray
 
     if address is None:
@@ -142,7 +153,7 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(temp_dir),
+            _temp_dir=str(ray_folder(temp_dir)),
         )
     else:
         _check_reachable(address)
@@ -242,7 +253,7 @@ def _wait_until_running(temp_dir: Path, progress: Progress) -> None:
         if app.status == "RUNNING":
             return
         if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            why = logged_error(temp_dir) or why_not_running(app)
+            why = logged_error(ray_folder(temp_dir)) or why_not_running(app)
             raise Unavailable(f"the application did not start: {why}")
         waiting = [name for name, d in app.deployments.items() if d.status != "HEALTHY"]
         progress(f"starting {', '.join(waiting) or 'the application'}")

@@ -28,6 +28,7 @@ from deployments.ingress.traffic import is_last, tokens_in
 from deployments.process import metrics
 from deployments.process.call import Call, Reply
 from deployments.process.logs import configure
+from deployments.process.loopback import listen_where_ray_does
 from deployments.process.membership import Membership
 from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
@@ -145,6 +146,7 @@ class Ingress:
         self._settings = settings
         process_id = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, process_id)
+        listen_where_ray_does()
         self._process = process = Process(settings.store, process_id, RayExport())
         process.telemetry.on_reading(self._measure)
         members = process.store.members

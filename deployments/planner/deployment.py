@@ -7,6 +7,7 @@ from ray import serve
 from cluster.settings import Settings
 from deployments.planner.planner import Planner
 from deployments.process.logs import configure
+from deployments.process.loopback import listen_where_ray_does
 from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import on_nodes
@@ -19,6 +20,7 @@ class PlannerDeployment:
     async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
         who = serve.get_replica_context().replica_id.unique_id
         configure(settings.logging, who)
+        listen_where_ray_does()
         self._process = Process(settings.store, who, RayExport())
         self._process.add(Planner(settings, self._process))
         await self._process.start()

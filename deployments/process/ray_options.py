@@ -30,10 +30,25 @@ ENVIRONMENT = {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
 }
 
+# Where the endpoint is for this machine alone. By the first, whose name says where it is Ray's
+# default, a node's address is the loopback's, and its servers listen there. The others are of vLLM
+# and of torch.
+ON_LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+
 # HAProxy binds another name first, ten characters longer than this one; 107 is the system's limit.
 _LONGEST_SOCKET = 97
 # Serve gives each node a folder in it.
 _NODE_ID = 56
+
+
+def ray_folder(folder: Path) -> Path:
+    """Where Ray keeps its files of a run; Ray opens it to all, so it lies in one that is closed."""
+    return folder / "r"
 
 
 def beside_others(folder: Path) -> dict[str, str]:

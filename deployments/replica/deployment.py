@@ -13,6 +13,7 @@ from ray.serve.config import RequestRouterConfig
 from cluster.settings import BaseModelSettings, Settings
 from deployments.process.call import Call
 from deployments.process.logs import about, configure
+from deployments.process.loopback import listen_where_ray_does
 from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import replicas_of, resources_of
@@ -34,6 +35,7 @@ class ModelReplica:
         replica_id = serve.get_replica_context().replica_id.unique_id
         node = ray.util.get_node_ip_address()
         configure(settings.logging, replica_id)
+        listen_where_ray_does()
         process = Process(settings.store, replica_id, RayExport())
         self._server = ModelServer(settings, model_id, process, node)
         await self._server.start()

@@ -80,14 +80,17 @@ limits:
 {{- toYaml $settings -}}
 {{- end -}}
 
+{{- define "roundhouse.requestTimeout" -}}
+{{ dig "http" "request_timeout_s" 600 .Values.settings }}
+{{- end -}}
+
 {{/* What Ray Serve is told; the settings are those of `roundhouse up`. */}}
 {{- define "roundhouse.serveConfig" -}}
-{{- $http := dig "http" (dict) .Values.settings -}}
 proxy_location: EveryNode
 http_options:
   host: 0.0.0.0
   port: 8000
-  request_timeout_s: {{ dig "request_timeout_s" 600 $http }}
+  request_timeout_s: {{ include "roundhouse.requestTimeout" . }}
 logging_config:
   log_level: WARNING
   enable_access_log: false
@@ -99,20 +102,32 @@ applications:
       {{- include "roundhouse.settings" . | nindent 6 }}
 {{- end -}}
 
+{{/* The Secret with the included Redis's password, as JSON; of a Redis that an earlier release has
+installed without one, none: it stays as it is until you name one. */}}
+{{- define "roundhouse.redisPassword" -}}
+{{- $name := printf "%s-redis" (include "roundhouse.name" .) -}}
+{{- if .Values.redis.passwordSecret.name -}}
+{{ toJson .Values.redis.passwordSecret }}
+{{- else if and (lookup "apps/v1" "StatefulSet" .Release.Namespace $name) (not (lookup "v1" "Secret" .Release.Namespace $name)) -}}
+{}
+{{- else -}}
+{{ toJson (dict "name" $name "key" "password") }}
+{{- end -}}
+{{- end -}}
+
 {{/* Where the store is; a Secret's URL wins, then the included server. */}}
 {{- define "roundhouse.storeEnv" -}}
 {{- if .Values.store.urlSecret.name }}
 - name: ROUNDHOUSE_STORE__URL
   valueFrom: {secretKeyRef: {{ toJson .Values.store.urlSecret }}}
 {{- else if .Values.redis.enabled }}
-{{- with .Values.redis.passwordSecret }}
-{{- if .name }}
+{{- $password := include "roundhouse.redisPassword" . | fromJson }}
+{{- with $password }}
 - name: ROUNDHOUSE_STORE_PASSWORD
   valueFrom: {secretKeyRef: {{ toJson . }}}
 {{- end }}
-{{- end }}
 - name: ROUNDHOUSE_STORE__URL
-  value: redis://{{ if .Values.redis.passwordSecret.name }}:$(ROUNDHOUSE_STORE_PASSWORD)@{{ end }}{{ include "roundhouse.name" . }}-redis:6379/0
+  value: redis://{{ if $password }}:$(ROUNDHOUSE_STORE_PASSWORD)@{{ end }}{{ include "roundhouse.name" . }}-redis:6379/0
 {{- end }}
 {{- with .Values.secrets.authKeys }}
 {{- if .name }}
@@ -288,4 +303,18 @@ resources:
     {{- end }}
 securityContext:
   {{- include "roundhouse.containerSecurity" .root | nindent 2 }}
+{{- end -}}
+
+{{/* What every pod of Ray's may reach: the others, names, and what you have added. */}}
+{{- define "roundhouse.egress" -}}
+- to:
+    - podSelector:
+        matchLabels:
+          {{- include "roundhouse.selector" . | nindent 10 }}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- with .Values.networkPolicy.egress.to }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}

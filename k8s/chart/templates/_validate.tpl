@@ -89,6 +89,9 @@
 {{- if and .Values.gcs.faultTolerance (not .Values.gcs.redisAddress) (or (not .Values.redis.enabled) .Values.store.urlSecret.name) }}
 {{- fail "gcs.redisAddress: there is no included Redis; name the one for Ray's own state, or set gcs.faultTolerance to false" }}
 {{- end }}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.egress.enabled (or .Values.store.urlSecret.name .Values.gcs.redisAddress) (not .Values.networkPolicy.egress.to) }}
+{{- fail "networkPolicy.egress.to: the Redis is your own; say where the pods reach it, or set networkPolicy.egress.enabled to false" }}
+{{- end }}
 {{- if and (not .Values.data.enabled) (not (contains "://" (dig "store" "blobs" "" $settings))) }}
 {{- fail "settings.store.blobs: data.enabled is false; name the object storage for the adapters' files" }}
 {{- end }}
