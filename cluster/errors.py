@@ -203,6 +203,14 @@ class Stale(Conflict):
     """What the writer has read was changed by another one meanwhile."""
 
 
+class RequestTimedOut(RoundhouseError):
+    """The client has not sent all of its request in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
 class PayloadTooLarge(RoundhouseError):
     status = 413
     type = "invalid_request_error"

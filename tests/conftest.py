@@ -379,7 +379,8 @@ def _is_whole(http: httpx.Client) -> bool:
     """All that its settings name reports, and nothing that is gone."""
     cluster = http.get("/v1/cluster").json()
     kinds = sorted(member["kind"] for member in cluster["members"])
-    return kinds == ["ingress", "replica", "replica", "router"] and cluster["store"] == "ok"
+    expected = ["ingress", "ingress", "replica", "replica", "router"]
+    return kinds == expected and cluster["store"] == "ok"
 
 
 def _remove_adapters(http: httpx.Client) -> None:

@@ -362,6 +362,18 @@ async def test_what_is_not_a_json_object_is_400(rh, content):
     assert error(answer, 400)["type"] == "invalid_request_error"
 
 
+async def test_a_body_that_drips_is_408(rh, monkeypatch):
+    monkeypatch.setattr("deployments.ingress.bodies._BODY_S", 0.3)
+
+    async def drops():
+        for _ in range(10):
+            yield b" "
+            await asyncio.sleep(0.1)
+
+    answer = await rh.client.post("/v1/chat/completions", content=drops(), headers=JSON)
+    assert "0.3 s" in error(answer, 408)["message"]
+
+
 async def test_an_oversized_body_is_413(make_world):
     async with make_world(http={"max_body_bytes": 1000}) as rh:
         assert "1000 bytes" in error(await ask(rh, "echo", "x" * 2000), 413)["message"]

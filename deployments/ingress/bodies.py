@@ -1,5 +1,6 @@
 """What the endpoint reads out of a request."""
 
+import asyncio
 import json
 import re
 import uuid
@@ -10,10 +11,17 @@ from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Scope
 
-from cluster.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from cluster.errors import (
+    InvalidRequest,
+    PayloadTooLarge,
+    RequestTimedOut,
+    UnsupportedMediaType,
+)
 from cluster.names import is_whole
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# For all of a body: the proxy ends clients that are silent, but not those that drip.
+_BODY_S = 60.0
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 
 
@@ -69,16 +77,11 @@ async def read_json(
 
     Raises:
         PayloadTooLarge: it is longer than `max_bytes`; the rest is not read.
+        RequestTimedOut: it comes too slowly.
         UnsupportedMediaType: it is sent as something else.
         InvalidRequest: it is not a JSON object.
     """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise PayloadTooLarge(
-                f"the body is larger than {max_bytes} bytes (http.max_body_bytes)"
-            )
+    body = await _read(request, max_bytes)
     if may_be_empty and not body:
         return {}
     check_content_type(request)
@@ -92,6 +95,21 @@ async def read_json(
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
+
+
+async def _read(request: Request, max_bytes: int) -> bytearray:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise PayloadTooLarge(
+                        f"the body is larger than {max_bytes} bytes (http.max_body_bytes)"
+                    )
+    except TimeoutError as e:
+        raise RequestTimedOut(f"the body did not come within {_BODY_S:g} s") from e
+    return body
 
 
 def _check_characters(value: Any) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
+from cluster.errors import RequestTimedOut, RoundhouseError, Unavailable
 
 # A request's head, and as much of its body as a buffer takes, comes within that time.
 _REQUEST_S = 30
@@ -33,7 +33,7 @@ PER_ADDRESS = "ROUNDHOUSE_HTTP__MAX_CONNECTIONS_PER_ADDRESS"
 _NOBODY = Unavailable("no ingress answers at this moment; try again")
 # What is no HTTP at all, or has longer headers than 15 KiB, HAProxy refuses in its own words (400).
 _ERRORS: dict[int, RoundhouseError] = {
-    408: InvalidRequest(f"the request did not come within {_REQUEST_S} s"),
+    408: RequestTimedOut(f"the request did not come within {_REQUEST_S} s"),
     500: RoundhouseError("the proxy failed; try again"),
     502: Unavailable("the ingress that had this request died; try again"),
     503: _NOBODY,
