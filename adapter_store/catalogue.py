@@ -10,7 +10,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-from adapter_store.registry import Registry
+from adapter_store.registry import Event, Registry
 from adapter_store.server import BLOCK_S, is_before
 from cluster.adapters import STABLE, Adapter, Version
 from cluster.errors import StoreUnavailable
@@ -112,8 +112,7 @@ class Catalogue:
                     logger.info("the adapter store answers again")
                     self.is_stale = False
                 events = await self._registry.events_after(self.position, block_s=BLOCK_S)
-                if events and events[0].sequence != self._sequence + 1:
-                    # The stream was trimmed, or a failover lost its end.
+                if await self._has_missed(events):
                     logger.warning("events are missing; reading a snapshot")
                     await self._catch_up()
                 elif events:
@@ -125,6 +124,13 @@ class Catalogue:
                     logger.warning("serving from the last snapshot: %s", e)
                 self.is_stale = True
                 await asyncio.sleep(_RETRY_S)
+
+    async def _has_missed(self, events: list[Event]) -> bool:
+        """Whether the stream was trimmed, or a failover has lost its end."""
+        if events:
+            return events[0].sequence != self._sequence + 1
+        _, newest = await self._registry.position()
+        return newest < self._sequence
 
     async def _apply(self, changes: Changes, position: str, sequence: int) -> None:
         if any((name in self.adapters) != (a is not None) for name, a in changes.items()):

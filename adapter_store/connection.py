@@ -3,15 +3,25 @@
 redis://:PASSWORD@HOST:6379/0                      rediss:// for TLS
 redis+sentinel://:PASSWORD@HOST:26379,HOST:26379/SERVICE/0
 redis+cluster://:PASSWORD@HOST:7000,HOST:7001
+
+A single address may lead to another server from one moment to the next (a name that moves, a load
+balancer). Connections that are open stay with the old one: see `_Pool`.
 """
 
+import re
+import weakref
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-from redis.exceptions import RedisError
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cluster.errors import ConfigError
 
@@ -23,7 +33,76 @@ _SCHEMES = ("redis", "rediss")
 _SENTINEL_CONNECTIONS = 1000
 _POOL: dict[str, Any] = {"max_connections": 256, "timeout": 10}
 # A long wait for events must end before the socket gives up.
-_SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 10}
+_SOCKET: dict[str, Any] = {"socket_connect_timeout": 2, "socket_timeout": 5}
+# Said by a server that is no primary.
+_DEMOTED = ("READONLY", "MASTERDOWN")
+# Said by one that may have been one only until now: its replicas have gone to another, or it has
+# let go of those that wait.
+_ABANDONED = ("NOREPLICAS", "UNBLOCKED")
+# Where the code of a refusal is: in front; behind the place in a script, before Redis 7; behind
+# what the client puts before errors of a pipeline.
+_CODE = re.compile(r"(?:^|: -|caused error: \(['\"])([A-Z]+)\b")
+
+
+class WrongServer(RedisConnectionError):
+    """The server is not the one to ask, or not yet; it has not done what it was told."""
+
+
+def code_of(error: ResponseError) -> str:
+    """The word that the server's refusal begins with."""
+    if error.status_code not in (None, "ERR"):
+        return str(error.status_code)
+    found = _CODE.findall(str(error))
+    return found[-1] if found else ""
+
+
+class _Watchful(AbstractConnection):
+    """Tells its pool when the server is silent, or not the one to ask."""
+
+    def __init__(self, *, pool: "_Pool", **options: Any) -> None:
+        super().__init__(**options)
+        self._pool = pool
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except (RedisConnectionError, RedisTimeoutError) as e:
+            self._pool.leave()
+            if isinstance(e, BusyLoadingError):
+                raise WrongServer(str(e)) from e
+            raise
+        except ResponseError as e:
+            code = code_of(e)
+            if code in _DEMOTED + _ABANDONED:
+                self._pool.leave()
+            if code in _DEMOTED:
+                await self.disconnect(nowait=True)
+                raise WrongServer(f"{code} {e}") from e
+            raise
+
+
+class _Pool(BlockingConnectionPool):
+    """Its connections leave a server together: what one of them finds, the others, readers that
+    wait for events among them, would find out one by one, late, or never.
+
+    Those beyond the bound wait for a connection, rather than fail.
+    """
+
+    def __init__(
+        self, connection_class: type[AbstractConnection] = Connection, **options: Any
+    ) -> None:
+        watchful = type("Watchful", (_Watchful, connection_class), {})
+        super().__init__(connection_class=watchful, pool=weakref.proxy(self), **options)
+
+    def leave(self) -> None:
+        """Have all connections dialled again, those in use when they are free."""
+        for connection in (*self._available_connections, *self._in_use_connections):
+            connection.mark_for_reconnect()  # type: ignore[no-untyped-call]
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        if connection.should_reconnect():  # type: ignore[no-untyped-call]
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
 
 
 def open_client(url: str | None) -> Client:
@@ -42,9 +121,10 @@ def open_client(url: str | None) -> Client:
             return _sentinel(url)
         if scheme in [f"{s}{_CLUSTER}" for s in _SCHEMES]:
             return _cluster(url)
-        # Blocking: those beyond the bound wait for a connection, rather than fail.
-        pool = BlockingConnectionPool.from_url(
-            url, decode_responses=True, health_check_interval=15, **_POOL, **_SOCKET
+        # What was refused may be tried again; what got no answer may have been done.
+        retry = Retry(ExponentialBackoff(base=0.1), 3, supported_errors=(WrongServer,))
+        pool = _Pool.from_url(
+            url, decode_responses=True, health_check_interval=15, retry=retry, **_POOL, **_SOCKET
         )
         return Redis.from_pool(pool)
     except (ValueError, TypeError, RedisError) as e:

@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import (
-    ClusterDownError,
-    MasterDownError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    ResponseError,
-    TryAgainError,
-)
+from redis.asyncio.client import Pipeline
+from redis.asyncio.cluster import ClusterPipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from adapter_store.connection import close_client, open_client
+from adapter_store.connection import WrongServer, close_client, code_of, open_client
 from adapter_store.keys import Keys
 from cluster.errors import ConfigError, StoreUnavailable
 from cluster.settings import StoreSettings
@@ -27,8 +21,11 @@ from cluster.settings import StoreSettings
 _WAIT_FOR_REPLICAS_MS = 2000
 # Below the client's socket timeout, which would take a long wait for a dead server.
 BLOCK_S = 2.0
-_TRANSIENT = (OutOfMemoryError, ReadOnlyError, ClusterDownError, MasterDownError, TryAgainError)
-_TRANSIENT_REPLIES = ("MISCONF", "NOREPLICAS", "BUSY", "LOADING", "UNBLOCKED")
+# What passes: nothing is wrong with the command.
+_TRANSIENT = (
+    *("OOM", "MISCONF", "NOREPLICAS", "BUSY", "LOADING", "UNBLOCKED"),
+    *("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"),
+)
 _LUA = Path(__file__).parent / "lua"
 _COMMON = "common"
 
@@ -74,9 +71,13 @@ class Server:
             # The constructor lets nobody wait for a cluster's.
             if not (self._wait_replicas and is_precious) or isinstance(self.redis, RedisCluster):
                 return await self._scripts[script](keys=keys, args=args)
-            async with self.redis.client() as connection:
-                done = await self._scripts[script](keys=keys, args=args, client=connection)
-                copies = await connection.wait(self._wait_replicas, _WAIT_FOR_REPLICAS_MS)
+            # By one connection, for sure: on another one nothing was written that had to be copied.
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.eval(str(self._scripts[script].script), len(keys), *keys, *args)
+            pipe.wait(self._wait_replicas, _WAIT_FOR_REPLICAS_MS)
+            done, copies = await _both(pipe)
+        if isinstance(copies, ResponseError):
+            raise StoreUnavailable(f"stored, but perhaps on one server only: {copies}")
         if copies < self._wait_replicas:
             raise StoreUnavailable(
                 f"stored, but on {copies} of {self._wait_replicas} replicas of the store only "
@@ -149,8 +150,12 @@ class Server:
 
     async def read(self, stream: str, after: str, *, block_s: float) -> list[Entry]:
         """Up to 1000 entries behind `after`, in order; waits up to `block_s` for the first."""
-        reply = self.redis.xread({stream: after}, count=1000, block=round(block_s * 1000))
-        streams = await self._ask(reply)
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.xread({stream: after}, count=1000, block=round(block_s * 1000))
+        # Deletes nothing: a server that is no primary any more lets its readers wait for ever, and
+        # says what it is to writers alone.
+        pipe.xdel(stream, "0-0")
+        streams, _ = await self._ask(_both(pipe))
         found = streams.items() if isinstance(streams, dict) else streams or ()
         return [entry for _, entries in found for entry in entries]
 
@@ -176,18 +181,30 @@ class Server:
             return await reply
 
 
+async def _both(pipe: Pipeline | ClusterPipeline) -> tuple[Any, Any]:
+    """The replies to two commands that go by one connection; a refusal of the second is one."""
+    first, second = await pipe.execute(raise_on_error=False)
+    if isinstance(first, ResponseError):
+        raise first
+    return first, second
+
+
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
     """Tell as StoreUnavailable that the server does not answer, or cannot write now."""
     try:
         yield
+    except WrongServer as e:
+        raise StoreUnavailable(
+            f"the address of the adapter store leads to a server that takes no changes: {e}"
+        ) from e
     except (RedisConnectionError, RedisTimeoutError, RedisClusterException) as e:
         raise StoreUnavailable(
             "the adapter store does not answer; what is loaded is still served, changes must wait "
             f"({type(e).__name__}: {e})"
         ) from e
     except ResponseError as e:
-        if isinstance(e, _TRANSIENT) or str(e).startswith(_TRANSIENT_REPLIES):
+        if code_of(e) in _TRANSIENT:
             raise StoreUnavailable(f"the adapter store cannot take this now: {e}") from e
         raise
 

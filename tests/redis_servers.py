@@ -1,8 +1,9 @@
 """Real servers of the Redis protocol for tests: a Sentinel set, and a cluster."""
 
+import asyncio
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,61 @@ def _answers(port: int) -> bool:
         except redis.ConnectionError:
             return False
     return True
+
+
+class Relay:
+    """An address that leads to a server, as a load balancer does: who dials gets to `target`, and
+    stays there."""
+
+    def __init__(self, target: Server) -> None:
+        self.target = target
+        self.port = free_port()
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        """Yields the address's URL."""
+        server = await asyncio.start_server(self._join, "127.0.0.1", self.port)
+        try:
+            yield f"redis://127.0.0.1:{self.port}/0"
+        finally:
+            server.close()
+            for end in self._ends:
+                end.close()
+            await server.wait_closed()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.target.port)
+        self._ends |= {writer, back}
+        await asyncio.gather(_pass_on(reader, back), _pass_on(there, writer))
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(2**16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@contextlib.contextmanager
+def pair(folder: Path) -> Iterator[tuple[Server, Server]]:
+    """A primary and its replica, which has all that it has."""
+    with (
+        server(folder / "old", "repl-diskless-sync-delay 0\n") as old,
+        server(folder / "new", f"replicaof 127.0.0.1 {old.port}\n") as new,
+        new.client() as client,
+    ):
+        wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+        yield old, new
+
+
+def fail_over(old: Server, new: Server) -> None:
+    """The replica is the primary now, and the old primary the replica of one that is away."""
+    with old.client() as demoted, new.client() as promoted:
+        wait_until(lambda: demoted.wait(1, 1000) == 1)
+        promoted.replicaof("NO", "ONE")
+        demoted.replicaof("127.0.0.1", free_port())
 
 
 @contextlib.contextmanager
