@@ -58,7 +58,7 @@ class EmbeddedServer:
                 cwd=self._folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_apart,
                 umask=0o077,  # what it keeps is its owner's to read
                 # Ctrl-C in a terminal is for `roundhouse up`, which stops it when all is saved.
                 start_new_session=True,
@@ -67,20 +67,26 @@ class EmbeddedServer:
         if server.stdin is not None:
             with server.stdin as settings:
                 settings.write(config.encode())
-        _wait_until_ready(server, self.url, self._folder, self._start_timeout_s)
+        if not _gets_ready(server, self.url, self._start_timeout_s):
+            raise Unavailable(f"the embedded store server did not start: {self._log()[-400:]}")
 
-    def revive(self) -> bool:
-        """Start the server again if it has died; returns whether it had."""
-        if self._server is not None and self._server.poll() is None:
-            return False
+    def revive(self) -> str | None:
+        """Start the server again if it has died; returns of what it had."""
+        code = None if self._server is None else self._server.poll()
+        if code is None:
+            return None
+        last_words = self._log().strip().rpartition("\n")[2] if code > 0 else ""
         self.start()
-        return True
+        return last_words or how_it_ended(code)
 
     def stop(self) -> None:
         """End the server in good order."""
         if self._server is not None:
             self._server.terminate()
             self._server.wait()
+
+    def _log(self) -> str:
+        return (self._folder / "server.log").read_text(errors="replace")
 
     def kill(self) -> None:
         """End the server as a crash would."""
@@ -143,15 +149,23 @@ def _exclusive(lock: Path) -> Iterator[None]:
         yield
 
 
-def _die_with_parent() -> None:
+def die_with_parent(by: signal.Signals) -> None:
+    """Have the system send this process a signal when its parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)
+
+
+def how_it_ended(code: int) -> str:
+    """Of a process's return code, in words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def _apart() -> None:
     """Between fork and exec: stop cleanly when the parent is gone, and ignore its Ctrl-C."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _wait_until_ready(
-    server: subprocess.Popen[bytes], url: str, folder: Path, timeout_s: float
-) -> None:
+def _gets_ready(server: subprocess.Popen[bytes], url: str, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     with contextlib.closing(redis.Redis.from_url(url)) as client:
         while server.poll() is None and time.monotonic() < deadline:
@@ -160,6 +174,5 @@ def _wait_until_ready(
             except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
                 time.sleep(0.02)
             else:
-                return
-    log = (folder / "server.log").read_text(errors="replace")[-400:]
-    raise Unavailable(f"the embedded store server did not start: {log}")
+                return True
+    return False

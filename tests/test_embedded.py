@@ -70,7 +70,7 @@ def test_a_server_that_died_comes_back_at_the_same_address_with_its_data(tmp_pat
             client.set("kept", "yes")
             assert not server.revive()
             server.kill()
-        assert server.revive()
+        assert server.revive() == "killed by SIGKILL"
         with redis.Redis.from_url(server.url) as client:
             assert client.get("kept") == b"yes"
 

@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from adapter_store.catalogue import Catalogue
+from adapter_store.connection import code_of
 from adapter_store.store import Store
 from cluster import rollouts
 from cluster.errors import StoreUnavailable
@@ -228,3 +229,28 @@ async def test_a_server_that_cannot_write_says_why(tmp_path, options, cause):
             events = await store.registry.events_after("0-0", block_s=1)
             assert [event.name for event in events] == ["before"]
             await catalogue.stop()
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        ("You can't write against a read only replica.", "READONLY", "READONLY"),
+        ("NOREPLICAS Not enough good replicas to write.", None, "NOREPLICAS"),
+        # Of Redis 6.2, in a script.
+        (
+            "Error running script (call to f_1): @user_script:45: @user_script: 45: -READONLY "
+            "You can't write against a read only replica.",
+            "ERR",
+            "READONLY",
+        ),
+        # Of the client, in a pipeline.
+        (
+            "Command # 1 (XADD j) of pipeline caused error: ('MISCONF Valkey is configured',)",
+            None,
+            "MISCONF",
+        ),
+        ("unknown command 'x'", "ERR", ""),
+    ],
+)
+def test_a_refusal_is_told_by_its_code_wherever_that_is(said, status, code):
+    assert code_of(ResponseError(said, status_code=status)) == code

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -365,6 +366,48 @@ def test_the_store_server_comes_back_and_requests_go_on_meanwhile(cluster, http,
     wait_until(lambda: http.get("/v1/cluster").json()["store"] == "ok")
     add(http, make_adapter("after"))
     assert http.post("/v1/chat/completions", json=chat("x", "after")).status_code == 200
+
+
+def one_of(running: Running, name: str) -> psutil.Process:
+    (found,) = [p for p in family(running) if p.name() == name]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.hostile
+def test_ray_dies_and_all_comes_back_as_it_was(cluster, http, make_adapter):
+    for seed in (0, 1):
+        add(http, make_adapter("kept", seed=seed))
+    http.put("/v1/adapters/kept/aliases/blue?wait=true", json={"version": 1}).raise_for_status()
+    before, store = http.get("/v1/adapters").json(), one_of(cluster, "valkey-server")
+
+    def asked(path: str, **body) -> int:
+        try:
+            return (http.post(path, json=body) if body else http.get(path)).status_code
+        except httpx.TransportError:
+            return 0
+
+    def all_say(status: int) -> bool:
+        return all(asked("/readyz") == status for _ in range(6))
+
+    gcs = one_of(cluster, "gcs_server")
+    gcs.suspend()
+    wait_until(lambda: all_say(503), timeout_s=10)
+    assert "Ray's GCS, which does not answer" in http.get("/readyz").text
+    assert asked("/v1/chat/completions", **chat("x", "kept")) == 200
+    gcs.resume()
+    wait_until(lambda: all_say(200), timeout_s=10)
+
+    gcs.kill()
+    wait_until(lambda: asked("/readyz") != 200, timeout_s=10)
+    wait_until(lambda: all_say(200), timeout_s=90)
+    assert "Ray's gcs_server has died (killed by SIGKILL)" in cluster.log.read_text()
+    assert http.get("/v1/adapters").json() == before
+    for name, wanted in (("kept", "2"), ("kept@blue", "1")):
+        answer = http.post("/v1/chat/completions", json=chat("x", name))
+        assert answer.headers["x-roundhouse-version"] == wanted
+    add(http, make_adapter("later"))
+    assert one_of(cluster, "valkey-server") == store
 
 
 @pytest.mark.slow

@@ -58,10 +58,10 @@ def up(
         str | None, typer.Option(help="Join this Ray cluster ('auto': the one on this machine).")
     ] = None,
 ) -> None:
-    """Start the cluster and keep it running until Ctrl-C."""
+    """Start the cluster and keep it running until Ctrl-C; Ray is started again when it dies."""
     from cluster.settings import load_settings
     from deployments.command.first_key import with_first_key
-    from deployments.command.lifecycle import cluster_up, wait_for_signal
+    from deployments.command.upkeep import keep_up
 
     settings = with_first_key(load_settings(config), _show_first_key)
     if settings.is_open:
@@ -69,14 +69,13 @@ def up(
     if settings.auth.keys and not settings.auth.enabled:
         errors.print("[yellow]warning:[/] auth.keys are listed, but auth.enabled is false: anybody")
         errors.print("may do anything")
-    with (
-        _Progress() as progress,
-        cluster_up(settings, address=address, progress=progress.say) as endpoint,
-    ):
-        progress.pause()
-        _greet(endpoint)
-        wait_for_signal()
-        progress.say("stopping")
+    with _Progress() as progress:
+
+        def ready(endpoint: str) -> None:
+            progress.pause()
+            _greet(endpoint)
+
+        keep_up(settings, address=address, progress=progress.say, ready=ready)
     console.print("stopped")
 
 

@@ -45,14 +45,15 @@ def kept(owner_pid: int, folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    owner, folder = psutil.Process(int(sys.argv[1])), Path(sys.argv[2])
+    owner, folder = _owner(int(sys.argv[1])), Path(sys.argv[2])
     family: dict[int, psutil.Process] = {}
     shared: set[Path] = set()
     me = psutil.Process()
     looks = 0
-    # The owner holds the other end of our standard input: it closes when the owner ends.
+    # Closed when `kept` is left, or its process has ended.
     while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
-        _note_descendants(owner, family)
+        if owner is not None:
+            _note_descendants(owner, family)
         if looks % _LOOK_AT_MEMORY == 0:
             shared |= _shared_by(_alive(family))
         looks += 1
@@ -63,6 +64,13 @@ def main() -> None:
     for path in shared:
         path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner(pid: int) -> psutil.Process | None:
+    """None: it ended before there was anything to note."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid)
+    return None
 
 
 def _alive(family: dict[int, psutil.Process]) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
-"""`roundhouse up`: one process owns the store server and the Ray cluster it started.
+"""One run of Ray and the application, in a process of its own that `upkeep.py` starts.
 
-When that process ends, however it ends, everything that it started ends with it.
+Ray can take the process along that has started it, and cannot be trusted to come up again in one
+where it has died.
 """
 
 import asyncio
@@ -9,23 +10,21 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from adapter_store.embedded import EmbeddedServer, embedded_server
+from adapter_store.embedded import die_with_parent, how_it_ended
 from adapter_store.registration import Registrar, sweep
 from adapter_store.store import Store
 from cluster.addresses import host_problem, is_loopback, port_problem
-from cluster.errors import ConfigError, Conflict, Unavailable
+from cluster.errors import ConfigError, Conflict, RoundhouseError, Unavailable
 from cluster.requests import Registration
-from cluster.settings import Settings, door_problem
+from cluster.settings import Settings
 from deployments.command.haproxy import proxy_environment
-from deployments.command.keeper import kept
-from deployments.command.private import close_to_others
-from deployments.command.runs import Run, only_one
+from deployments.process.ray_health import gcs_answers
 from deployments.process.ray_options import (
     ENVIRONMENT,
     ON_LOOPBACK,
@@ -35,103 +34,93 @@ from deployments.process.ray_options import (
 )
 from deployments.process.serve_status import APP, logged_error, why_not_running
 
-logger = logging.getLogger(__name__)
-
 READY_TIMEOUT_S = 900
 _POLL_S = 0.5
+# Ray's processes give up a server that does not answer after twice as long.
+_SILENT_S = 30
+# Without one of these nothing is started or replaced any more, and a minute later nothing is left.
+_NEEDED = ("gcs_server", "raylet")
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 
 Progress = Callable[[str], None]
 
 
-@contextlib.contextmanager
-def cluster_up(settings: Settings, *, address: str | None, progress: Progress) -> Iterator[str]:
-    """Start everything and yield the endpoint's URL when it answers; stop it all on the way out.
+def run(settings: Settings, address: str | None, folder: Path, owner: Connection) -> None:
+    """Start all, and keep it until the owner hangs up, or until Ray has died.
 
     Args:
         address: of a Ray cluster to join; without one, a local cluster is started.
-        progress: told in a few words what is being waited for.
-
-    Raises:
-        Conflict: a cluster with the same data folder is running.
-        ConfigError, Unavailable: something could not start; the message says what and why.
+        folder: for the files of this run.
+        owner: is told what is being waited for in a few words, None when all is up, and the error
+            that has ended it.
     """
-    if problem := door_problem(settings):
-        raise ConfigError(problem)
-    root = settings.store.root
-    root.mkdir(parents=True, exist_ok=True)
-    close_to_others(settings)
-    _interrupt_on_sigterm()
-    with contextlib.ExitStack() as stack:
-        endpoint = f"http://{settings.http.host}:{settings.http.port}"
-        stack.enter_context(only_one(root, Run(pid=os.getpid(), endpoint=endpoint)))
-        # Short: a socket's path has at most 107 characters, and Ray and Serve add most of them.
-        temp_dir = Path(tempfile.mkdtemp(prefix="rh-"))
-        stack.enter_context(kept(os.getpid(), temp_dir))
-        if settings.store.url is None:
-            progress("starting the store server")
-            server = stack.enter_context(embedded_server(root / "store"))
-            store = settings.store.model_copy(update={"url": server.url})
-            settings = settings.model_copy(update={"store": store})
-            stack.enter_context(_kept_alive(server))
-        progress("starting Ray")
-        stack.enter_context(_ray(settings, address, temp_dir))
-        from deployments.app import in_this_cluster
-
-        settings = in_this_cluster(settings)
-        sweep(settings.store)
-        stack.enter_context(_serving(settings, temp_dir, progress))
-        asyncio.run(_preload(settings, progress))
+    die_with_parent(signal.SIGKILL)
+    _heed_no_signals()
+    # An owner that has left needs no answer.
+    with contextlib.suppress(BrokenPipeError):
         try:
-            yield endpoint
-        finally:
-            _ignore_signals()
+            with _ray(settings, address, folder), _watched(owner, is_ours=address is None):
+                from deployments.app import in_this_cluster
+
+                settings = in_this_cluster(settings)
+                sweep(settings.store)
+                with _serving(settings, folder, owner.send):
+                    asyncio.run(_preload(settings, owner.send))
+                    owner.send(None)
+                    owner.poll(None)
+        except RoundhouseError as e:
+            owner.send(e)
 
 
-def wait_for_signal() -> None:
-    """Sleep until Ctrl-C or SIGTERM."""
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(3600)
+def _heed_no_signals() -> None:
+    """Ctrl-C in a terminal, and a service's end, are for the owner, who hangs up then. What this
+    process starts does not inherit it."""
 
+    def heed_not(_number: int, _frame: object) -> None:
+        pass
 
-def _interrupt_on_sigterm() -> None:
-    """Make SIGTERM end the run as Ctrl-C does: unwinding, with everything stopped on the way."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
-
-
-def _ignore_signals() -> None:
-    """Stopping takes seconds; an impatient second Ctrl-C would leave it half done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, heed_not)
+    signal.signal(signal.SIGTERM, heed_not)
 
 
 @contextlib.contextmanager
-def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
-    """Start the store server again whenever it dies."""
+def _watched(owner: Connection, *, is_ours: bool) -> Iterator[None]:
+    """End the process when Ray has died: to go on, or to stop in good order, would be to wait for
+    what is dead."""
     ended = threading.Event()
 
     def watch() -> None:
+        answered = time.monotonic()
         while not ended.wait(_POLL_S):
-            try:
-                if server.revive():
-                    logger.warning("the store server had died and was started again")
-            except Unavailable as e:
-                logger.error("%s", e)
+            problem = _dead_of_ray()
+            if not problem and is_ours:
+                if asyncio.run(gcs_answers()):
+                    answered = time.monotonic()
+                elif time.monotonic() - answered > _SILENT_S:
+                    problem = f"Ray's gcs_server has not answered for {_SILENT_S} s"
+            if problem:
+                with contextlib.suppress(BrokenPipeError):
+                    owner.send(Unavailable(problem))
+                os._exit(1)
 
-    watcher = threading.Thread(target=watch, name="store-watcher", daemon=True)
+    watcher = threading.Thread(target=watch, name="ray-watcher", daemon=True)
     watcher.start()
     try:
         yield
     finally:
         ended.set()
         watcher.join()
+
+
+def _dead_of_ray() -> str | None:
+    """Which of Ray's processes, of those that it needs, has died, and how."""
+    from ray._private.worker import global_worker
+
+    for kind, process in global_worker.node.dead_processes():
+        if kind in _NEEDED:
+            return f"Ray's {kind} has died ({how_it_ended(process.returncode)})"
+    return None
 
 
 @contextlib.contextmanager
@@ -165,7 +154,7 @@ def _ray(settings: Settings, address: str | None, temp_dir: Path) -> Iterator[No
                 "that asks for a token needs RAY_AUTH_MODE=token and the token here, too"
             ) from e
     # Ray has put its own handlers in place.
-    _interrupt_on_sigterm()
+    _heed_no_signals()
     try:
         nodes = sum(node["Alive"] for node in ray.nodes())
         if problem := host_problem(settings.http.host, nodes):

@@ -31,6 +31,7 @@ from deployments.process.logs import configure
 from deployments.process.loopback import listen_where_ray_does
 from deployments.process.membership import Membership
 from deployments.process.process import Process
+from deployments.process.ray_health import RayHealth
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import on_nodes
 from deployments.process.serve_status import deployment_states
@@ -152,6 +153,7 @@ class Ingress:
         members = process.store.members
         process.add(Membership(members, process.catalogue, self._report))
         self._fleet = process.add(Fleet(members, settings.placement))
+        self._ray = process.add(RayHealth())
         self._admissions: list[Admission] = []
         pools = {
             model_id: ServePool(model_id, handle, self._fleet, self._admission_of(model_id))
@@ -159,7 +161,13 @@ class Ingress:
         }
         chooser = ServeChooser(router, settings.router)
         self._offered = operations(
-            settings, process, chooser, pools, self._fleet.want, self._deployments
+            settings,
+            process,
+            chooser,
+            pools,
+            self._fleet.want,
+            self._deployments,
+            self._ray.missing,
         )
 
     async def check_health(self) -> None:
@@ -200,6 +208,8 @@ class Ingress:
 
     async def _deployments(self) -> tuple[DeploymentState, ...]:
         """None at all while Serve's controller does not answer: the rest is told all the same."""
+        if self._ray.missing():
+            return ()  # a thread that asked would be stuck
         try:
             async with asyncio.timeout(_CONTROLLER_S):
                 return await asyncio.to_thread(deployment_states)

@@ -37,6 +37,7 @@ def operations(
     pools: Mapping[str, ReplicaPool],
     want: Callable[[str | None, str], None],
     deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
+    unwell: Callable[[], list[str]] = list,
 ) -> Operations:
     """Wire them; what runs in the background joins the process.
 
@@ -44,6 +45,7 @@ def operations(
         pools: by base model.
         want: told of every request: the adapter (None: the base model), and the tenant.
         deployments: what Ray Serve says that runs.
+        unwell: what of Ray itself does not answer, in words.
     """
     store, catalogue = process.store, process.catalogue
     log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
@@ -51,7 +53,7 @@ def operations(
     directory = Directory(catalogue, pools)
     admin = process.add(AdapterAdmin(settings, store, catalogue, Proof(pools).prove))
     overview = Overview(
-        settings, store.members, store.plans, directory, deployments, admin.arrivals
+        settings, store.members, store.plans, directory, deployments, admin.arrivals, unwell
     )
     resolver = process.add(Resolver(settings.store, store, catalogue, admin.blobs, admin.resolve))
     gateway = Gateway(settings, directory, chooser, pools, recorder.record, want, resolver)

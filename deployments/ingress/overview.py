@@ -33,6 +33,7 @@ class Overview:
     Args:
         deployments: what Ray Serve says that runs.
         arrivals: what this process is fetching.
+        unwell: what of Ray itself does not answer, in words.
 
     Attributes:
         is_open: whether whoever reaches this machine may do anything.
@@ -46,6 +47,7 @@ class Overview:
         directory: Directory,
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
         arrivals: Callable[[], tuple[Arrival, ...]],
+        unwell: Callable[[], list[str]],
     ) -> None:
         self._settings = settings
         self.is_open = settings.is_open
@@ -54,6 +56,7 @@ class Overview:
         self._directory = directory
         self._deployments = deployments
         self._arrivals = arrivals
+        self._unwell = unwell
 
     async def look(self) -> Sight:
         """Who is there and what is planned, for nobody's eyes in particular.
@@ -98,10 +101,12 @@ class Overview:
 
     async def not_ready(self) -> list[str]:
         """What is still missing before every request can be served; empty when ready."""
+        unwell = self._unwell()
         try:
-            return self.missing(await soon(self._members.all(), within_s=_PROBE_S))
+            members = await soon(self._members.all(), within_s=_PROBE_S)
+            return unwell + self.missing(members)
         except StoreUnavailable:
-            return []  # degraded, and said so by /v1/cluster; what is loaded is served
+            return unwell  # degraded, and said so by /v1/cluster; what is loaded is served
 
     def missing(self, members: Iterable[Report]) -> list[str]:
         """What the settings want and does not report."""
