@@ -313,7 +313,7 @@ class BaseModelSettings(Section):
     node_labels: NodeLabels = Field(default_factory=dict)
     max_ongoing: int = Field(32, ge=1, description="Requests that one replica takes at a time.")
     max_queued: int = Field(
-        128, ge=1, description="Requests that may wait; beyond, clients get 429."
+        128, ge=1, description="Requests that may wait in each ingress; beyond, clients get 429."
     )
     lora: LoraSettings = Field(default_factory=LoraSettings, description="Adapter capacity.")
     engine_args: dict[str, Any] = Field(

@@ -387,4 +387,5 @@ def _remove_adapters(http: httpx.Client) -> None:
     for adapter in http.get("/v1/adapters", params={"limit": 1000}).json()["data"]:
         if adapter["name"] != "moved":
             name = quote(adapter["name"], safe="")
-            http.delete(f"/v1/adapters/{name}").raise_for_status()
+            answer = http.delete(f"/v1/adapters/{name}")
+            assert answer.is_success, answer.text

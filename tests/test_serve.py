@@ -99,6 +99,7 @@ def test_it_is_ready_with_all_its_parts(http):
     assert snapshot["store"] == "ok"
     assert sorted(m["kind"] for m in snapshot["members"]) == [
         "ingress",
+        "ingress",
         "replica",
         "replica",
         "router",
@@ -291,13 +292,14 @@ def test_backup_and_tidying_work_beside_a_running_cluster(cluster, http, make_ad
 
 
 def test_requests_are_spread_and_more_than_fits_gets_429(http):
-    """2 replicas take 2 each and 16 may wait: of 40 slow ones at once, some must be turned away."""
-    with ThreadPoolExecutor(40) as pool:
+    """2 replicas take 2 each, and 16 may wait in each of 2 ingresses: of 60 slow ones at once, some
+    must be turned away."""
+    with ThreadPoolExecutor(60) as pool:
         slow = chat("word " * 100)
-        answers = list(pool.map(lambda _: http.post("/v1/chat/completions", json=slow), range(40)))
+        answers = list(pool.map(lambda _: http.post("/v1/chat/completions", json=slow), range(60)))
     accepted = [a for a in answers if a.status_code == 200]
     refused = [a for a in answers if a.status_code == 429]
-    assert len(accepted) + len(refused) == 40, [(a.status_code, a.text) for a in answers]
+    assert len(accepted) + len(refused) == 60, [(a.status_code, a.text) for a in answers]
     assert len({a.headers["x-roundhouse-replica"] for a in accepted}) == 2
     assert refused
     for answer in refused:
@@ -363,7 +365,8 @@ def test_the_store_server_comes_back_and_requests_go_on_meanwhile(cluster, http,
     for _ in range(5):
         answer = http.post("/v1/chat/completions", json=chat("x", "steady"))
         assert answer.status_code == 200
-    wait_until(lambda: http.get("/v1/cluster").json()["store"] == "ok")
+    # In every ingress.
+    wait_until(lambda: all(http.get("/v1/cluster").json()["store"] == "ok" for _ in range(6)))
     add(http, make_adapter("after"))
     assert http.post("/v1/chat/completions", json=chat("x", "after")).status_code == 200
 
