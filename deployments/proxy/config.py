@@ -30,13 +30,12 @@ _MOST_CONNECTIONS = 50_000
 MAX_CONNECTIONS = "ROUNDHOUSE_HTTP__MAX_CONNECTIONS"
 PER_ADDRESS = "ROUNDHOUSE_HTTP__MAX_CONNECTIONS_PER_ADDRESS"
 
-_NOBODY = Unavailable("no ingress answers at this moment; try again")
 # What is no HTTP at all, or has longer headers than 15 KiB, HAProxy refuses in its own words (400).
 _ERRORS: dict[int, RoundhouseError] = {
     408: RequestTimedOut(f"the request did not come within {_REQUEST_S} s"),
     500: RoundhouseError("the proxy failed; try again"),
     502: Unavailable("the ingress that had this request died; try again"),
-    503: _NOBODY,
+    503: Unavailable("no ingress answers at this moment; try again"),
     504: Unavailable("no answer within http.request_timeout_s"),
 }
 _REASONS = {
@@ -84,8 +83,7 @@ def ours(text: str, folder: Path, limits: Limits) -> str:
         (r"^(backend default_backend\n).*", r"\1    http-request deny deny_status 503"),
     ):
         text = _edited(text, pattern, replacement)
-    # Where it knows of ingresses.
-    return text.replace(_CHECKED, f"{_CHECKED}{_FALLBACK}")
+    return _edited(text, _CHECKED, _CHECKED + _FALLBACK) if has_ingresses(text) else text
 
 
 def twin_of(text: str, folder: Path) -> str:
@@ -98,6 +96,11 @@ def twin_of(text: str, folder: Path) -> str:
 def has_ingresses(text: str) -> bool:
     """Whether it knows any."""
     return re.search(r"^    server ", text, re.MULTILINE) is not None
+
+
+def ports(text: str) -> list[str]:
+    """Where it listens."""
+    return re.findall(r"^ +bind .*$", text, re.MULTILINE)
 
 
 TWIN_SOCKET = "twin.sock"
@@ -140,7 +143,7 @@ def _pages(folder: Path) -> dict[int, Path]:
         # A gateway's 502 and 504 are 503 here, as all that may be tried again.
         told = status if status in _REASONS else error.status
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        headers |= {"retry-after": "1"} if told == _NOBODY.status else {}
+        headers |= {"retry-after": "1"} if told == Unavailable.status else {}
         lines = [f"HTTP/1.1 {told} {_REASONS[told]}", *(f"{k}: {v}" for k, v in headers.items())]
         page.write_text("\r\n".join([*lines, "", body]), newline="")
     return pages

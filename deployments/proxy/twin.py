@@ -23,6 +23,8 @@ from deployments.proxy.config import TWIN_SOCKET, twin_of
 # So long it stays when the first has died and Serve starts no other.
 _ALONE_S = 90.0
 _LOOK_EVERY_S = 0.1
+# One that dies sooner is not started again at once.
+_SHORT_LIFE_S = 2.0
 # In the configuration's folder: the number of who keeps the twin that is there now, and its own.
 _CURRENT = "twin.pid"
 
@@ -46,7 +48,7 @@ class Twin:
 
     def run(self) -> None:
         """Until there is a newer one, or nothing is left to be a twin of."""
-        process = self._start(self._before())
+        process, started = self._start(self._before()), time.monotonic()
         until = None
         while self._is_current() and not _has_ended(self._node):
             if until is None and _has_ended(self._first):
@@ -54,7 +56,8 @@ class Twin:
             if until is not None and time.monotonic() > until:
                 break
             if process.poll() is not None:
-                process = self._start(None)
+                time.sleep(max(0.0, started + _SHORT_LIFE_S - time.monotonic()))
+                process, started = self._start(None), time.monotonic()
             time.sleep(_LOOK_EVERY_S)
         # It ends when its streams do.
         process.send_signal(signal.SIGUSR1)
@@ -67,7 +70,10 @@ class Twin:
         if before is not None:
             words += ["-sf", str(before), "-x", str(self._folder / TWIN_SOCKET)]
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
-        (self._folder / _CURRENT).write_text(f"{os.getpid()} {process.pid}")
+        # In one step: the next one may look at any time.
+        written = self._config.with_suffix(".pid")
+        written.write_text(f"{os.getpid()} {process.pid}")
+        written.replace(self._folder / _CURRENT)
         return process
 
     def _before(self) -> int | None:
