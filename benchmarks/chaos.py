@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -158,6 +159,10 @@ async def slow_readers(cluster: Cluster) -> AsyncIterator[None]:
 
 
 UNDER_WAY = "what was under way in it"
+RESTART = "all, until the cluster has started again"
+# How much that may be.
+_MAY_FAIL = {"": 0, UNDER_WAY: CLIENTS}
+_MAY_LAST_S = {RESTART: 90.0}
 FAULTS = (
     Fault(
         "HAProxy killed",
@@ -172,14 +177,14 @@ FAULTS = (
         "an ingress killed",
         killed("ray::ServeReplica:roundhouse:Ingress"),
         20,
-        "streams that it was at",
+        UNDER_WAY,
         "199 refused in 14 s (it was the only one)",
     ),
     Fault(
         "a replica killed",
         killed("ray::ServeReplica:roundhouse:Model-echo"),
         20,
-        "streams that it was at",
+        UNDER_WAY,
     ),
     Fault("the prompt router killed", killed("ray::ServeReplica:roundhouse:PromptRouter"), 25),
     Fault("the planner killed", killed("ray::ServeReplica:roundhouse:Planner"), 15),
@@ -196,10 +201,11 @@ FAULTS = (
     Fault(
         "gcs_server killed",
         killed("gcs_server"),
-        90,
-        "all, until the cluster has started again",
+        75,
+        RESTART,
         "all ends after 61 s, /readyz says 200",
     ),
+    Fault("the raylet killed", killed("/raylet/raylet"), 75, RESTART, "all ends"),
 )
 
 
@@ -337,6 +343,15 @@ def main() -> None:
             cluster.running.process.send_signal(signal.SIGTERM)
             cluster.running.process.wait(60)
     wanted.out.write_text(json.dumps(found, indent=2) + "\n")
+    if wrong := [name for name, seen in found["faults"].items() if not _is_right(seen)]:
+        sys.exit(f"more failed than may: {', '.join(wrong)}")
+
+
+def _is_right(seen: dict[str, Any]) -> bool:
+    """No more failed than may, for no longer, and with no error that was not ours."""
+    most = _MAY_FAIL.get(seen["loses"], seen["failed"])
+    longest = _MAY_LAST_S.get(seen["loses"], seen["recovered_s"])
+    return bool(seen["failed"] <= most and seen["recovered_s"] <= longest and not seen["foreign"])
 
 
 def _started(folder: Path) -> Cluster:

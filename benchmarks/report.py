@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    parts = (_router(), _cluster(), _engine(), _store())
+    parts = (_router(), _cluster(), _engine(), _store(), _chaos())
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -384,3 +384,24 @@ def _times(found: dict[str, Any]) -> Iterator[str]:
 
 def _bold(value: float, best: float) -> str:
     return f"**{value:.1f}**" if value == best else f"{value:.1f}"
+
+
+def _chaos() -> Iterator[str]:
+    report = json.loads((RESULTS / "chaos.json").read_text())
+    yield "## When a part dies under load"
+    yield ""
+    yield f"`{report['command']}` (`make bench-chaos`), {report['machine']};"
+    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield f"{report['clients']} clients ask all the time, each request by a connection of its own,"
+    yield "for named adapters, the base model and `auto`, whole and as streams. Engines that cost"
+    yield "nothing; two replicas, two ingresses. Counted is what was sent from the fault on; only"
+    yield "what was under way in the part that died may fail. No error had another shape than ours."
+    yield ""
+    yield "| fault | sent | failed | last after | longest with no answer | /readyz | before |"
+    yield "|---|---:|---:|---:|---:|---|---|"
+    for name, seen in report["faults"].items():
+        told = ", ".join(f"{status} from {at} s" for at, status in seen["readyz"][:6])
+        yield (
+            f"| {name} | {seen['sent']} | {seen['failed']} | {seen['recovered_s']} s | "
+            f"{seen['longest_gap_s']} s | {told} | {seen['before']} |"
+        )

@@ -11,6 +11,13 @@ from k8s import generate
 MATRIX: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{name: (presets, generate.OVERLAY_SETS) for name, presets in generate.OVERLAYS.items()},
     "a password that Helm makes": (("cpu-demo",), ()),
+    "limits": (
+        ("cpu-demo",),
+        (
+            "settings.http.max_connections=2000",
+            "settings.http.max_connections_per_address=500",
+        ),
+    ),
     "a password": (
         ("cpu-demo",),
         ('redis.passwordSecret={"name":"s","key":"k"}', 'image.pullSecrets=["registry"]'),

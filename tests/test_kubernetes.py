@@ -22,6 +22,7 @@ from cluster.settings import HttpSettings, load_settings
 from deployments.app import build
 from deployments.command.manifest import read_manifest
 from deployments.process.ray_options import ENVIRONMENT, SERVE_LOGGING
+from deployments.proxy.config import MAX_CONNECTIONS, PER_ADDRESS
 from k8s import generate
 from k8s.tools import ToolFailed, helm, kubectl
 from tests.chart import MATRIX, manifests, of_kind, pods, ray_groups, ray_service, variables
@@ -363,6 +364,19 @@ def test_a_redis_that_an_earlier_release_left_open_is_not_locked_under_its_clust
     docs = rendered_beside(OLD_REDIS)
     assert passwords(docs) == []
     assert "PASSWORD" not in yaml.safe_dump_all(docs)
+
+
+def test_a_redis_whose_secret_was_lost_gets_another_password():
+    args = {"template": {"spec": {"containers": [{"args": ["--requirepass", "$(PASSWORD)"]}]}}}
+    (password,) = passwords(rendered_beside(installed("StatefulSet", "apps/v1", spec=args)))
+    assert password
+
+
+def test_the_proxys_limits_reach_every_node():
+    for group in ray_groups("limits"):
+        given = variables(group["template"])
+        assert given[MAX_CONNECTIONS]["value"] == "2000"
+        assert given[PER_ADDRESS]["value"] == "500"
 
 
 @every_case

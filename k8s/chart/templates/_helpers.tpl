@@ -106,9 +106,10 @@ applications:
 installed without one, none: it stays as it is until you name one. */}}
 {{- define "roundhouse.redisPassword" -}}
 {{- $name := printf "%s-redis" (include "roundhouse.name" .) -}}
+{{- $there := lookup "apps/v1" "StatefulSet" .Release.Namespace $name -}}
 {{- if .Values.redis.passwordSecret.name -}}
 {{ toJson .Values.redis.passwordSecret }}
-{{- else if and (lookup "apps/v1" "StatefulSet" .Release.Namespace $name) (not (lookup "v1" "Secret" .Release.Namespace $name)) -}}
+{{- else if and $there (not (contains "--requirepass" (toJson $there))) (not (lookup "v1" "Secret" .Release.Namespace $name)) -}}
 {}
 {{- else -}}
 {{ toJson (dict "name" $name "key" "password") }}
@@ -163,6 +164,11 @@ installed without one, none: it stays as it is until you name one. */}}
 - {name: RAY_SERVE_HAPROXY_BINARY_PATH, value: /usr/local/bin/roundhouse-haproxy}
 - {name: RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S, value: "2"}
 - {name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S, value: "3600"}
+{{- range $setting := list "max_connections" "max_connections_per_address" }}
+{{- with dig "http" $setting "" $.Values.settings }}
+- {name: ROUNDHOUSE_HTTP__{{ upper $setting }}, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
 - {name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, value: deployments.ingress.doors.before_serve}
 # A call between them has the request's body in it.
 - {name: RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH, value: "268435456"}
