@@ -239,6 +239,8 @@ async def test_reloads_lose_nothing_and_leave_one_twin(proxy, ingresses):
             await proxy.knows(*some)
     assert set(clients.answers) == {200}, clients.answers
     await _until(lambda: len(proxy.twins) == 1)
+    proxy.twins[0].parent().kill()
+    await _until(lambda: not proxy.first.children(), timeout_s=5)
 
 
 async def test_it_ends_with_the_node(proxy, tmp_path):

@@ -1,6 +1,7 @@
 """What Ray Serve starts as HAProxy."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def _prepared(arguments: list[str]) -> list[str]:
     path.write_text(_configuration(path, is_first=is_first))
     words = [sys.executable, "-m", "deployments.proxy.twin", str(path), str(os.getpid())]
     subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+    # It is HAProxy's child, which buries none.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # Without: both listen on one port.
     arguments = [word for word in arguments if word != "-dR"]
     left = _left_over(path) if is_first else []
