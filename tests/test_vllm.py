@@ -276,7 +276,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "adapters.md"
 
 def test_the_page_on_adapters_shows_what_its_commands_print(cluster, tmp_path):
     """In order, on this cluster: what is shown is true, whatever else is registered."""
-    shutil.copytree(ADAPTERS, tmp_path / "examples" / ADAPTERS.name)
+    shutil.copytree(ADAPTERS.parent, tmp_path / "examples")
     environment = {
         "ROUNDHOUSE_URL": cluster.url,
         "ROUNDHOUSE_CONFIG": str(cluster.config),
