@@ -6,6 +6,7 @@ Settings are data: nothing here opens a connection or looks at the machine, exce
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -48,12 +49,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# As a request names it, or `*.` for all names below one.
+# As a request names it, or `*.` for all names below one. The pattern is held against what is
+# written, before it is in small letters.
 HostName = Annotated[
-    str, StringConstraints(pattern=r"^(\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)$", to_lower=True)
+    str,
+    StringConstraints(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)$", to_lower=True),
 ]
 Origin = Annotated[
-    str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://[^/?#*\s]+$", to_lower=True)
+    str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#*\s]+$", to_lower=True)
 ]
 
 
@@ -423,7 +426,8 @@ class RouterSettings(Section):
     shared_feedback: bool = Field(
         False,
         description="What a tenant says of its answers teaches the choices for all tenants, not "
-        "only its own. No tenant then says more than all others together.",
+        "only its own. Each then counts as much as the others, however much it says, and none more "
+        "than all others together.",
     )
 
 
@@ -531,6 +535,10 @@ class PlacementSettings(Section):
     )
 
 
+# Of the tenants of admins' keys, so that no client's is one of them.
+_ADMINS = "admin:"
+
+
 class ApiKey(Section):
     """One key, stored as a hash only."""
 
@@ -544,10 +552,20 @@ class ApiKey(Section):
         "client's is of.",
     )
 
+    @model_validator(mode="after")
+    def _is_no_admins_tenant(self) -> Self:
+        if self.scope == "client" and self.tenant.startswith(_ADMINS):
+            field = "owner" if self.owner else "name"
+            raise ValueError(
+                f"{field} {self.tenant!r}: what begins with {_ADMINS!r} is an admin's; call the "
+                "client's key otherwise, or set another owner"
+            )
+        return self
+
     @property
     def tenant(self) -> str:
         """Never empty: that is whoever asks where no key is needed."""
-        return self.owner or (f"admin:{self.name}" if self.scope == "admin" else self.name)
+        return self.owner or (f"{_ADMINS}{self.name}" if self.scope == "admin" else self.name)
 
 
 class AuthSettings(Section):
@@ -557,7 +575,8 @@ class AuthSettings(Section):
     keys: tuple[ApiKey, ...] = Field(
         (),
         description="The keys that are accepted. While there are none, `roundhouse up` makes an "
-        "admin's, shows it once, and keeps its hash in `store.data_dir`.",
+        "admin's, shows it once, and keeps its hash in `store.data_dir`. Keys of one tenant each "
+        "name it as their `owner`.",
     )
     open: bool = Field(
         False,
@@ -569,6 +588,19 @@ class AuthSettings(Section):
         description="All tenants share the engines' prefix caches. A tenant can then tell by the "
         "time to the first token whether another has sent the same beginning.",
     )
+
+    @model_validator(mode="after")
+    def _keys_share_only_what_they_say(self) -> Self:
+        """A name that two keys happen to have must not make them one tenant."""
+        counts = Counter(key.tenant for key in self.keys)
+        for key in self.keys:
+            if not key.owner and counts[key.tenant] > 1:
+                raise ValueError(
+                    f"keys: {key.name!r} has no owner, and another key is of {key.tenant!r}, too; "
+                    f"set owner: {key.tenant!r} on each if they are to share what is theirs, else "
+                    "another name or owner"
+                )
+        return self
 
 
 class LoggingSettings(Section):
@@ -657,7 +689,8 @@ def door_problem(settings: Settings) -> str | None:
         return (
             f"auth: without keys, whoever reaches {settings.http.host} may use the endpoint and "
             "change adapters. Set auth.enabled: true (`roundhouse up` then makes the first key), "
-            "or http.host: 127.0.0.1, or, should it be meant so, auth.open: true"
+            "or http.host: 127.0.0.1 (and host in http_options, where Ray Serve has a "
+            "configuration of its own), or, should it be meant so, auth.open: true"
         )
     return None
 

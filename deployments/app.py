@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from cluster.addresses import is_loopback
 from cluster.errors import ConfigError
 from cluster.settings import Settings, door_problem, parse_settings
+from deployments.process.serve_status import serve_host
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -23,12 +25,25 @@ def in_this_cluster(settings: Settings) -> Settings:
     )
 
 
+def as_served(settings: Settings) -> Settings:
+    """The settings with `http.host` as it is: Ray Serve listens where it was told to by whoever
+    started it. Where it cannot be asked, only a host that the settings name is taken at its word.
+    """
+    told = settings.http.host if "host" in settings.http.model_fields_set else "0.0.0.0"
+    if is_loopback(serve_host() or told):
+        return settings
+    return settings.model_copy(
+        update={"http": settings.http.model_copy(update={"host": "0.0.0.0"})}
+    )
+
+
 def wire(settings: Settings) -> Any:
     """The ingress, bound to the prompt router, the planner and one deployment per base model.
 
     Raises:
         ConfigError: everybody could enter, or nobody.
     """
+    settings = as_served(settings)
     if problem := door_problem(settings):
         raise ConfigError(problem)
     from deployments.chooser.deployment import prompt_router_app

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -6,6 +7,11 @@ from cluster.errors import ConfigError
 from cluster.settings import load_settings, parse_settings
 
 MINIMAL = {"models": [{"id": "m", "path": "/models/m"}]}
+ADMIN = {"name": "ops", "scope": "admin"}
+
+
+def keys(*entries: dict[str, str]) -> dict[str, Any]:
+    return {"auth": {"keys": [{"sha256": "0" * 64} | entry for entry in entries]}}
 
 
 def test_a_minimal_tree_has_defaults_for_all_else():
@@ -32,6 +38,12 @@ def test_a_minimal_tree_has_defaults_for_all_else():
         ({"default_model": "other"}, "'other' is not one of"),
         ({"http": {"allowed_hosts": ["https://a.example"]}}, "http.allowed_hosts.0"),
         ({"http": {"allowed_origins": ["*"]}}, "http.allowed_origins.0"),
+        (keys({"name": "x"}, {"name": "x"}), "auth: keys: 'x' has no owner, and another key"),
+        (keys({"name": "search"}, {"name": "b", "owner": "search"}), "set owner: 'search' on each"),
+        (keys({"name": "search"}, {"name": "b", "owner": "search", "scope": "admin"}), "'search'"),
+        (keys(ADMIN, ADMIN), "set owner: 'admin:ops' on each"),
+        (keys({"name": "admin:ops"}), "auth.keys.0: name 'admin:ops': what begins with 'admin:'"),
+        (keys({"name": "x", "owner": "admin:ops"}), "auth.keys.0: owner 'admin:ops'"),
         (
             {"models": [{"id": "m", "path": "x", "lora": {"slots": 9, "host_entries": 3}}]},
             "host_entries must be at least slots",
@@ -42,6 +54,24 @@ def test_a_wrong_setting_is_named(change, named):
     with pytest.raises(ConfigError, match=r"\S+") as refused:
         parse_settings(MINIMAL | change)
     assert named in refused.value.message
+
+
+def test_keys_that_say_so_are_of_one_tenant():
+    """An admin's too, whose old and new key are both good while they are exchanged."""
+    of_one = ADMIN | {"owner": "admin:ops"}
+    tree = keys({"name": "x", "owner": "x"}, {"name": "x", "owner": "x"}, of_one, of_one)
+    tenants = [key.tenant for key in parse_settings(MINIMAL | tree).auth.keys]
+    assert tenants == ["x", "x", "admin:ops", "admin:ops"]
+
+
+def test_names_of_hosts_are_taken_however_they_are_written():
+    http = {
+        "allowed_hosts": ["LLM.example.com", "*.Example.COM"],
+        "allowed_origins": ["HTTPS://App.example.com"],
+    }
+    settings = parse_settings(MINIMAL | {"http": http}).http
+    assert settings.allowed_hosts == ("llm.example.com", "*.example.com")
+    assert settings.allowed_origins == ("https://app.example.com",)
 
 
 def test_only_what_is_wrong_is_named():

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from adapter_store.routing_log import OutcomeReader
 from cluster.adapters import Adapter, Viewer
@@ -385,6 +386,9 @@ def test_shared_feedback_needs_more_than_one_voice():
     router = taught(shared_feedback=True)
     router.learn_outcomes(slander("bob", 70))
     assert chosen_for(router, "alice") == ["cron"] * len(ASKED)
+    assert chosen_for(router, "bob") == [None] * len(ASKED), "itself it teaches"
+    router.learn_outcomes([*slander("bob", 70), *slander("mallory", 1)])
+    assert chosen_for(router, "alice") == ["cron"] * len(ASKED), "nor two that say next to nothing"
     praise = [
         o.model_copy(update={"owner": "alice", "score": 1 - o.score}) for o in slander("", 60)
     ]
@@ -393,6 +397,19 @@ def test_shared_feedback_needs_more_than_one_voice():
     agreed = [o.model_copy(update={"owner": "dave"}) for o in slander("", 60)]
     router.learn_outcomes([*slander("bob", 60), *agreed])
     assert chosen_for(router, "carol") == [None] * len(ASKED)
+
+
+def test_keys_that_share_a_name_are_no_tenant_by_accident():
+    """The admin's `ops` and a client's `admin:ops` would read each other's prompts."""
+    sha256 = hash_key("x")
+    admin = {"name": "ops", "sha256": sha256, "scope": "admin"}
+    for taken in ({"name": "admin:ops"}, {"name": "x", "owner": "admin:ops"}):
+        with pytest.raises(ValidationError, match="is an admin's"):
+            AuthSettings(keys=[admin, taken | {"sha256": sha256}])
+    for name, owner in (("search", "search"), ("search", "")):
+        other = {"name": name, "sha256": sha256, "owner": owner}
+        with pytest.raises(ValidationError, match="'search' has no owner"):
+            AuthSettings(keys=[{"name": "search", "sha256": sha256}, other])
 
 
 # -- the prefix cache -----------------------------------------------------------------------------

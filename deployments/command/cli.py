@@ -4,6 +4,8 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,10 +62,9 @@ def up(
 ) -> None:
     """Start the cluster and keep it running until Ctrl-C; Ray is started again when it dies."""
     from cluster.settings import load_settings
-    from deployments.command.first_key import with_first_key
     from deployments.command.upkeep import keep_up
 
-    settings = with_first_key(load_settings(config), _show_first_key)
+    settings = load_settings(config)
     if settings.is_open:
         errors.print("[yellow]warning:[/] auth.open: whoever reaches this machine may do anything")
     if settings.auth.keys and not settings.auth.enabled:
@@ -75,7 +76,13 @@ def up(
             progress.pause()
             _greet(endpoint)
 
-        keep_up(settings, address=address, progress=progress.say, ready=ready)
+        keep_up(
+            settings,
+            address=address,
+            progress=progress.say,
+            ready=ready,
+            show_key=partial(_show_first_key, settings.store.root),
+        )
     console.print("stopped")
 
 
@@ -252,10 +259,17 @@ def _typed_lines() -> Iterator[str]:
             return
 
 
-def _show_first_key(key: str) -> None:
-    console.print("auth.enabled is true and auth.keys is empty: this is the first admin's key.")
-    console.print("It is shown this once; clients send it as 'Authorization: Bearer KEY'.")
-    console.out(f"\n  {key}\n", highlight=False)
+def _show_first_key(root: Path, key: str) -> None:
+    """On a terminal; what is no terminal may be a log, which keeps it and is read by others."""
+    from deployments.command.first_key import leave_key
+
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say("auth.enabled is true and auth.keys is empty: the first admin's key was made.")
+    if sys.stdout.isatty():
+        say("It is shown this once; clients send it as 'Authorization: Bearer KEY'.")
+        say(f"\n  {key}\n")
+    else:
+        say(f"It is in {leave_key(root, key)}, this once: read it, and remove the file.")
 
 
 def _greet(endpoint: str) -> None:

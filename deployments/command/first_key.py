@@ -9,6 +9,8 @@ from cluster.settings import ApiKey, Settings
 from deployments.ingress.auth import new_key
 
 FILE = "first-key.json"
+# The key itself, where there is no terminal to show it on.
+KEY_FILE = "first-key.txt"
 _NAME = "first"
 
 
@@ -29,14 +31,13 @@ def with_first_key(settings: Settings, show: Callable[[str], None]) -> Settings:
         return settings
     file = settings.store.root / FILE
     try:
-        made = None if file.exists() else _make(file)
+        if not file.exists():
+            show(_make(file))
         kept = ApiKey.model_validate_json(file.read_bytes())
     except (OSError, ValueError) as e:
         raise ConfigError(
             f"{file}: {e}; remove it for a new first key, or list keys in auth.keys"
         ) from e
-    if made is not None:
-        show(made)
     return settings.model_copy(update={"auth": auth.model_copy(update={"keys": (kept,)})})
 
 
@@ -45,6 +46,18 @@ def _make(file: Path) -> str:
     key, sha256 = new_key()
     entry = ApiKey(name=_NAME, sha256=sha256, scope="admin")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-        out.write(entry.model_dump_json())
+    _write(file, entry.model_dump_json())
     return key
+
+
+def leave_key(root: Path, key: str) -> Path:
+    """Write the key to a file of the data folder, over one that was left there before."""
+    file = root / KEY_FILE
+    file.unlink(missing_ok=True)
+    _write(file, key + "\n")
+    return file
+
+
+def _write(file: Path, text: str) -> None:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(text)

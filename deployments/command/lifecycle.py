@@ -34,6 +34,8 @@ from deployments.process.ray_options import (
 )
 from deployments.process.serve_status import APP, logged_error, why_not_running
 
+logger = logging.getLogger(__name__)
+
 READY_TIMEOUT_S = 900
 _POLL_S = 0.5
 # Ray's processes give up a server that does not answer after twice as long.
@@ -93,12 +95,15 @@ def _watched(owner: Connection, *, is_ours: bool) -> Iterator[None]:
     def watch() -> None:
         answered = time.monotonic()
         while not ended.wait(_POLL_S):
-            problem = _dead_of_ray()
-            if not problem and is_ours:
-                if asyncio.run(gcs_answers()):
+            problem = None
+            try:
+                problem = _dead_of_ray()
+                if not problem and (not is_ours or asyncio.run(gcs_answers())):
                     answered = time.monotonic()
-                elif time.monotonic() - answered > _SILENT_S:
-                    problem = f"Ray's gcs_server has not answered for {_SILENT_S} s"
+            except Exception:  # without a watcher Ray would stay dead
+                logger.warning("Ray could not be asked how it is", exc_info=True)
+            if not problem and time.monotonic() - answered > _SILENT_S:
+                problem = f"Ray's gcs_server has not answered for {_SILENT_S} s"
             if problem:
                 with contextlib.suppress(BrokenPipeError):
                     owner.send(Unavailable(problem))

@@ -22,6 +22,7 @@ from adapter_store.embedded import EmbeddedServer, embedded_server
 from cluster.errors import ConfigError, RoundhouseError, Unavailable
 from cluster.settings import Settings, door_problem
 from deployments.command import lifecycle
+from deployments.command.first_key import with_first_key
 from deployments.command.keeper import kept
 from deployments.command.lifecycle import Progress
 from deployments.command.private import close_to_others
@@ -63,7 +64,12 @@ class Restarts:
 
 
 def keep_up(
-    settings: Settings, *, address: str | None, progress: Progress, ready: Callable[[str], None]
+    settings: Settings,
+    *,
+    address: str | None,
+    progress: Progress,
+    ready: Callable[[str], None],
+    show_key: Callable[[str], None],
 ) -> None:
     """Run everything until Ctrl-C or SIGTERM, and stop it all on the way out.
 
@@ -71,6 +77,7 @@ def keep_up(
         address: of a Ray cluster to join; without one, a local cluster is started.
         progress: told in a few words what is being waited for.
         ready: told the endpoint's URL when it answers, again after each new start.
+        show_key: told the first admin's key, when one is made.
 
     Raises:
         Conflict: a cluster with the same data folder is running.
@@ -78,7 +85,8 @@ def keep_up(
             says what and why.
         KeyboardInterrupt: it was stopped before it was ready.
     """
-    if problem := door_problem(settings):
+    # Where keys are asked for and there are none, the first is made.
+    if not settings.auth.enabled and (problem := door_problem(settings)):
         raise ConfigError(problem)
     _interrupt_on_signals()
     root = settings.store.root
@@ -87,7 +95,7 @@ def keep_up(
     endpoint = f"http://{settings.http.host}:{settings.http.port}"
     with (
         only_one(root, Run(pid=os.getpid(), endpoint=endpoint)),
-        _with_store(settings, progress) as settings,
+        _with_store(with_first_key(settings, show_key), progress) as settings,
     ):
         stand = partial(_stand, address=address, progress=progress, ready=lambda: ready(endpoint))
         restarts = Restarts()

@@ -2,8 +2,11 @@
 after a minute Ray's processes end themselves."""
 
 import asyncio
+import logging
 
 from cluster.tasks import Background
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 1
 _EVERY_S = 1.0
@@ -12,13 +15,17 @@ _ENOUGH = 2
 
 
 async def gcs_answers() -> bool:
-    """Ask it, from a process that is connected to it."""
+    """Ask it, from a process that is connected to it. Whatever the asking fails of, there is no
+    answer."""
     from ray._private.worker import global_worker
     from ray.exceptions import RpcError
 
     try:
         await global_worker.gcs_client.async_check_alive([], timeout=_PATIENCE_S)
     except RpcError:
+        return False
+    except Exception:  # Ray fails in ways of its own
+        logger.warning("Ray's GCS could not be asked", exc_info=True)
         return False
     return True
 

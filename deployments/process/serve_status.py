@@ -29,6 +29,18 @@ def deployment_states() -> tuple[DeploymentState, ...]:
     )
 
 
+def serve_host() -> str | None:
+    """Where Ray Serve listens; None where there is none to be asked, or it does not listen."""
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return client.http_config.host if client else None
+
+
 def why_not_running(app: Any) -> str:
     """The most telling line of an application that failed (Serve's `ApplicationStatusOverview`)."""
     messages = [d.message for d in app.deployments.values() if d.message] or [app.message]

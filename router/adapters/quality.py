@@ -3,6 +3,7 @@ of Tryage (2023) as one kernel ridge regression per candidate on the chooser's f
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class QualityPredictor:
         features: Features,
         scores: Mapping[str, np.ndarray],
         *,
+        weights: np.ndarray | None = None,
         max_landmarks: int = 1024,
         seed: int = 0,
     ) -> "QualityPredictor | None":
@@ -47,11 +49,19 @@ class QualityPredictor:
 
         Args:
             scores: of each candidate (n,), NaN where it was not tried.
+            weights: (n,) how much each prompt counts; 1 by default.
         """
-        known = {c: s for c, s in sorted(scores.items()) if (~np.isnan(s)).sum() >= MIN_RECORDS}
+        if weights is None:
+            weights = np.ones(len(features))
+        # Many that count for little are few.
+        whole = np.minimum(weights, 1)
+        known = {c: s for c, s in sorted(scores.items()) if _total(whole, s) >= MIN_RECORDS}
         if not known:
             return None
-        features, known = _shuffled(features, known, np.random.default_rng(seed))
+        # So that the first rows stand for all.
+        order = np.random.default_rng(seed).permutation(len(features))
+        features, weights = features[order], weights[order]
+        known = {name: found[order] for name, found in known.items()}
         landmarks = features[:max_landmarks]
         kernel = Kernel(KernelWeights(), landmarks, landmarks)
         between = kernel(landmarks)
@@ -59,14 +69,14 @@ class QualityPredictor:
             [kernel(features[i : i + _BLOCK]) for i in range(0, len(features), _BLOCK)]
         )
         table = np.stack(list(known.values()), axis=1)
-        means = np.nanmean(table, axis=0)
+        means = np.array([np.nansum(s * weights) / _total(weights, s) for s in known.values()])
         columns = np.empty((len(landmarks), len(known)))
         # Candidates that were tried on the same prompts are solved for together.
         tried, group = np.unique(~np.isnan(table), axis=1, return_inverse=True)
         for i, rows in enumerate(tried.T):
             members = np.flatnonzero(group.ravel() == i)
             targets = table[np.ix_(rows, members)] - means[members]
-            columns[:, members] = _fit(between, likeness[rows], targets)
+            columns[:, members] = _fit(between, likeness[rows], targets, weights[rows])
         return cls(kernel, tuple(known), columns.astype(np.float32), means)
 
     def predict(self, features: Features) -> np.ndarray:
@@ -93,8 +103,19 @@ class Foretold:
     nearest: float = 0.0
 
 
-# Tenant -> the outcomes that teach its choices; "" is everybody who has none.
-Lessons = dict[str, list[Outcome]]
+class Lesson(NamedTuple):
+    """What teaches the choices of a tenant.
+
+    Attributes:
+        weights: how much one prompt's outcomes count, by the tenant that they are of.
+    """
+
+    outcomes: list[Outcome]
+    weights: dict[str, float]
+
+
+# By tenant; "" is for everybody who has none.
+Lessons = dict[str, Lesson]
 
 
 class OutcomeLearner:
@@ -120,15 +141,15 @@ class OutcomeLearner:
 
     def learn(self, outcomes: Iterable[Outcome]) -> None:
         """Learn anew how well each candidate answers."""
-        lessons = shared_lessons(outcomes) if self._shared else own_lessons(outcomes)
-        self._embed({o.input for lesson in lessons.values() for o in lesson})
-        self._predictors = {
-            owner: self._predictors[owner]
-            if self._lessons.get(owner) == lesson
-            else self._fit(lesson)
-            for owner, lesson in lessons.items()
-        }
-        self._lessons = lessons
+        lessons = lessons_of(outcomes, shared=self._shared)
+        self._embed({o.input for lesson in lessons.values() for o in lesson.outcomes})
+        for owner in self._lessons.keys() - lessons.keys():
+            del self._lessons[owner], self._predictors[owner]
+        # Each is used as soon as it is there, the one for everybody first.
+        for owner, lesson in lessons.items():
+            if self._lessons.get(owner) != lesson:
+                self._predictors[owner] = self._fit(lesson)
+                self._lessons[owner] = lesson
 
     def _embed(self, texts: set[str]) -> None:
         known = {text: f for text, f in self._features.items() if text in texts}
@@ -137,11 +158,12 @@ class OutcomeLearner:
             known |= {text: read[i : i + 1] for i, text in enumerate(new)}
         self._features = known
 
-    def _fit(self, outcomes: Iterable[Outcome]) -> QualityPredictor | None:
-        texts, scores = table_of(outcomes)
+    def _fit(self, lesson: Lesson) -> QualityPredictor | None:
+        texts, scores, weights = weighed_table(lesson)
         if not texts:
             return None
-        return QualityPredictor.fit(Features.stack([self._features[t] for t in texts]), scores)
+        features = Features.stack([self._features[t] for t in texts])
+        return QualityPredictor.fit(features, scores, weights=weights)
 
     def foretell(self, features: Features, owner: str = "") -> list[Foretold]:
         """Of each of n prompts of a tenant."""
@@ -155,69 +177,97 @@ class OutcomeLearner:
         ]
 
 
-def own_lessons(outcomes: Iterable[Outcome]) -> Lessons:
-    """A tenant learns from its own outcomes, and from those that are nobody's."""
-    by_owner = _by_owner(outcomes)
-    common = by_owner.pop("", [])
-    return {"": common} | {owner: common + own for owner, own in by_owner.items()}
+def lessons_of(outcomes: Iterable[Outcome], *, shared: bool) -> Lessons:
+    """What teaches everybody, and each tenant that has said enough: that, and its own on top.
 
-
-def shared_lessons(outcomes: Iterable[Outcome]) -> Lessons:
-    """All learn from all: of the tenant that says most, no more than all others say, the newest."""
-    by_owner = _by_owner(outcomes)
-    loudest = max(by_owner, key=lambda owner: len(by_owner[owner]), default="")
-    others = sum(len(said) for owner, said in by_owner.items() if owner != loudest)
-    if loudest:
-        by_owner[loudest] = by_owner[loudest][max(0, len(by_owner[loudest]) - others) :]
-    return {"": [outcome for said in by_owner.values() for outcome in said]}
-
-
-def _by_owner(outcomes: Iterable[Outcome]) -> Lessons:
-    found: Lessons = {}
+    Everybody learns from what is nobody's; shared, from all, of whom each counts as much as the
+    others however much it says.
+    """
+    said: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        found.setdefault(outcome.owner, []).append(outcome)
-    return found
+        said.setdefault(outcome.owner, []).append(outcome)
+    weights = _voices(said) if shared else {"": 1.0}
+    common = [o for owner in sorted(weights) for o in said.get(owner, ())]
+    lessons = {"": Lesson(common, weights)}
+    for owner, own in said.items():
+        if owner and len(own) >= MIN_RECORDS:
+            lessons[owner] = Lesson(
+                common if owner in weights else common + own,
+                weights | {owner: weights.get(owner, 0.0) + 1},
+            )
+    return lessons
+
+
+def _voices(said: Mapping[str, list[Outcome]]) -> dict[str, float]:
+    """What a prompt of each tenant counts, 1 on average; those that do not are left out.
+
+    From :data:`MIN_RECORDS` prompts on each tenant has one voice, which its prompts share, and none
+    a louder one than all others together; what that takes from it is given to nobody.
+    """
+    prompts = {owner: len({o.input for o in found}) for owner, found in said.items()}
+    voices = {owner: min(1.0, count / MIN_RECORDS) for owner, count in prompts.items()}
+    if not voices:
+        return {}
+    scale = sum(prompts.values()) / sum(voices.values())
+    loudest = max(voices, key=lambda owner: voices[owner])
+    if loudest:
+        voices[loudest] = min(voices[loudest], sum(voices.values()) - voices[loudest])
+    return {owner: scale * voice / prompts[owner] for owner, voice in voices.items() if voice > 0}
 
 
 def table_of(outcomes: Iterable[Outcome]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Distinct inputs, and per candidate its mean score on each (NaN: not tried).
+    """Distinct inputs, and per candidate its mean score on each (NaN: not tried)."""
+    outcomes = list(outcomes)
+    texts, scores, _ = weighed_table(Lesson(outcomes, {o.owner: 1.0 for o in outcomes}))
+    return texts, scores
+
+
+def weighed_table(lesson: Lesson) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
+    """Distinct inputs, per candidate its mean score on each (NaN: not tried), and what each counts.
 
     Of several tenants, the mean of what each says: to say it again does not make it count more.
     """
     rows: dict[str, int] = {}
+    owners: list[set[str]] = []
     cells: dict[str, dict[int, dict[str, list[float]]]] = {}
-    for outcome in outcomes:
+    for outcome in lesson.outcomes:
         row = rows.setdefault(outcome.input, len(rows))
+        if row == len(owners):
+            owners.append(set())
+        owners[row].add(outcome.owner)
         said = cells.setdefault(outcome.candidate, {}).setdefault(row, {})
         said.setdefault(outcome.owner, []).append(outcome.score)
     scores = {name: np.full(len(rows), np.nan) for name in cells}
     for name, found in cells.items():
         for row, by_owner in found.items():
-            scores[name][row] = np.mean([np.mean(values) for values in by_owner.values()])
-    return list(rows), scores
+            scores[name][row] = np.average(
+                [np.mean(values) for values in by_owner.values()],
+                weights=[lesson.weights[owner] for owner in by_owner],
+            )
+    weights = np.array([sum(lesson.weights[owner] for owner in spoke) for spoke in owners])
+    return list(rows), scores, weights
 
 
-def _shuffled(
-    features: Features, scores: dict[str, np.ndarray], rng: np.random.Generator
-) -> tuple[Features, dict[str, np.ndarray]]:
-    """So that the first rows stand for all."""
-    order = rng.permutation(len(features))
-    return features[order], {name: found[order] for name, found in scores.items()}
+def _total(weights: np.ndarray, scores: np.ndarray) -> float:
+    """Of the prompts that a candidate was tried on. A little is no less than it is for rounding."""
+    return round(float(weights[~np.isnan(scores)].sum()), 6)
 
 
-def _fit(between: np.ndarray, likeness: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _fit(
+    between: np.ndarray, likeness: np.ndarray, targets: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """(m, c) under the noise with which left-out scores (n, c) are best foretold."""
     fits = []
+    some = slice(_SAMPLE)
     for level in _NOISES:
-        noise = np.full(len(targets), level)
+        noise = level / weights
         ridge = Ridge.fit(between, [Examples(likeness, targets, noise)])
         coefficients = ridge.coefficients()
-        some = slice(_SAMPLE)
         left_out = without_own(
             likeness[some] @ coefficients,
             targets[some],
             ridge.leverage(likeness[some], noise[some]),
         )
-        error = float(((left_out - targets[some]) ** 2).mean())
-        fits.append((error, level, coefficients))
+        errors = ((left_out - targets[some]) ** 2).mean(axis=1)
+        fits.append((float(np.average(errors, weights=weights[some])), level, coefficients))
     return min(fits, key=lambda f: f[:2])[2]
