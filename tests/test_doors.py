@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from cluster.errors import ConfigError
 from cluster.settings import Settings, door_problem, parse_settings
+from deployments import app
 from deployments.app import build
 from deployments.command import cli
 from deployments.command.doctor import examine
-from deployments.command.first_key import FILE, with_first_key
+from deployments.command.first_key import FILE, KEY_FILE, with_first_key
 from deployments.ingress.auth import hash_key
 from deployments.ingress.doors import before_serve
 from tests.test_http import ADMIN_HASH, ADMIN_KEY, JSON, add, chat, error
@@ -226,6 +227,38 @@ def test_one_that_is_meant_so_starts(tmp_path, changes):
     assert build(json.loads(settings.model_dump_json())) is not None
 
 
+@pytest.mark.parametrize(
+    ("serve", "changes", "starts"),
+    [
+        ("0.0.0.0", {}, False),
+        ("0.0.0.0", {"http": {"host": "127.0.0.1"}}, False),
+        ("::", {}, False),
+        ("0.0.0.0", {"auth": LOCKED}, True),
+        ("0.0.0.0", {"auth": {"open": True}}, True),
+        ("127.0.0.1", {}, True),
+        (None, {}, False),
+        (None, {"http": {"host": "127.0.0.1"}}, True),
+        (None, {"auth": LOCKED}, True),
+    ],
+)
+def test_what_counts_is_where_ray_serve_listens(tmp_path, monkeypatch, serve, changes, starts):
+    """Whoever has started it chose that; it may be that nobody has yet."""
+    monkeypatch.setattr(app, "serve_host", lambda: serve)
+    tree = {"models": [ECHO], "store": {"data_dir": str(tmp_path)}} | changes
+    if starts:
+        assert build(tree) is not None
+    else:
+        with pytest.raises(ConfigError, match=r"http_options.*auth\.open"):
+            build(tree)
+
+
+def test_the_page_tells_of_what_ray_serve_opens(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "serve_host", lambda: "10.1.2.3")
+    assert app.as_served(settings_with(tmp_path, auth={"open": True})).is_open
+    monkeypatch.setattr(app, "serve_host", lambda: "127.0.0.1")
+    assert not app.as_served(settings_with(tmp_path, auth={"open": True})).is_open
+
+
 def written(tmp_path, **changes):
     file = tmp_path / "roundhouse.yaml"
     # JSON is YAML.
@@ -287,6 +320,26 @@ def test_the_first_key_is_shown_once_and_kept_as_a_hash(tmp_path):
     assert with_first_key(settings, shown.append) == first
     assert shown == [key]
     assert door_problem(first) is None
+
+
+def test_what_is_no_terminal_is_told_where_the_first_key_is(tmp_path, capsys):
+    """A log keeps what it is told, for all who read it."""
+    left = tmp_path / KEY_FILE
+    left.write_text("an older one, for all to read")
+    left.chmod(0o644)
+    cli.show_first_key(tmp_path, "rh-secret")
+    said = capsys.readouterr()
+    assert "rh-secret" not in said.out + said.err
+    assert str(left) in said.out
+    assert left.read_text() == "rh-secret\n"
+    assert stat.S_IMODE(left.stat().st_mode) == 0o600
+
+
+def test_on_a_terminal_the_first_key_is_shown_and_left_nowhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.sys.stdout, "isatty", lambda: True)
+    cli.show_first_key(tmp_path, "rh-secret")
+    assert "rh-secret" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_keys_of_the_settings_are_all_there_are(tmp_path):

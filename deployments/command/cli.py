@@ -81,7 +81,7 @@ def up(
             address=address,
             progress=progress.say,
             ready=ready,
-            show_key=partial(_show_first_key, settings.store.root),
+            show_key=partial(show_first_key, settings.store.root),
         )
     console.print("stopped")
 
@@ -259,7 +259,7 @@ def _typed_lines() -> Iterator[str]:
             return
 
 
-def _show_first_key(root: Path, key: str) -> None:
+def show_first_key(root: Path, key: str) -> None:
     """On a terminal; what is no terminal may be a log, which keeps it and is read by others."""
     from deployments.command.first_key import leave_key
 

@@ -62,7 +62,7 @@ def run(settings: Settings, address: str | None, folder: Path, owner: Connection
     # An owner that has left needs no answer.
     with contextlib.suppress(BrokenPipeError):
         try:
-            with _ray(settings, address, folder), _watched(owner, is_ours=address is None):
+            with _ray(settings, address, folder), watched(owner, is_ours=address is None):
                 from deployments.app import in_this_cluster
 
                 settings = in_this_cluster(settings)
@@ -87,7 +87,7 @@ def _heed_no_signals() -> None:
 
 
 @contextlib.contextmanager
-def _watched(owner: Connection, *, is_ours: bool) -> Iterator[None]:
+def watched(owner: Connection, *, is_ours: bool) -> Iterator[None]:
     """End the process when Ray has died: to go on, or to stop in good order, would be to wait for
     what is dead."""
     ended = threading.Event()
