@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import sys
@@ -63,9 +64,9 @@ class Cluster:
         self.url = running.url
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """Those of it whose command has one of these words, the oldest first."""
+        """Those of it whose command has one of these in it (patterns), the oldest first."""
         family = psutil.Process(self.running.process.pid).children(recursive=True)
-        found = [p for p in family if any(word in _command(p) for word in words)]
+        found = [p for p in family if any(re.search(word, _command(p)) for word in words)]
         return sorted(found, key=lambda process: process.create_time())
 
     @property
@@ -166,13 +167,13 @@ _MAY_LAST_S = {RESTART: 90.0}
 FAULTS = (
     Fault(
         "HAProxy killed",
-        killed("/haproxy.cfg -"),
+        killed(r"-f \S+/haproxy\.cfg"),
         45,
         UNDER_WAY,
         "669 of 791 failed, 30 s without an answer, then 404 as text",
     ),
     Fault("HAProxy's manager killed", killed("ray::HAProxyManager"), 45, UNDER_WAY, "the same"),
-    Fault("HAProxy's twin killed", killed("/twin-"), 8, UNDER_WAY, "there was none"),
+    Fault("HAProxy's twin killed", killed(r"-f \S+/twin-"), 8, UNDER_WAY, "there was none"),
     Fault(
         "an ingress killed",
         killed("ray::ServeReplica:roundhouse:Ingress"),

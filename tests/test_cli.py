@@ -11,7 +11,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cluster.errors import Unavailable
 from deployments.command.cli import app
+from deployments.command.client import Client, EndpointError
 from tests.conftest import free_port
 
 # A command that only asks the endpoint, or stops a cluster, has no use for these.
@@ -224,3 +226,30 @@ def test_a_name_is_shown_as_it_is_and_asked_for_by_its_address(endpoint, run, mo
     assert f"`roundhouse adapters rollout '{name}'`" in said
     address = "/v1/adapters/org%2F%5Bred%5Dx%5B%2F%5D%3Acat%3A%20%C3%BC"
     assert endpoint.asked[0][:2] == ("PATCH", address)
+
+
+def test_what_goes_to_this_machine_goes_by_no_proxy(monkeypatch):
+    """It would see keys and prompts."""
+    seen = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(502)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        for url in ("http://127.0.0.1:9", "http://localhost:9"):
+            with pytest.raises(Unavailable):
+                Client(url, api_key="rh-secret").get("/v1/models")
+        assert seen == []
+        with pytest.raises(EndpointError):
+            Client("http://llm.example.com").get("/v1/models")
+        assert seen == ["http://llm.example.com/v1/models"]
+        proxy.shutdown()

@@ -1,5 +1,6 @@
 """Who may knock: pages elsewhere, names led here, open addresses, and the first key."""
 
+import gzip
 import json
 import stat
 from itertools import product
@@ -132,6 +133,33 @@ async def test_its_own_page_and_what_is_no_browser_are_let_in(rh):
         assert answer.status_code == 200, sent
 
 
+async def test_a_schemes_own_port_may_be_told_or_not(rh):
+    """Browsers leave it out of the origin, proxies put it into the host."""
+    same = (("http://box", "10.0.0.1:80"), ("https://10.0.0.1", "10.0.0.1:443"))
+    for origin, host in (*same, ("http://10.0.0.1:8080", "10.0.0.1")):
+        sent = {"origin": origin, "host": host}
+        refused = await rh.client.post("/v1/chat/completions", json=chat("echo"), headers=sent)
+        is_same = "10.0.0.1" in origin and ":8080" not in origin
+        assert refused.status_code == (200 if is_same else 403), origin
+        assert is_same or host in refused.json()["error"]["message"]
+    sent = {"origin": "http://localhost", "host": "localhost:80"}
+    answer = await rh.client.post("/v1/chat/completions", json=chat("echo"), headers=sent)
+    assert answer.status_code == 200
+
+
+async def test_probes_may_ask_for_the_head_alone(rh):
+    for path in ("/healthz", "/readyz", "/"):
+        answer = await rh.client.head(path)
+        assert answer.status_code in (200, 503), path
+
+
+async def test_a_packed_body_is_415_and_says_so(rh):
+    packed = JSON | {"content-encoding": "gzip"}
+    body = gzip.compress(json.dumps(chat("echo")).encode())
+    refused = await rh.client.post("/v1/chat/completions", content=body, headers=packed)
+    assert "content-encoding 'gzip'" in error(refused, 415)["message"]
+
+
 async def test_a_page_elsewhere_that_the_settings_name_is_let_in_and_may_read(make_world):
     app = "https://app.example.com"
     async with make_world(auth=LOCKED, http={"allowed_origins": [app]}) as rh:
@@ -139,6 +167,9 @@ async def test_a_page_elsewhere_that_the_settings_name_is_let_in_and_may_read(ma
         wanted["access-control-request-headers"] = "authorization, content-type"
         told = await rh.client.options("/v1/chat/completions", headers={"origin": app} | wanted)
         assert told.headers["access-control-allow-origin"] == app
+        private = {"access-control-request-private-network": "true"}
+        sent = {"origin": app} | wanted | private
+        assert (await rh.client.options("/v1/models", headers=sent)).status_code == 200
         sent = BEARER | {"origin": app, "sec-fetch-site": "cross-site"}
         answer = await rh.client.post("/v1/chat/completions", json=chat("echo"), headers=sent)
         assert answer.status_code == 200

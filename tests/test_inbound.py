@@ -460,6 +460,10 @@ async def test_a_snapshot_of_the_hubs_cache_is_a_folder(opened, make_adapter, tm
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
     assert len(await fetched(opened(), snapshot)) == 3
+    (below := snapshot / "below").mkdir()
+    for file in blobs.iterdir():
+        (below / file.name).symlink_to(f"../../../blobs/{file.name}")
+    assert len(await fetched(opened(), below)) == 3
     (snapshot / "card.json").unlink()
     (snapshot / "card.json").symlink_to("../../../secret")
     assert "leads out of" in await refusal(opened(), snapshot)

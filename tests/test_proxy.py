@@ -45,13 +45,13 @@ class Ingress:
 class Proxy:
     """HAProxy under Serve's own hands."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         port, stats, exported = free_ports(3)
         self.ports = (port, stats, exported)
         self.url = f"http://127.0.0.1:{port}"
         self.folder = folder
         self._options = {
-            "http_options": HTTPOptions(host="127.0.0.1", port=port),
+            "http_options": HTTPOptions(host=host, port=port),
             "socket_path": str(folder / "admin.sock"),
             "metrics_socket_path": str(folder / "metrics.sock"),
             "server_state_base": str(folder),
@@ -79,7 +79,7 @@ class Proxy:
             backend.fallback_server = ServerConfig(name, "127.0.0.1", fallback.port)
         self.api.set_backend_configs({backend.name: backend})
         await self.api.reload()
-        await _until(lambda: _is_open(self.ports[0]) and self._has_twin())
+        await _until(lambda: _is_open(self.ports[0]) and self.has_twin())
 
     async def is_started_anew(self) -> None:
         """By another manager, which knows nothing yet."""
@@ -100,7 +100,7 @@ class Proxy:
 
     @property
     def twins(self) -> list[psutil.Process]:
-        return [p for p in self.processes if "twin-" in _words(p)]
+        return [p for p in self.processes if "-db -f" in _words(p) and "twin-" in _words(p)]
 
     async def loses_its_twin(self) -> None:
         """Until it has another."""
@@ -108,7 +108,11 @@ class Proxy:
         twin.kill()
         await _until(lambda: not twin.is_running() and len(self.twins) == 1)
 
-    def _has_twin(self) -> bool:
+    def rewrite(self) -> None:
+        """What Serve begins a reload with."""
+        self.api._generate_config_file_internal()  # noqa: SLF001
+
+    def has_twin(self) -> bool:
         """One that belongs to the first that is there now; older ones may have streams to end."""
         return any(t.create_time() >= self.first.create_time() for t in self.twins)
 
@@ -402,6 +406,31 @@ async def test_who_does_not_read_is_let_go(impatient, ingresses):
 def _held(ingresses: list[Ingress]) -> int:
     """Answers that they are at."""
     return sum(int(httpx.get(f"http://127.0.0.1:{i.port}/held").text) for i in ingresses)
+
+
+async def test_the_endpoint_is_where_it_is_told_to_be(ingresses, tmp_path, monkeypatch):
+    monkeypatch.setattr(serve_haproxy, "get_haproxy_binary", lambda: str(our_haproxy()))
+    proxy = Proxy(tmp_path, host="0.0.0.0")
+    await proxy.start(*ingresses)
+    open_to_all = {
+        c.laddr.port
+        for p in proxy.processes
+        for c in p.net_connections("tcp")
+        if c.status == "LISTEN" and c.laddr.ip != "127.0.0.1"
+    }
+    await proxy.stop()
+    assert open_to_all == {proxy.ports[0]}
+
+
+async def test_twins_have_the_limits_whatever_serve_writes_meanwhile(proxy):
+    """It writes its own configuration over ours, and only then has the next one started."""
+    for _ in range(rounds(2, 20)):
+        await proxy.api.reload()
+        proxy.rewrite()
+        await _until(proxy.has_twin)
+        (twin,) = [t for t in proxy.twins if t.create_time() >= proxy.first.create_time()]
+        config = Path(next(word for word in twin.cmdline() if word.endswith(".cfg")))
+        assert "timeout http-request 30s" in config.read_text()
 
 
 async def test_nothing_but_the_endpoint_is_open_to_the_network(proxy):

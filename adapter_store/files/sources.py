@@ -163,9 +163,8 @@ class Sources:
         if source.startswith(UPLOAD):
             source = self._uploads.filename(source.removeprefix(UPLOAD))
         name = source.partition("?")[0].rstrip("/").rpartition("/")[2]
-        for ending in archives.ENDINGS:
-            name = name.removesuffix(ending)
-        return name
+        ending = next((e for e in archives.ENDINGS if name.lower().endswith(e)), "")
+        return name[: len(name) - len(ending)]
 
     def _check(self, source: str) -> None:
         if not source or not source.isprintable():

@@ -65,7 +65,7 @@ def up(
     from deployments.command.upkeep import keep_up
 
     settings = load_settings(config)
-    if settings.is_open:
+    if settings.is_open and settings.auth.open:
         errors.print("[yellow]warning:[/] auth.open: whoever reaches this machine may do anything")
     if settings.auth.keys and not settings.auth.enabled:
         errors.print("[yellow]warning:[/] auth.keys are listed, but auth.enabled is false: anybody")
@@ -74,7 +74,7 @@ def up(
 
         def ready(endpoint: str) -> None:
             progress.pause()
-            _greet(endpoint)
+            _greet(endpoint, asks_for_key=settings.auth.enabled)
 
         keep_up(
             settings,
@@ -272,13 +272,14 @@ def show_first_key(root: Path, key: str) -> None:
         say(f"It is in {leave_key(root, key)}, this once: read it, and remove the file.")
 
 
-def _greet(endpoint: str) -> None:
+def _greet(endpoint: str, *, asks_for_key: bool) -> None:
     prompt = {"role": "user", "content": "every weekday at half past nine"}
     body = json.dumps({"model": "auto", "messages": [prompt]})
+    key = "-H 'authorization: Bearer KEY' " if asks_for_key else ""
     console.print(f"\n[bold green]Roundhouse is ready[/] at {endpoint}\n")
     console.out(
         f"  curl -i {endpoint}/v1/chat/completions \\\n"
-        f"    -H 'content-type: application/json' \\\n    -d '{body}'\n",
+        f"    {key}-H 'content-type: application/json' \\\n    -d '{body}'\n",
         highlight=False,
     )
     console.print("Ctrl-C stops it.", highlight=False)

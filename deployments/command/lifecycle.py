@@ -82,8 +82,8 @@ def _heed_no_signals() -> None:
     def heed_not(_number: int, _frame: object) -> None:
         pass
 
-    signal.signal(signal.SIGINT, heed_not)
-    signal.signal(signal.SIGTERM, heed_not)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, heed_not)
 
 
 @contextlib.contextmanager

@@ -182,8 +182,8 @@ def _run(settings: Settings, address: str | None, progress: Progress) -> Iterato
             yield ours
         except KeyboardInterrupt:
             # Stopping takes seconds; an impatient second Ctrl-C would leave it half done.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             progress("stopping")
             raise
         finally:
@@ -205,10 +205,11 @@ def _hear(run: Connection) -> str | None:
 
 
 def _interrupt_on_signals() -> None:
-    """Make SIGTERM end it as Ctrl-C does: unwinding, with everything stopped on the way."""
+    """Make SIGTERM, and a terminal that closes, end it as Ctrl-C does: unwinding, with everything
+    stopped on the way."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)

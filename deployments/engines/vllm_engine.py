@@ -37,6 +37,9 @@ from deployments.process.call import Reply
 
 logger = logging.getLogger(__name__)
 
+# No address has it (RFC 2606, section 2); clients read it in vLLM's refusal of a picture's URL.
+_NO_DOMAIN = "engine_args.allowed_media_domains.invalid"
+
 _KV_USE = "vllm:kv_cache_usage_perc"
 
 
@@ -223,10 +226,15 @@ def engine_args(settings: BaseModelSettings) -> AsyncEngineArgs:
     _check_names(f"{where}.engine_args", settings.engine_args, AsyncEngineArgs)
     _check_names(f"{where}.server_args", settings.server_args, FrontendArgs)
     values = {name: value for name, (_, value) in ours.items()}
-    # Of models with experts: adapters with a pair for each, and with one for all of a layer.
-    both_forms = {"enable_mixed_moe_lora_format": True}
+    # Unless the settings say otherwise.
+    defaults = {
+        # Of models with experts: adapters with a pair for each, and with one for all of a layer.
+        "enable_mixed_moe_lora_format": True,
+        # Whoever may ask could have the engine fetch what this machine alone reaches.
+        "allowed_media_domains": [_NO_DOMAIN],
+    }
     try:
-        return AsyncEngineArgs(**values, **(both_forms | settings.engine_args))
+        return AsyncEngineArgs(**values, **(defaults | settings.engine_args))
     except (ValueError, TypeError) as e:
         raise ConfigError(f"{where}: vLLM refuses the settings: {e}") from e
 

@@ -62,6 +62,8 @@ def check_content_type(request: Request) -> None:
     Raises:
         UnsupportedMediaType: the body is sent as something else.
     """
+    if packed := request.headers.get("content-encoding"):
+        raise UnsupportedMediaType(f"content-encoding {packed[:80]!r}; send the body as it is")
     sent = request.headers.get("content-type", "")
     if sent.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType(

@@ -42,6 +42,7 @@ def doors(http: HttpSettings, auth: AuthSettings, refusal: Refusal) -> list[Midd
                 allow_methods=_METHODS,
                 allow_headers=["*"],
                 expose_headers=["*"],
+                allow_private_network=True,
             )
         )
     return found
@@ -107,12 +108,20 @@ class Doors:
         """Raises OriginRefused. No browser leaves out both headers."""
         if site in (b"same-origin", b"none") or origin in self._origins:
             return
-        if site is None and (origin is None or origin.partition("://")[2] == (host or "").lower()):
+        if site is None and (origin is None or _is_at(origin, (host or "").lower())):
             return
         raise OriginRefused(
-            f"a web page elsewhere ({(origin or 'of no known origin')[:100]}) sent this; list its "
-            "origin in http.allowed_origins if it may"
+            f"a web page elsewhere ({(origin or 'of no known origin')[:100]}) sent this to "
+            f"{(host or 'no host')[:100]}; list its origin in http.allowed_origins if it may, or "
+            "have a proxy pass on the host that it was asked for, port included"
         )
+
+
+def _is_at(origin: str, host: str) -> bool:
+    """Whether a page's origin is the host that it asks; a scheme's own port may be told or not."""
+    scheme, _, place = origin.partition("://")
+    own = {"http": ":80", "https": ":443"}.get(scheme, "")
+    return place.removesuffix(own) == host.removesuffix(own)
 
 
 def _is_ours(name: str) -> bool:

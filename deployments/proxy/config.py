@@ -72,7 +72,8 @@ def ours(text: str, folder: Path, limits: Limits) -> str:
     errors = "\n".join(f"    errorfile {status} {page}" for status, page in _pages(folder).items())
     for pattern, replacement in (
         (r"    option splice-(request|response)\n", ""),
-        (r"bind (\*|):(\d+)", r"bind 127.0.0.1:\2"),
+        # Counters are for this machine; the endpoint is where it is told to be.
+        (r"^((?:frontend prometheus|listen stats)\n +bind ).*:(\d+)", r"\g<1>127.0.0.1:\2"),
         (r"mode 666 level admin", "mode 600 level admin"),
         (r"    maxconn \d+", f"    maxconn {limits.connections}"),
         (r"    timeout client \d+s", _TIMEOUTS),

