@@ -1,4 +1,4 @@
-"""Where this cluster's servers can listen, and how hosts are written in settings."""
+"""Where this cluster's servers can listen, how hosts are written, and which are not public."""
 
 import contextlib
 import ipaddress
@@ -9,6 +9,36 @@ from typing import NamedTuple
 
 # Above what Ray gives its workers, below what Serve gives ingresses and the kernel to everybody.
 _OURS = range(20_000, 30_000)
+# They carry an IPv4 address to a gateway, which may be on the other side of every check:
+# IPv4-compatible, NAT64, 6to4 and its relays. Teredo is among the IETF's own, below.
+CARRIERS = ("192.88.99.0/24", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16")
+# By IANA's registries, and Azure's metadata, which has a public one. What Python calls global
+# differs by its patch release.
+NOT_PUBLIC = (
+    "0.0.0.0/8",  # this network
+    "10.0.0.0/8",
+    "100.64.0.0/10",  # shared: carriers', some clouds' metadata
+    "127.0.0.0/8",
+    "168.63.129.16/32",
+    "169.254.0.0/16",  # link-local: most clouds' metadata
+    "172.16.0.0/12",
+    "192.0.0.0/24",  # the IETF's; metadata of old, too
+    "192.0.2.0/24",  # documentation
+    "192.168.0.0/16",
+    "198.18.0.0/15",  # benchmarks
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",  # multicast
+    "240.0.0.0/4",
+    "100::/64",
+    "2001::/23",
+    "2001:db8::/32",
+    "fc00::/7",
+    "fe80::/10",
+    "fec0::/10",  # site-local
+    "ff00::/8",
+    *CARRIERS,
+)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})|\[[0-9a-fA-F:.]+\]")
 
 

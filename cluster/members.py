@@ -180,6 +180,17 @@ class Router(_Report):
         return Router(id=self.id, position=self.position, router=router)
 
 
+class Arrival(Record):
+    """An adapter that is being fetched, or checked, and not registered yet."""
+
+    source: str
+    owner: str
+    since: float
+    doing: str = "waiting for its turn"
+    done_bytes: int = 0
+    of_bytes: int | None = None
+
+
 class Ingress(_Report):
     """One HTTP process, and what it is asked for."""
 
@@ -196,6 +207,9 @@ class Ingress(_Report):
     )
     tenants: dict[str, float] = Field(
         default_factory=dict, description="requests a second by tenant"
+    )
+    arrivals: tuple[Arrival, ...] = Field(
+        (), description="adapters that it brings in; for those who may see everything"
     )
 
     def seen_by(self, eyes: Eyes) -> "Ingress":
@@ -232,17 +246,6 @@ class DeploymentState(Value):
     reason: str = Field("", description="why it is not healthy")
 
 
-class Arrival(Value):
-    """An adapter that is being fetched, or checked, and not registered yet."""
-
-    source: str
-    owner: str
-    since: float
-    doing: str = "waiting for its turn"
-    done_bytes: int = 0
-    of_bytes: int | None = None
-
-
 class ClusterSnapshot(Value):
     """What `GET /v1/cluster` answers."""
 
@@ -254,7 +257,4 @@ class ClusterSnapshot(Value):
     position: str
     plan: PlacementPlan | None = Field(
         None, description="what should be where; for those who may see every adapter"
-    )
-    arrivals: tuple[Arrival, ...] = Field(
-        (), description="adapters on their way in, at the ingress that answers; likewise"
     )

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from cluster.addresses import NOT_PUBLIC
+
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 Host = Annotated[str, StringConstraints(pattern=r"^(\*\.)?([a-z0-9]([a-z0-9-]*[a-z0-9])?\.?)*$")]
@@ -199,29 +201,7 @@ class Egress(Part):
         [443], description="Of public addresses: the model hub, object storage. Empty: none."
     )
     except_: list[Network] = Field(
-        [
-            # This network, private, shared (carriers, some clouds' metadata), loopback, link-local
-            # (most clouds' metadata), benchmarks, multicast, reserved; Azure's, which is public.
-            "0.0.0.0/8",
-            "10.0.0.0/8",
-            "100.64.0.0/10",
-            "127.0.0.0/8",
-            "168.63.129.16/32",
-            "169.254.0.0/16",
-            "172.16.0.0/12",
-            "192.168.0.0/16",
-            "198.18.0.0/15",
-            "224.0.0.0/4",
-            "240.0.0.0/4",
-            # The same, and what is translated to IPv4.
-            "::/127",
-            "64:ff9b::/96",
-            "64:ff9b:1::/48",
-            "2002::/16",
-            "fc00::/7",
-            "fe80::/10",
-            "ff00::/8",
-        ],
+        list(NOT_PUBLIC),
         alias="except",
         description="Not public: private networks, and where clouds keep their metadata and keys.",
     )

@@ -24,6 +24,7 @@ from cluster.plans import Happening
 from cluster.settings import parse_settings
 from deployments.engines.echo import EchoEngine
 from deployments.ingress.auth import new_key
+from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.http import build_http
 from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
@@ -137,6 +138,7 @@ class World:
     log: RoutingLog
     store: Store
     telemetry: Telemetry
+    admin: AdapterAdmin
 
 
 @asynccontextmanager
@@ -167,6 +169,7 @@ async def world(
     offered = operations(
         settings, process, it.chooser, {"echo": it.pool}, lambda *_: None, deployments
     )
+    it.admin = offered.admin
     it.telemetry, it.store = process.telemetry, process.store
     it.log = RoutingLog(process.store.server, keep_s=settings.router.keep_decisions_s)
 

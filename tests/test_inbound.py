@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import ctypes
+import dataclasses
+import errno
 import io
 import json
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -14,17 +18,21 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from adapter_store.files.inbound import confined as confined_module
 from adapter_store.files.inbound.confined import MB, MODULE, Bounds, Overrun, confined
+from adapter_store.files.inbound.forkserver import Children
 from adapter_store.files.inbound.guard import Reach
 from adapter_store.files.inbound.web import WebSite
 from adapter_store.files.sources import Sources
 from adapter_store.files.uploads import Uploads
 from cluster.addresses import host_entry
 from cluster.errors import AdapterRefused, RoundhouseError, SourceMissing, Unavailable
+from cluster.members import Arrival, Ingress
 from cluster.settings import StoreSettings
 from tests.conftest import until
 from tests.hostile import rounds
@@ -33,7 +41,9 @@ from tests.test_http import add, error
 
 pytestmark = pytest.mark.hostile
 
-SMALL = Bounds(memory_bytes=64 * MB, file_bytes=MB, cpu_s=1, wall_s=20, stall_s=20)
+# A machine that stands still for seconds counts them as its processes' own.
+SMALL = Bounds(memory_bytes=64 * MB, file_bytes=MB, cpu_s=10, wall_s=40, stall_s=40)
+FETCHING = dataclasses.replace(SMALL, reach=Reach())
 
 
 def nothing(*_) -> None:
@@ -87,6 +97,9 @@ def servers() -> list[psutil.Process]:
         "100.64.0.1",
         "169.254.169.254",
         "168.63.129.16",
+        "192.0.0.192",
+        "192.0.2.1",
+        "192.88.99.1",
         "192.168.0.1",
         "224.0.0.1",
         "255.255.255.255",
@@ -99,7 +112,11 @@ def servers() -> list[psutil.Process]:
         "64:ff9b:1::a9fe:a9fe",
         "2002:7f00:1::",
         "2001:0:7f00:1::",
+        "2606:4700::5efe:127.0.0.1",
+        "2606:4700::200:5efe:169.254.169.254",
+        "2001:db8::1",
         "fe80::1%eth0",
+        "fec0::1",
         "fd00:ec2::254",
         "ff02::1",
     ],
@@ -118,7 +135,15 @@ def test_what_an_operator_allows_is_reached():
     private = Reach(is_private=True)
     for host in ("127.0.0.1", "::1", "10.1.2.3", "fd12::1", "::ffff:127.0.0.1"):
         assert private.permits(host, 80), host
-    for host in ("169.254.169.254", "fd00:ec2::254", "0.0.0.0", "224.0.0.1", "64:ff9b::1"):
+    for host in (
+        "169.254.169.254",
+        "192.0.0.192",
+        "192.88.99.1",
+        "fd00:ec2::254",
+        "0.0.0.0",
+        "224.0.0.1",
+        "64:ff9b::1",
+    ):
         assert not private.permits(host, 80), host
     named = Reach(hosts=tuple(map(host_entry, ("10.0.0.0/8", "localhost:81", "[fd12::1]:82"))))
     assert named.permits("10.9.9.9", 1)
@@ -277,7 +302,7 @@ def _die(_progress) -> None:
 @pytest.mark.parametrize("work", [_fill, _spin, _die])
 async def test_a_child_that_takes_too_much_is_ended_and_the_next_one_works(work):
     with pytest.raises(Overrun):
-        await confined(work, bounds=SMALL, progress=nothing)
+        await confined(work, bounds=dataclasses.replace(SMALL, cpu_s=1), progress=nothing)
     assert await confined(_sleep, 0.0, bounds=SMALL, progress=nothing) == "awake"
     await until(lambda: not children_of_this())
 
@@ -308,9 +333,150 @@ async def test_who_is_cancelled_takes_the_child_along():
 
 async def test_a_child_has_the_environment_of_now_and_no_client_that_passes_the_guard(monkeypatch):
     monkeypatch.setenv("SAID", "now")
-    told = await confined(_told, bounds=SMALL, progress=nothing)
+    told = await confined(_told, bounds=FETCHING, progress=nothing)
     assert told["SAID"] == "now"
     assert told["HF_HUB_DISABLE_XET"] == "1"
+
+
+def _all_told(_progress) -> str:
+    """The environment, and what the process was started with, which outlives its removal."""
+    return f"{dict(os.environ)} {Path('/proc/self/environ').read_text()}"
+
+
+async def test_a_child_is_told_no_secret_that_it_does_not_need(monkeypatch):
+    monkeypatch.setenv("ROUNDHOUSE_STORE__URL", "redis://:store-secret@redis")
+    monkeypatch.setenv("HF_TOKEN", "hub-secret")
+    for server in servers():  # the next one starts with these
+        server.kill()
+        await until(lambda server=server: server.status() == psutil.STATUS_ZOMBIE)
+    told = await confined(_all_told, bounds=FETCHING, progress=nothing)
+    assert "hub-secret" in told
+    assert "store-secret" not in told
+    assert "secret" not in await confined(_all_told, bounds=SMALL, progress=nothing)
+
+
+async def test_a_child_is_not_told_the_stores_url(opened, make_adapter, monkeypatch):
+    told = []
+
+    async def listen(*args, **_):
+        told.append(pickle.dumps(args))
+        return {}
+
+    monkeypatch.setattr("adapter_store.files.sources.confined", listen)
+    await fetched(opened(url="redis://:store-secret@redis"), make_adapter())
+    assert told
+    assert b"store-secret" not in b"".join(told)
+
+
+def _leave(way: str, _progress) -> None:
+    {
+        "subprocess": lambda: subprocess.run(["true"], check=True),
+        "system": lambda: os.system("true"),
+        "fork": os.fork,
+        "exec": lambda: os.execv("/bin/true", ["true"]),
+        "spawn": lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        "library": lambda: ctypes.CDLL("libc.so.6"),
+    }[way]()
+
+
+@pytest.mark.parametrize("way", ["subprocess", "system", "fork", "exec", "spawn", "library"])
+@pytest.mark.parametrize("reach", [None, Reach()], ids=["looking", "fetching"])
+async def test_a_child_starts_no_other_process_and_loads_no_library(way, reach):
+    bounds = dataclasses.replace(SMALL, reach=reach)
+    with pytest.raises(RuntimeError, match="is not for work on strangers' files"):
+        await confined(_leave, way, bounds=bounds, progress=nothing)
+
+
+def _connect_natively(port: int, folder: Path, _progress) -> list[Any]:
+    """Past Python's sockets, by a library that every Python has loaded; and what files are like."""
+    address = struct.pack("=HHI8x", socket.AF_INET, socket.htons(port), 0x0100007F)
+    with socket.socket() as wire:
+        failed = ctypes.pythonapi.connect(wire.fileno(), address, len(address))
+    (folder / "written").write_bytes((folder / "read").read_bytes())
+    status = Path("/proc/self/status").read_text()
+    owner = (folder / "written").stat().st_uid
+    return [
+        str(Path("/proc/self/ns/net").readlink()),
+        failed,
+        owner,
+        os.getuid(),
+        "NoNewPrivs:\t1" in status,
+    ]
+
+
+async def test_native_code_has_no_network_where_the_kernel_allows_it(tmp_path):
+    (tmp_path / "read").write_text("x")
+    with strange_server(say(b"")) as server:
+        place, failed, owner, user, is_held = await confined(
+            _connect_natively, server.port, tmp_path, bounds=SMALL, progress=nothing
+        )
+    assert owner == user == os.getuid() == (tmp_path / "written").stat().st_uid
+    assert is_held
+    if place == str(Path("/proc/self/ns/net").readlink()):
+        pytest.skip("this kernel lets nobody leave the network")
+    assert failed == -1
+
+
+async def test_a_server_that_dies_is_nobodys_fault():
+    work = [
+        asyncio.create_task(confined(_sleep, 1.0, bounds=SMALL, progress=nothing)) for _ in range(3)
+    ]
+    await until(lambda: len(children_of_this()) == 3)
+    servers()[0].kill()
+    assert await asyncio.gather(*work) == ["awake"] * 3
+
+
+async def test_one_that_dies_again_and_again_is_unavailable():
+    work = asyncio.create_task(confined(_sleep, 60.0, bounds=SMALL, progress=nothing))
+    for _ in range(2):
+        await until(children_of_this, 60)
+        (server,) = servers()
+        server.kill()
+        await until(lambda server=server: server.status() == psutil.STATUS_ZOMBIE)
+    with pytest.raises(Unavailable, match="try again"):
+        await work
+
+
+async def test_a_child_that_is_long_in_coming_is_nobodys_fault(monkeypatch):
+    await confined(_sleep, 0.0, bounds=SMALL, progress=nothing)
+    (server,) = servers()
+    monkeypatch.setattr(confined_module, "_START_S", 0.1)
+    server.suspend()
+    try:
+        with pytest.raises(Unavailable, match="the machine is busy"):
+            await confined(_sleep, 0.0, bounds=SMALL, progress=nothing)
+    finally:
+        server.resume()
+
+
+def test_a_machine_that_has_no_process_left_says_so(monkeypatch):
+    def fork():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fork)
+    ours, theirs = socket.socketpair()
+    with ours:
+        assert not Children().begin(1, theirs)
+        kind, message, _ = json.loads(ours.makefile().read())["error"]
+    assert kind == "Unavailable"
+    assert "no child can be made" in message
+
+
+def test_a_child_that_the_kernel_holds_keeps_nobody_waiting(monkeypatch):
+    """Such as one that waits for a disk: a signal ends it later."""
+    children = Children()
+    ours, theirs = socket.socketpair()
+    with ours, subprocess.Popen(["sleep", "60"]) as held:
+        monkeypatch.setattr(os, "fork", lambda: held.pid)
+        children.begin(1, theirs)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "kill", nothing)
+            children.end(1)
+            children.reap()
+        held.send_signal(signal.SIGKILL)
+        os.waitid(os.P_PID, held.pid, os.WEXITED | os.WNOWAIT)
+        children.reap()
+        assert json.loads(ours.makefile().read()) == {"ended": signal.SIGKILL}
 
 
 async def test_a_server_that_was_killed_has_a_successor():
@@ -536,14 +702,13 @@ async def test_a_silent_server_holds_up_nobody_elses_registration(
             await until(lambda: len(server.asked) == 4)
             added = await asyncio.wait_for(add(it, make_adapter()), 10)
             assert added.status_code == 201, added.text
-            arrivals = (await it.client.get("/v1/cluster")).json()["arrivals"]
+            arrivals = it.admin.arrivals()
             assert len(arrivals) == 6
-            assert {a["source"] for a in arrivals} == {f"{server.url}/{i}" for i in range(6)}
-            assert "secret" not in json.dumps(arrivals)
+            assert {a.source for a in arrivals} == {f"{server.url}/{i}" for i in range(6)}
             for task in silent:
                 task.cancel()
             await until(lambda: not children_of_this())
-            assert (await it.client.get("/v1/cluster")).json()["arrivals"] == []
+            assert it.admin.arrivals() == ()
             assert list((tmp_path / "data" / "staging").iterdir()) == []
 
 
@@ -593,3 +758,13 @@ async def test_a_bomb_is_a_400_by_http(make_world, tmp_path):
         refused = error(await add(it, tmp_path / "bomb.zip"), 400)
         assert refused["code"] == "adapter_refused"
         assert refused["param"] == "source"
+
+
+async def test_admins_see_what_every_ingress_brings_in(make_world):
+    async with make_world() as it:
+        for name in ("one", "two"):
+            arrival = Arrival(source=f"s3://bucket/{name}", owner="", since=1.0)
+            await it.store.members.renew(Ingress(id=name, arrivals=(arrival,)))
+        members = (await it.client.get("/v1/cluster")).json()["members"]
+        sources = {a["source"] for m in members for a in m.get("arrivals", ())}
+        assert sources == {"s3://bucket/one", "s3://bucket/two"}

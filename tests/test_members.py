@@ -5,6 +5,7 @@ from pydantic import BaseModel
 
 from cluster.adapters import AdapterKey
 from cluster.members import (
+    Arrival,
     Eyes,
     Ingress,
     Replica,
@@ -71,6 +72,7 @@ FULL = {
         times={"ours": 1.0, "secret": 1.0},
         waiting={OURS: 1, THEIRS: 1},
         tenants={"us": 1.0, "the secret tenant": 1.0},
+        arrivals=(Arrival(source="s3://bucket/secret", owner="us", since=1.0),),
     ),
 }
 
@@ -108,7 +110,8 @@ def test_what_is_of_others_is_not_shown(report):
 
 def test_what_is_ones_own_is_shown_in_every_field(report):
     seen = report.seen_by(EYES)
-    assert untouched(seen) == []
+    # What is on its way in is for admins alone.
+    assert set(untouched(seen)) <= {"arrivals"}
     assert type(seen) is type(report)
     assert (seen.id, seen.position) == (report.id, report.position)
 
@@ -133,3 +136,9 @@ def test_a_key_has_a_name_and_a_version():
     assert {OURS: 1}["ours@1"] == 1
     seen = Replica.model_validate_json(FULL["replica"].model_dump_json())
     assert all(isinstance(key, AdapterKey) for key in (*seen.loading, *seen.problems))
+
+
+def test_an_ingress_of_the_release_before_reports_no_arrivals():
+    report = read_report('{"kind": "ingress", "id": "i1"}')
+    assert isinstance(report, Ingress)
+    assert report.arrivals == ()

@@ -8,9 +8,11 @@ import pytest
 from adapter_store.files.filesystems import open_filesystem
 from cluster.errors import ConfigError
 from cluster.settings import parse_settings
+from deployments.ingress.auth import new_key
 from deployments.ingress.resolver import places_of
 from tests.conftest import until
-from tests.test_http import add, ask, error
+from tests.strange_servers import strange_server
+from tests.test_http import add, ask, chat, error
 
 
 @pytest.fixture
@@ -186,3 +188,43 @@ def test_a_pattern_that_cannot_be_one_is_refused(pattern):
     model = {"id": "echo", "path": "none", "engine": "echo"}
     with pytest.raises(ConfigError, match="resolve"):
         parse_settings({"models": [model], "store": {"resolve": [pattern]}})
+
+
+@pytest.mark.hostile
+async def test_slow_names_keep_no_other_tenant_waiting(make_world, tmp_path, monkeypatch):
+    keys = {who: new_key() for who in ("alice", "bob")}
+    auth = {
+        "enabled": True,
+        "keys": [{"name": who, "sha256": key[1], "owner": who} for who, key in keys.items()],
+    }
+
+    def answer(request):
+        if "slow" in request.path:
+            server.gone.wait(20)
+        else:
+            request.send_error(404)
+
+    with strange_server(answer) as server:
+        store = {
+            "data_dir": str(tmp_path / "data"),
+            "sources": ["http"],
+            "allow_private": True,
+            "resolve": [f"{server.url}/*"],
+            "resolve_patience_s": 5,
+        }
+        async with make_world(store=store, auth=auth) as it:
+
+            def by(who: str, model: str):
+                headers = {"authorization": f"Bearer {keys[who][0]}"}
+                return it.client.post(
+                    "/v1/chat/completions", json=chat(model), headers=headers, timeout=30
+                )
+
+            slow = [asyncio.create_task(by("alice", f"slow-{i}")) for i in range(3)]
+            await until(lambda: len(server.asked) == 3, 30)
+            assert error(await by("alice", "quick"), 503)["code"] == "being_fetched"
+            error(await by("bob", "quick"), 404)
+            monkeypatch.setattr("deployments.ingress.resolver._MOST_IN_ALL", 3)
+            assert error(await by("bob", "other"), 503)["code"] == "being_fetched"
+            for task in slow:
+                assert error(await task, 503)["code"] == "being_fetched"

@@ -47,7 +47,8 @@ class Sources:
     """
 
     def __init__(self, settings: StoreSettings, uploads: Uploads) -> None:
-        self._settings = settings
+        # Children are told them: the store's URL can have a password.
+        self._settings = settings.model_copy(update={"url": None})
         self._uploads = uploads
         self._fetches = Lanes(_FETCHED, "are being fetched from there for the same owner")
         self._owners = Lanes(_FETCHED_IN_ALL, "of this kind are being fetched for the same owner")

@@ -190,6 +190,7 @@ class Ingress:
             times=self._fleet.times(demand),
             tenants=self._fleet.tenants(),
             waiting=sum((a.queued() for a in self._admissions), Counter()),
+            arrivals=self._offered.admin.arrivals(),
         )
 
     def _admission_of(self, model_id: str) -> Admission | None:

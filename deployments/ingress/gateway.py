@@ -154,7 +154,7 @@ class Gateway:
             return self._directory.resolve(asked.model, asked.viewer, key)
         except ModelNotFound:
             patience_s = asked.terms.first_token_s
-            name = await self._resolver.name_of(asked.model, patience_s)
+            name = await self._resolver.name_of(asked.model, patience_s, asked.viewer.owner)
             if name is None:
                 raise
             return self._directory.resolve(name, asked.viewer, key)

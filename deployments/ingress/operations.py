@@ -52,9 +52,7 @@ def operations(
     recorder = process.add(RoutingRecorder(log))
     directory = Directory(catalogue, pools)
     admin = process.add(AdapterAdmin(settings, store, catalogue, Proof(pools).prove))
-    overview = Overview(
-        settings, store.members, store.plans, directory, deployments, admin.arrivals, unwell
-    )
+    overview = Overview(settings, store.members, store.plans, directory, deployments, unwell)
     resolver = process.add(Resolver(settings.store, store, catalogue, admin.blobs, admin.resolve))
     gateway = Gateway(settings, directory, chooser, pools, recorder.record, want, resolver)
     process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))

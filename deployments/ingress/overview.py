@@ -8,7 +8,7 @@ from adapter_store.members import Members
 from adapter_store.plans import Plans
 from cluster.adapters import Viewer
 from cluster.errors import StoreUnavailable
-from cluster.members import Arrival, ClusterSnapshot, DeploymentState, Replica, Report, Router
+from cluster.members import ClusterSnapshot, DeploymentState, Replica, Report, Router
 from cluster.plans import PlacementPlan
 from cluster.settings import Settings
 from cluster.tasks import soon
@@ -32,7 +32,6 @@ class Overview:
 
     Args:
         deployments: what Ray Serve says that runs.
-        arrivals: what this process is fetching.
         unwell: what of Ray itself does not answer, in words.
 
     Attributes:
@@ -46,7 +45,6 @@ class Overview:
         plans: Plans,
         directory: Directory,
         deployments: Callable[[], Awaitable[tuple[DeploymentState, ...]]],
-        arrivals: Callable[[], tuple[Arrival, ...]],
         unwell: Callable[[], list[str]],
     ) -> None:
         self._settings = settings
@@ -55,7 +53,6 @@ class Overview:
         self._plans = plans
         self._directory = directory
         self._deployments = deployments
-        self._arrivals = arrivals
         self._unwell = unwell
 
     async def look(self) -> Sight:
@@ -96,7 +93,6 @@ class Overview:
             store="stale" if is_stale or self._directory.is_stale else "ok",
             position=self._directory.position,
             plan=sight.plan if viewer.sees_all else None,
-            arrivals=self._arrivals() if viewer.sees_all else (),
         )
 
     async def not_ready(self) -> list[str]:

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import quote
 
 from adapter_store.catalogue import Catalogue
@@ -38,11 +39,19 @@ logger = logging.getLogger(__name__)
 # Longer than a fetch is silent for; another ingress goes on when this one dies.
 _LEASE_S = 20.0
 _LOOK_S = 0.5
-# Fetches under way in one ingress, of the same places: names are cheap to make up.
-_MOST = 3
+# Fetches under way in one ingress: of the same places for the same tenant, and altogether. Names
+# are cheap to make up.
+_MOST, _MOST_IN_ALL = 3, 24
 
-# Registers the adapter of a source under a name.
-Register = Callable[[str, str], Awaitable[None]]
+# Registers the adapter of a source under a name, for a tenant.
+Register = Callable[[str, str, str], Awaitable[None]]
+
+
+class _Flight(NamedTuple):
+    """A fetch under way, and whose."""
+
+    task: asyncio.Task[None]
+    lane: tuple[str, list[str]]
 
 
 class Resolver:
@@ -67,7 +76,7 @@ class Resolver:
         self._blobs = blobs
         self._id = uuid.uuid4().hex
         self._register = register
-        self._flights: dict[tuple[str, ...], asyncio.Task[None]] = {}
+        self._flights: dict[tuple[str, ...], _Flight] = {}
         self._used: set[str] = set()
         self._background = Background()
 
@@ -94,7 +103,7 @@ class Resolver:
         if adapter is not None and adapter.card.resolved_from:
             self._used.add(name)
 
-    async def name_of(self, model: str, patience_s: float) -> str | None:
+    async def name_of(self, model: str, patience_s: float, tenant: str) -> str | None:
         """The name that a model has by now, which was not registered: None when no setting says
         where it may lie, or it is not there.
 
@@ -112,7 +121,7 @@ class Resolver:
         try:
             await self._remembered(sources)
             async with asyncio.timeout(patience_s):
-                await asyncio.shield(self._flight(name, sources))
+                await asyncio.shield(self._flight(name, sources, tenant))
         except TimeoutError as e:
             raise BeingFetched(
                 f"{model} is being fetched, which takes longer than {patience_s:g} s; try again"
@@ -125,31 +134,32 @@ class Resolver:
         found = self._catalogue.adapters.get(name)
         return name if found is not None and found.card.resolved_from in sources else None
 
-    def _flight(self, name: str, sources: tuple[str, ...]) -> asyncio.Task[None]:
+    def _flight(self, name: str, sources: tuple[str, ...], tenant: str) -> asyncio.Task[None]:
         """Concurrent first requests share one."""
         flight = self._flights.get(sources)
         if flight is None:
-            # A place that is slow keeps nobody waiting but its own.
-            lane = self._lane(sources)
-            if sum(lane == self._lane(other) for other in self._flights) >= _MOST:
-                raise BeingFetched(f"{_MOST} other adapters are being fetched; try again")
-            flight = self._background.spawn(f"fetch {name}", self._fetch(name, sources))
-            self._flights[sources] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(sources, None))
-        return flight
+            # A place that is slow keeps nobody waiting but its own, and nobody another tenant.
+            lane = (tenant, self._patterns(sources))
+            alike = sum(lane == other.lane for other in self._flights.values())
+            if alike >= _MOST or len(self._flights) >= _MOST_IN_ALL:
+                raise BeingFetched(f"{len(self._flights)} adapters are being fetched; try again")
+            task = self._background.spawn(f"fetch {name}", self._fetch(name, sources, tenant))
+            flight = self._flights[sources] = _Flight(task, lane)
+            task.add_done_callback(lambda _: self._flights.pop(sources, None))
+        return flight.task
 
-    def _lane(self, sources: tuple[str, ...]) -> list[str]:
-        """The patterns that places are of."""
+    def _patterns(self, sources: tuple[str, ...]) -> list[str]:
+        """Those that places are of."""
         patterns = self._settings.resolve
         return [p for p in patterns if any(s.startswith(p.removesuffix("*")) for s in sources)]
 
-    async def _fetch(self, name: str, sources: tuple[str, ...]) -> None:
+    async def _fetch(self, name: str, sources: tuple[str, ...], tenant: str) -> None:
         """Until the adapter is here: by this process, or by the one that was faster."""
         while name not in self._catalogue.adapters:
             await self._remembered(sources)
             if await self._log.begin(name, self._id, for_s=_LEASE_S):
                 async with self._leading(name):
-                    await self._register_from(name, sources)
+                    await self._register_from(name, sources, tenant)
             # Another one is at it, or this process has still to hear of what was done.
             await asyncio.sleep(_LOOK_S)
 
@@ -169,12 +179,12 @@ class Resolver:
             with contextlib.suppress(StoreUnavailable):  # then it ends by itself
                 await self._log.end(name)
 
-    async def _register_from(self, name: str, sources: tuple[str, ...]) -> None:
+    async def _register_from(self, name: str, sources: tuple[str, ...], tenant: str) -> None:
         """From the first place that has it; what came of it is remembered, when it was not that."""
         unreachable: RoundhouseError | None = None
         for source in sources:
             try:
-                await self._register(source, name)
+                await self._register(source, name, tenant)
             except SourceMissing:
                 continue
             except Conflict:  # somebody has registered it meanwhile

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -40,6 +41,7 @@ MB = 2**20
 _START_S = 120.0
 _LONGEST_LINE = 16 * MB
 _END_S = 5.0
+_AGAIN_S = 0.1
 TOO_MUCH = "it asks for more memory, processor time or disk than it is given"
 # One thread computes; memory is taken from where its bound counts it.
 _ENVIRONMENT = {
@@ -48,6 +50,11 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+# Of this process's own, what work without network is told, and the server: no secrets.
+_PLAIN = re.compile(
+    r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|PYTHON\w*|(OMP|MKL|OPENBLAS|MALLOC)_\w+"
+)
+_OURS = "ROUNDHOUSE_"
 
 # What the work raises on purpose.
 _ERRORS: dict[str, type[RoundhouseError]] = {
@@ -103,6 +110,10 @@ class Overrun(Exception):
     """The work took more than it was given, and was ended."""
 
 
+class _Lost(Exception):
+    """Nobody knows what became of a child: the server died, and took it along."""
+
+
 class TooSlow(Overrun):
     """It took longer than it may, with progress or without."""
 
@@ -119,8 +130,30 @@ async def confined(work: Callable[..., Any], *args: Any, bounds: Bounds, progres
     Raises:
         RoundhouseError: as the work has raised it.
         Overrun: it was ended.
+        Unavailable: there was no child to do it, and not because of the work.
     """
-    job = pickle.dumps(Job(work, args, bounds, {**os.environ, **_ENVIRONMENT}))
+    job = pickle.dumps(Job(work, args, bounds, _environment(bounds.reach)))
+    try:
+        return await _done(job, bounds, progress)
+    except _Lost:
+        await asyncio.sleep(_AGAIN_S)  # what dies has not closed all its sockets at once
+    try:
+        return await _done(job, bounds, progress)
+    except _Lost as e:
+        raise Unavailable("the server of children died, twice; try again") from e
+
+
+def _environment(reach: Reach | None) -> dict[str, str]:
+    """What a child is told: where it connects, credentials and endpoints; settings it has."""
+    told = {
+        name: value
+        for name, value in os.environ.items()
+        if (not name.startswith(_OURS) if reach else _PLAIN.fullmatch(name))
+    }
+    return told | _ENVIRONMENT
+
+
+async def _done(job: bytes, bounds: Bounds, progress: Progress) -> Any:
     number, wire = _server.begin()
     try:
         reader, writer = await asyncio.open_connection(sock=wire, limit=_LONGEST_LINE)
@@ -135,7 +168,14 @@ async def confined(work: Callable[..., Any], *args: Any, bounds: Bounds, progres
 
 
 async def _followed(reader: asyncio.StreamReader, bounds: Bounds, progress: Progress) -> Any:
-    await _message(reader, _START_S, "to begin")
+    try:
+        first = await _message(reader, _START_S, "to begin")
+    except TooSlow as e:
+        raise Unavailable(f"the machine is busy: {e}; try again") from e
+    if "ended" in first:
+        raise Unavailable(f"a child ended before its work began (status {first['ended']})")
+    if "begun" not in first:
+        return _result(first)
     try:
         async with asyncio.timeout(bounds.wall_s):
             while True:
@@ -148,18 +188,19 @@ async def _followed(reader: asyncio.StreamReader, bounds: Bounds, progress: Prog
 
 
 async def _message(reader: asyncio.StreamReader, patience_s: float, what: str) -> dict[str, Any]:
-    line = b""
     try:
         async with asyncio.timeout(patience_s):
-            line = await reader.readline()
+            while (line := await reader.readline()).endswith(b"\n"):
+                with contextlib.suppress(json.JSONDecodeError):  # of who died while it spoke
+                    message: dict[str, Any] = json.loads(line)
+                    return message
     except TimeoutError as e:
         raise TooSlow(f"it took longer than {patience_s:g} s {what}") from e
-    except (ConnectionError, ValueError):  # ValueError: a line beyond the limit
-        pass
-    if not line.endswith(b"\n"):
-        raise Overrun(TOO_MUCH)
-    message: dict[str, Any] = json.loads(line)
-    return message
+    except ValueError as e:  # a line beyond the limit
+        raise Overrun(TOO_MUCH) from e
+    except ConnectionError as e:
+        raise _Lost from e
+    raise _Lost
 
 
 def _result(message: dict[str, Any]) -> Any:
@@ -168,6 +209,8 @@ def _result(message: dict[str, Any]) -> Any:
         raise _ERRORS[kind](text, param=param)
     if "overrun" in message:
         raise Overrun(message["overrun"])
+    if "ended" in message:
+        raise Overrun(TOO_MUCH)
     if "failure" in message:
         raise RuntimeError(f"work in a child failed:\n{message['failure']}")
     return message["result"]
@@ -216,7 +259,7 @@ class _Server:
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())],
-                    env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+                    env={**_environment(None), "PYTHONPATH": os.pathsep.join(sys.path)},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import resource
+import select
 import signal
 import socket
 import sys
@@ -18,6 +19,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import IO, Any, NoReturn
+
+from fsspec.config import conf, set_conf_env
 
 from adapter_store.files.inbound.confined import TOO_MUCH, Bounds, Job
 from adapter_store.files.inbound.guard import Refused, hold
@@ -35,33 +38,91 @@ _IMPORTED = (
 _TELL_S = 0.1
 
 
+class Children:
+    """Those that run; on the wire of one that ends is said how."""
+
+    def __init__(self) -> None:
+        # By number: the process, and its wire, which closes when this and the child have.
+        self._running: dict[int, tuple[int, socket.socket]] = {}
+
+    def begin(self, number: int, wire: socket.socket) -> bool:
+        """Fork one; whether this is it."""
+        try:
+            child = os.fork()
+        except OSError as e:
+            with wire:
+                _tell(wire, error=["Unavailable", f"no child can be made: {e.strerror}", None])
+            return False
+        if child == 0:
+            # Of the others it has nothing.
+            for _, other in self._running.values():
+                other.close()
+            return True
+        self._running[number] = child, wire
+        return False
+
+    def end(self, number: int) -> None:
+        if number in self._running:  # or it has ended, or is of the server before this one
+            # Until it is waited for, its id is nobody else's.
+            os.kill(self._running[number][0], signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Wait for those that have ended, and for no other: the kernel can hold one for long."""
+        for number, (child, wire) in list(self._running.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                del self._running[number]
+                with wire:
+                    _tell(wire, ended=status)
+
+
 def serve(control: socket.socket) -> None:
     """Fork a child for each `begin`, and see its end at each `end`."""
-    children: dict[int, int] = {}
+    children = Children()
     own_id = os.getpid()
+    woken, waking = _woken_by_ends()
+    events = select.poll()
+    for source in (control, woken):
+        events.register(source, select.POLLIN)
     while True:
+        ready = {source for source, _ in events.poll()}
+        if woken.fileno() in ready:
+            woken.recv(4096)
+            children.reap()
+        if control.fileno() not in ready:
+            continue
         message, handles, *_ = socket.recv_fds(control, 64, 1)
         if not message:
+            signal.set_wakeup_fd(-1)
             return
         what, number = message.split()
         if what == b"end":
-            _end(children, int(number))
-            continue
-        child = os.fork()
-        if child == 0:
-            control.close()
-            with socket.socket(fileno=handles[0]) as wire:
+            children.end(int(number))
+        elif handles:  # without: there are too many open, and who asks sees the other end closed
+            wire = socket.socket(fileno=handles[0])
+            if children.begin(int(number), wire):
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                control.close()
+                woken.close()
+                waking.close()
                 _work(wire, own_id)
-        os.close(handles[0])
-        children[int(number)] = child
 
 
-def _end(children: dict[int, int], number: int) -> None:
-    child = children.pop(number, None)
-    if child is not None:  # of the server that died before this one
-        # Until it is waited for, its id is nobody else's.
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+def _woken_by_ends() -> tuple[socket.socket, socket.socket]:
+    """The first can be read when a child has ended."""
+    woken, waking = socket.socketpair()
+    woken.setblocking(False)
+    waking.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+    return woken, waking
+
+
+def _tell(wire: socket.socket, **message: Any) -> None:
+    """To whoever listens; the child may have died in the middle of a line."""
+    with contextlib.suppress(OSError):  # nobody does any more
+        wire.send(b"\n" + json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT)
 
 
 def _work(wire: socket.socket, parent: int) -> NoReturn:
@@ -83,6 +144,7 @@ def _work(wire: socket.socket, parent: int) -> NoReturn:
 def _outcome(job: Job, out: IO[bytes]) -> dict[str, Any]:
     os.environ.clear()
     os.environ.update(job.environment)
+    set_conf_env(conf)  # it was read when the server began, which has no credentials
     _bound(job.bounds)
     hold(job.bounds.reach)
     try:

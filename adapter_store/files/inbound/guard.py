@@ -1,30 +1,57 @@
 """Where a process may connect to: held at the connection, whatever a name resolved to before.
 
 Every library that opens sockets by Python's own is held by it, redirects and all; the one that does
-not, the hub's Xet client, is switched off in the children.
+not, the hub's Xet client, is switched off in the children. Native code is held by the kernel where
+that lets processes leave the network, and not at all where it does not.
 """
 
+import contextlib
+import ctypes
+import errno
 import ipaddress
+import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cluster.addresses import HostEntry
+from cluster.addresses import CARRIERS, NOT_PUBLIC, HostEntry
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_NETWORKS = ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
-# They carry an IPv4 address to a gateway, which may be on the other side of every check: NAT64,
-# 6to4, Teredo, IPv4-compatible.
-_CARRIERS = tuple(ipaddress.IPv6Network(network) for network in _NETWORKS)
+_CARRIERS = tuple(map(ipaddress.ip_network, (*CARRIERS, "2001::/32")))
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, NOT_PUBLIC))
+# In the middle of an IPv6 address: ISATAP, another carrier, which has no network of its own.
+_ISATAP = (0x00005EFE, 0x02005EFE)
 _SHARED = ipaddress.ip_network("100.64.0.0/10")
 # Where clouds tell a machine its credentials, outside the link-local range.
 _METADATA = {
     ipaddress.ip_address(address)
-    for address in ("168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fd20:ce::254")
+    for address in (
+        "168.63.129.16",
+        "100.100.100.200",
+        "192.0.0.192",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+    )
 }
 _CONNECTS = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
+# What would go on without the guard.
+_LEAVES = frozenset(
+    {
+        "ctypes.dlopen",
+        "os.exec",
+        "os.fork",
+        "os.forkpty",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.system",
+        "subprocess.Popen",
+    }
+)
+_PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 class Refused(OSError):
@@ -53,9 +80,20 @@ class Reach:
 
 
 def hold(reach: Reach | None) -> None:
-    """From now on this process connects to nothing else (None: to nothing at all)."""
+    """From now on this process connects to nothing else (None: to nothing at all), and starts none.
+
+    What may connect to anything may start others: an operator's credentials can need it.
+    """
+    is_free = reach is not None and reach.is_free
+    libc = ctypes.CDLL(None)
+    if not is_free:
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if reach is None:
+        _leave_network(libc)
 
     def heed(event: str, args: tuple[Any, ...]) -> None:
+        if event in _LEAVES and not is_free:
+            raise PermissionError(errno.EPERM, f"{event} is not for work on strangers' files")
         if event not in _CONNECTS or args[1] is None:
             return
         address = args[1]
@@ -67,6 +105,21 @@ def hold(reach: Reach | None) -> None:
     sys.addaudithook(heed)
 
 
+def _leave_network(libc: ctypes.CDLL) -> None:
+    """Into one that has nothing, where the kernel allows it; files stay whose they are."""
+    user, group = os.geteuid(), os.getegid()
+    # Root would lose its rights over others' files with a user namespace.
+    if libc.unshare(_CLONE_NEWNET if user == 0 else _CLONE_NEWUSER | _CLONE_NEWNET) or user == 0:
+        return
+    with contextlib.suppress(OSError):  # without, ids have other names, and the same rights
+        for file, said in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            Path(f"/proc/self/{file}").write_text(said)
+
+
 def _plain(host: str) -> _Address:
     """IPv4 within IPv6 is the same host."""
     address = ipaddress.ip_address(host.partition("%")[0])
@@ -74,7 +127,8 @@ def _plain(host: str) -> _Address:
 
 
 def _is_public(address: _Address) -> bool:
-    return address.is_global and not _is_odd(address)
+    is_special = any(address in network for network in _NOT_PUBLIC)
+    return address.is_global and not is_special and not _is_odd(address)
 
 
 def _is_private(address: _Address) -> bool:
@@ -87,7 +141,8 @@ def _is_private(address: _Address) -> bool:
 
 def _is_odd(address: _Address) -> bool:
     """What is only meant by who names it."""
-    is_carrier = any(address in network for network in _CARRIERS)
+    is_isatap = address.version == 6 and int(address) >> 32 & 0xFFFFFFFF in _ISATAP
+    is_carrier = is_isatap or any(address in network for network in _CARRIERS)
     return is_carrier or address.is_multicast or address.is_reserved or address in _METADATA
 
 

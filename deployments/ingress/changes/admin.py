@@ -27,7 +27,7 @@ from cluster.settings import Settings
 from cluster.values import Value
 
 WAIT_S = 600.0
-# Who waits for what requests have named: none of those who register.
+# With the tenant, who waits for what requests have named: none of those who register.
 _ASKED_FOR = "(asked for)"
 
 Tell = Callable[[dict[str, Any]], None]
@@ -100,14 +100,14 @@ class AdapterAdmin:
             await self._confirmed(stored.adapter, stored.version, stored.position, tell)
         return stored
 
-    async def resolve(self, source: str, name: str) -> None:
-        """Register what a request has asked for; it leaves again when nobody does."""
+    async def resolve(self, source: str, name: str, tenant: str) -> None:
+        """Register what a tenant's request has asked for; it leaves again when nobody does."""
         await self.register(
             parse(Registration, {"source": source, "name": name}),
             mode="create",
             wait=False,
             tell=nobody,
-            tenant=_ASKED_FOR,
+            tenant=f"{tenant} {_ASKED_FOR}",
             default_base=self._settings.fallback_model,
             resolved_from=source,
         )
