@@ -149,7 +149,7 @@ def _outcome(job: Job, out: IO[bytes]) -> dict[str, Any]:
     hold(job.bounds.reach)
     try:
         return {"result": job.work(*job.args, _Told(out))}
-    except MemoryError:
+    except (MemoryError, SystemError):  # as extensions say it that do not look
         return {"overrun": TOO_MUCH}
     except Exception as e:  # noqa: BLE001 (told to the parent, which raises it)
         e = _refusal_in(e) or e
