@@ -89,6 +89,10 @@ class Keys:
         """The member's report as JSON; expires with its lease."""
         return self._own("member", member_id)
 
+    def arrivals(self, member_id: str) -> str:
+        """What the member brings in as JSON, beside its report, which the release before reads."""
+        return self._own("arrivals", member_id)
+
     def blob(self, digest: str) -> str:
         """Set of ``name@version`` that use the blob."""
         return self._key("blob", digest)

@@ -5,12 +5,15 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+from pydantic import TypeAdapter
+
 from adapter_store.server import BLOCK_S, Server, answering, is_before
 from cluster.adapters import AdapterKey
 from cluster.errors import StoreUnavailable, Unavailable
-from cluster.members import Replica, Report, read_report
+from cluster.members import Arrival, Ingress, Replica, Report, read_report
 
 _RETRY_S = 0.5
+_ARRIVALS = TypeAdapter(tuple[Arrival, ...])
 
 
 class Members:
@@ -26,22 +29,32 @@ class Members:
 
     async def renew(self, member: Report) -> None:
         """Publish the member's report and hold its lease for another term."""
+        keys, lease_ms = self._keys, round(self.lease_s * 1000)
+        beside = member.arrivals if isinstance(member, Ingress) else ()
         await self._server.run(
             "renew_member",
-            [self._keys.members, self._keys.member(member.id), self._keys.reports],
-            [member.id, member.model_dump_json(), round(self.lease_s * 1000)],
+            [keys.members, keys.member(member.id), keys.reports, keys.arrivals(member.id)],
+            [
+                member.id,
+                member.model_dump_json(exclude={"arrivals"}),
+                lease_ms,
+                _ARRIVALS.dump_json(beside).decode() if beside else "",
+            ],
         )
 
     async def leave(self, member_id: str) -> None:
         with answering():
             await self._server.redis.delete(self._keys.member(member_id))
+            await self._server.redis.delete(self._keys.arrivals(member_id))
             await self._server.redis.zrem(self._keys.members, member_id)
 
     async def all(self) -> list[Report]:
         """Those whose lease has not ended, of the kinds that this release knows, ordered by id."""
         ids = sorted(await self._server.members(self._keys.members))
-        reports = await self._server.texts([self._keys.member(i) for i in ids])
-        found = (read_report(report) for report in reports if report)
+        places = [self._keys.member(i) for i in ids] + [self._keys.arrivals(i) for i in ids]
+        texts = await self._server.texts(places)
+        both = zip(texts[: len(ids)], texts[len(ids) :], strict=True)
+        found = (_read(report, arrivals) for report, arrivals in both if report)
         return [report for report in found if report is not None]
 
     async def follow(self) -> AsyncIterator[list[Report]]:
@@ -123,3 +136,10 @@ class Members:
             position, timeout_s=timeout_s, at_least=at_least, loaded=loaded
         )
         return [member async for member in confirmed]
+
+
+def _read(report: str, arrivals: str | None) -> Report | None:
+    read = read_report(report)
+    if arrivals and isinstance(read, Ingress):
+        return read.model_copy(update={"arrivals": _ARRIVALS.validate_json(arrivals)})
+    return read

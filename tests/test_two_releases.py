@@ -12,7 +12,7 @@ from cluster import rollouts
 from cluster.adapters import AdapterKey, AdapterRef, Tier
 from cluster.decisions import Candidate, Decision, Evidence, Outcome, Route, RoutedRequest
 from cluster.errors import InvalidRequest
-from cluster.members import Ingress, Replica, Residency, Router, RouterReport
+from cluster.members import Arrival, Ingress, Replica, Residency, Router, RouterReport
 from cluster.plans import Happening
 from cluster.requests import Registration, edited
 from cluster.settings import parse_settings
@@ -84,7 +84,12 @@ async def test_the_release_before_reads_every_report_of_this_one(before, store):
     for report in (
         full,
         Router(id="p", router=RouterReport(versions={}, cards=0)),
-        Ingress(id="i", demand={"a": 1.0}, waiting={key: 1}),
+        Ingress(
+            id="i",
+            demand={"a": 1.0},
+            waiting={key: 1},
+            arrivals=(Arrival(source="s3://bucket/a", owner="", since=1.0),),
+        ),
     ):
         await store.members.renew(report)
     members = await before("members")

@@ -6,12 +6,17 @@ files in the home folder, the machine's role, and `FSSPEC_<SCHEME>_<OPTION>`.
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import fsspec
 
 from cluster.errors import RoundhouseError, StorageFull, Unavailable
+
+# Or gcsfs would first ask Google's control plane what kind of bucket it is, for a minute where that
+# is not reached, or may not be asked.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
