@@ -225,11 +225,6 @@ class _Server:
         self._turn = threading.Lock()
         self._numbers = itertools.count()
 
-    def warm(self) -> None:
-        """Start it, so that the first piece of work need not wait."""
-        with self._turn:
-            self._running()
-
     def begin(self) -> tuple[int, socket.socket]:
         """A child's number, and the socket to it."""
         ours, theirs = socket.socketpair()
@@ -282,6 +277,17 @@ _server = _Server()
 atexit.register(_server.stop)
 
 
-def warm() -> None:
-    """Have the server of this process started."""
-    _server.warm()
+async def warm() -> None:
+    """Have this process's server there, so that the first piece of work need not wait for it.
+
+    Raises:
+        Unavailable: it does not come up.
+    """
+    await confined(nothing, bounds=_LITTLE, progress=lambda *_: None)
+
+
+def nothing(_progress: Progress) -> None:
+    """The least piece of work."""
+
+
+_LITTLE = Bounds(memory_bytes=64 * MB, file_bytes=MB, cpu_s=60, wall_s=60, stall_s=60)

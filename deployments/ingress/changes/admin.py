@@ -1,6 +1,7 @@
 """Changing adapters: registration, cards, aliases, rollouts, removal, uploads."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from cluster.members import Replica
 from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest, edited
 from cluster.settings import Settings
 from cluster.values import Value
+
+logger = logging.getLogger(__name__)
 
 WAIT_S = 600.0
 # With the tenant, who waits for what requests have named: none of those who register.
@@ -59,8 +62,11 @@ class AdapterAdmin:
         self.arrivals = self._registrar.sources.arrivals
 
     async def start(self) -> None:
-        """Have ready what registrations need."""
-        await asyncio.to_thread(warm)
+        """Have ready what registrations need: its imports take seconds of a processor."""
+        try:
+            await warm()
+        except Unavailable as e:
+            logger.warning("the first registration will wait: %s", e)
 
     async def stop(self) -> None:
         await self._registrar.stop()
