@@ -20,6 +20,14 @@ _HOW = [
 ]
 
 
+def _heading(title: str, report: dict[str, Any], target: str) -> Iterator[str]:
+    """What was measured, by which command, on what and with what."""
+    yield f"## {title}"
+    yield ""
+    yield f"`{report['command']}` (`make {target}`), {report['machine']};"
+    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+
+
 def _engine() -> Iterator[str]:
     report = json.loads((RESULTS / "engine-cpu.json").read_text())
     machine, bars = report["machine"], report["bars"]
@@ -81,10 +89,7 @@ def _ratio(value: float | None, bar: float) -> str:
 def _store() -> Iterator[str]:
     report = json.loads((RESULTS / "store.json").read_text())
     catalogue, fan_out = report["catalogue"], report["fan_out"]
-    yield "## The adapter store"
-    yield ""
-    yield f"`{report['command']}` (`make bench-store`), {report['machine']};"
-    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield from _heading("The adapter store", report, "bench-store")
     yield "Embedded server, every change on disk before it is acknowledged."
     yield ""
     yield f"### {catalogue['adapters']:,} adapters (bar 50 ms)"
@@ -149,10 +154,7 @@ def _best_baseline(found: dict[str, dict[str, float]], key: str) -> str:
 
 def _router() -> Iterator[str]:
     report = json.loads((RESULTS / "router.json").read_text())
-    yield "## The choice of the adapter"
-    yield ""
-    yield f"`{report['command']}` (`make bench-router`), {report['machine']};"
-    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield from _heading("The choice of the adapter", report, "bench-router")
     yield "Few examples: means of three draws. Nothing is tuned on test prompts."
     yield ""
     yield from router_table()
@@ -388,10 +390,7 @@ def _bold(value: float, best: float) -> str:
 
 def _chaos() -> Iterator[str]:
     report = json.loads((RESULTS / "chaos.json").read_text())
-    yield "## When a part dies under load"
-    yield ""
-    yield f"`{report['command']}` (`make bench-chaos`), {report['machine']};"
-    yield ", ".join(f"{name} {v}" for name, v in report["versions"].items()) + "."
+    yield from _heading("When a part dies under load", report, "bench-chaos")
     yield f"{report['clients']} clients ask all the time, each request by a connection of its own,"
     yield "for named adapters, the base model and `auto`, whole and as streams. Engines that cost"
     yield "nothing; two replicas, two ingresses. Counted is what was sent from the fault on; only"

@@ -24,6 +24,7 @@ from cluster.errors import ConfigError, Conflict, RoundhouseError, Unavailable
 from cluster.requests import Registration
 from cluster.settings import Settings
 from deployments.command.haproxy import proxy_environment
+from deployments.command.watching import watching
 from deployments.process.ray_health import gcs_answers
 from deployments.process.ray_options import (
     ENVIRONMENT,
@@ -90,9 +91,8 @@ def _heed_no_signals() -> None:
 def watched(owner: Connection, *, is_ours: bool) -> Iterator[None]:
     """End the process when Ray has died: to go on, or to stop in good order, would be to wait for
     what is dead."""
-    ended = threading.Event()
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         answered = time.monotonic()
         while not ended.wait(_POLL_S):
             problem = None
@@ -109,13 +109,8 @@ def watched(owner: Connection, *, is_ours: bool) -> Iterator[None]:
                     owner.send(Unavailable(problem))
                 os._exit(1)
 
-    watcher = threading.Thread(target=watch, name="ray-watcher", daemon=True)
-    watcher.start()
-    try:
+    with watching("ray-watcher", watch):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def _dead_of_ray() -> str | None:

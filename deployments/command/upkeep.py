@@ -27,6 +27,7 @@ from deployments.command.keeper import kept
 from deployments.command.lifecycle import Progress
 from deployments.command.private import close_to_others
 from deployments.command.runs import Run, only_one
+from deployments.command.watching import watching
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +127,8 @@ def _with_store(settings: Settings, progress: Progress) -> Iterator[Settings]:
 @contextlib.contextmanager
 def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
     """Start the store server again whenever it dies."""
-    ended = threading.Event()
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         while not ended.wait(_POLL_S):
             try:
                 if cause := server.revive():
@@ -136,13 +136,8 @@ def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
             except Unavailable as e:
                 logger.error("%s", e)
 
-    watcher = threading.Thread(target=watch, name="store-watcher", daemon=True)
-    watcher.start()
-    try:
+    with watching("store-watcher", watch):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 def _stand(
