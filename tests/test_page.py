@@ -84,7 +84,10 @@ def load(cluster: Running, model: str, **fields) -> Iterator[None]:
 
 
 def open_view(page: Page, view: str) -> None:
-    page.get_by_role("navigation").get_by_text(view).click()
+    """Shown when this returns: the address changes first, what is on the page after it."""
+    link = page.get_by_role("navigation").get_by_role("link", name=view)
+    link.click()
+    expect(link).to_have_attribute("aria-current", "page")
 
 
 def cell(page: Page, key: str, state: str = "slot"):

@@ -381,7 +381,8 @@ def one_of(running: Running, name: str) -> psutil.Process:
 def test_ray_dies_and_all_comes_back_as_it_was(cluster, http, make_adapter):
     for seed in (0, 1):
         add(http, make_adapter("kept", seed=seed))
-    http.put("/v1/adapters/kept/aliases/blue?wait=true", json={"version": 1}).raise_for_status()
+    named = http.put("/v1/adapters/kept/aliases/blue", json={"version": 1})
+    assert named.status_code == 200, named.text
     before, store = http.get("/v1/adapters").json(), one_of(cluster, "valkey-server")
 
     def asked(path: str, **body) -> int:
