@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -460,6 +461,19 @@ def test_a_machine_that_has_no_process_left_says_so(monkeypatch):
         kind, message, _ = json.loads(ours.makefile().read())["error"]
     assert kind == "Unavailable"
     assert "no child can be made" in message
+
+
+async def test_a_server_that_cannot_be_started_is_started_for_the_next(monkeypatch):
+    await confined_module.warm()
+    (server,) = servers()
+    server.kill()
+    await until(lambda: server.status() == psutil.STATUS_ZOMBIE)
+    with monkeypatch.context() as patch:
+        refused = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        patch.setattr(subprocess, "Popen", Mock(side_effect=refused))
+        with pytest.raises(Unavailable, match="cannot be started"):
+            await confined_module.warm()
+    await confined_module.warm()
 
 
 def test_a_child_that_the_kernel_holds_keeps_nobody_waiting(monkeypatch):
