@@ -57,7 +57,9 @@ def opened(tmp_path):
 
     def sources(**changes) -> Sources:
         settings = StoreSettings(
-            data_dir=tmp_path / "data", sources=("file", "http", "https", "s3", "hf"), **changes
+            data_dir=tmp_path / "data",
+            sources=("file", "http", "https", "s3", "hf", "az"),
+            **changes,
         )
         return Sources(settings, Uploads(settings))
 
@@ -260,10 +262,19 @@ async def test_a_name_that_changes_between_check_and_connection_leads_nowhere():
         assert secret.asked == []
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/x::file:///etc", "http://x::file:///etc/hosts"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "s3://bucket/x::file:///etc",
+        "az://container@other.dfs.core.windows.net/x",
+        "az://other.dfs.core.windows.net/container/x",
+    ],
+)
 async def test_places_are_not_chained(opened, source):
-    with pytest.raises(RoundhouseError):
+    with pytest.raises(AdapterRefused, match="names one place"):
         await fetched(opened(), source)
+    with pytest.raises(RoundhouseError):
+        await fetched(opened(), "http://x::file:///etc/hosts")
 
 
 # -- children -----------------------------------------------------------------------------------

@@ -247,8 +247,8 @@ def _place(settings: StoreSettings, source: str) -> _Place:
     scheme = scheme_of(source)
     if scheme in _WEB:
         return WebSite([s for s in settings.sources if s in _WEB])
-    # fsspec's ways to chain places, and to name another account's host.
-    if "::" in source or (scheme == "az" and "@" in source):
+    # fsspec's ways to chain places, and to name another account's host: no container has a dot.
+    if "::" in source or (scheme == "az" and ("@" in source or "." in urlsplit(source).netloc)):
         _refuse(f"{scheme}:// names one place: a bucket or repository, and what is in it")
     return _Bucket()
 
