@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import shutil
 import tarfile
 import time
@@ -614,3 +615,15 @@ async def test_a_balancer_is_told_what_keeps_requests_from_being_served(make_wor
         assert await waiting_for() == ""
         await members.leave("a")
         assert await waiting_for() == "waiting for a replica of echo"
+
+
+async def test_what_a_killed_ingress_had_brought_in_goes_when_the_next_one_starts(
+    make_world, tmp_path
+):
+    staging = tmp_path / "data" / "staging"
+    old, fresh = staging / "old", staging / "fresh"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    async with make_world():
+        assert list(staging.iterdir()) == [fresh], "another cluster's, perhaps"
