@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Client:
 
     def post(self, path: str, body: dict[str, Any], **params: Any) -> dict[str, Any]:
         return self._call("POST", path, json=body, params=params)
+
+    def post_with(
+        self, headers: Mapping[str, str], path: str, body: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self._call("POST", path, json=body, headers=headers)
 
     def put(self, path: str, body: dict[str, Any], **params: Any) -> dict[str, Any]:
         return self._call("PUT", path, json=body, params=params)
