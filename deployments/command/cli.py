@@ -156,8 +156,8 @@ def route(
 ) -> None:
     """Show which adapter a prompt would go to, and why."""
     body = cli_router.trial(text, rules, tenant)
-    sent = client_of(url, api_key).post_with(cli_router.headers_of(header), "/v1/route", body)
-    (decision,) = sent["decisions"]
+    headers = cli_router.headers_of(header)
+    (decision,) = client_of(url, api_key).post("/v1/route", body, headers)["decisions"]
     if as_json:
         print_json(decision)
         return
