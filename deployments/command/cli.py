@@ -149,7 +149,7 @@ def route(
         Path | None, typer.Option(help="Try the rules of this file, not those that hold.")
     ] = None,
     tenant: cli_router.Tenant = None,
-    header: cli_router.Header = (),
+    header: cli_router.Header = None,
     url: Url = LOCAL,
     api_key: Key = None,
     as_json: AsJson = False,

@@ -41,9 +41,10 @@ rules_app = typer.Typer(
 RulesFile = Annotated[
     Path, typer.Argument(help="YAML or JSON: a list of rules, below `rules:` or not.")
 ]
-Tenant = Annotated[str | None, typer.Option(help="As this tenant; for admins.")]
+Tenant = Annotated[str | None, typer.Option(help="As this tenant; the endpoint lets admins alone.")]
 Header = Annotated[
-    list[str], typer.Option("--header", help="'NAME: VALUE' of the request; may be repeated.")
+    list[str] | None,
+    typer.Option("--header", help="'NAME: VALUE' of the request; may be repeated."),
 ]
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -200,7 +201,7 @@ def check_rules(
     file: RulesFile,
     text: Annotated[str, typer.Argument(help="A prompt.")],
     tenant: Tenant = None,
-    header: Header = (),  # type: ignore[assignment]
+    header: Header = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which rules of a file speak of a prompt; needs no cluster, so knows no adapters."""
@@ -229,10 +230,10 @@ def trial(text: str, rules: Path | None, tenant: str | None) -> dict[str, Any]:
     return {"input": text} | tried | ({} if tenant is None else {"tenant": tenant})
 
 
-def headers_of(lines: Sequence[str]) -> dict[str, str]:
+def headers_of(lines: Sequence[str] | None) -> dict[str, str]:
     """From `NAME: VALUE`."""
     found = {}
-    for line in lines:
+    for line in lines or ():
         name, colon, value = line.partition(":")
         if not colon or not name.strip():
             raise InvalidRequest(f"--header {line!r}: write NAME: VALUE", param="header")
