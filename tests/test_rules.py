@@ -449,15 +449,18 @@ async def test_rules_are_set_shown_tried_and_reset_by_commands(file, tmp_path):
     async def said(*words: str) -> str:
         return await asyncio.to_thread(run, *words)
 
-    assert await said("rules", "set", file) == "3 rules hold, revision 1"
+    assert await said("rules", "set", file) == "rules that hold: 3, revision 1"
     shown = tmp_path / "shown.yaml"
     result = await asyncio.to_thread(CliRunner().invoke, app, ["rules", "show"])
     shown.write_text(result.stdout)
     assert yaml.safe_load(shown.read_text())["rules"][1]["when"]["header"] == {"x-app": "db"}
-    assert await said("rules", "set", str(shown), "--revision", "1") == "3 rules hold, revision 2"
+    assert (
+        await said("rules", "set", str(shown), "--revision", "1")
+        == "rules that hold: 3, revision 2"
+    )
     header = ("--header", "x-app: db")
     assert "by the rule 'sql'" in await said("route", "select 1", *header)
-    assert await said("rules", "reset") == "0 rules of the settings hold"
+    assert await said("rules", "reset") == "rules that hold, of the settings: 0"
     assert "by the rule" not in await said("route", "select 1", *header)
     assert "by the rule 'sql'" in await said("route", "select 1", *header, "--rules", file)
     said_so = await said("route", "hello", "--rules", file, "--tenant", "acme")

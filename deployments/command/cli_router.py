@@ -185,7 +185,7 @@ def set_rules(
     held = client_of(url, api_key).put(
         "/v1/rules", sent if revision is None else sent | {"revision": revision}
     )
-    say(f"{len(held['rules'])} rules hold, revision {held['revision']}")
+    say(f"rules that hold: {len(held['rules'])}, revision {held['revision']}")
     _warn(held)
 
 
@@ -193,7 +193,7 @@ def set_rules(
 def reset_rules(url: Url = LOCAL, api_key: Key = None) -> None:
     """Have the rules of the settings (`router.rules`) hold again."""
     held = client_of(url, api_key).delete("/v1/rules")
-    say(f"{len(held['rules'])} rules of the settings hold")
+    say(f"rules that hold, of the settings: {len(held['rules'])}")
 
 
 @rules_app.command("test")
