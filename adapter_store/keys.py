@@ -147,6 +147,11 @@ class Keys:
         """Stream of a note per plan, for those who wait for one."""
         return self._own("plans")
 
+    @property
+    def rules(self) -> str:
+        """Stream of the rules of the choice, the newest of which hold: ``revision``, ``record``."""
+        return self._key("rules")
+
     def decision(self, owner: str, request_id: str) -> str:
         """What was decided about a tenant's request, as JSON; expires."""
         return self._of(owner, "decision", request_id)

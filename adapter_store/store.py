@@ -6,6 +6,7 @@ from adapter_store.blob_refs import BlobRefs
 from adapter_store.members import Members
 from adapter_store.plans import Plans
 from adapter_store.registry import Registry
+from adapter_store.rules import RuleStore
 from adapter_store.server import Server
 from adapter_store.telemetry import TelemetryStore
 from cluster.settings import StoreSettings
@@ -20,6 +21,7 @@ class Store:
         self.blob_refs = BlobRefs(self.server)
         self.members = Members(self.server, settings.lease_s)
         self.plans = Plans(self.server)
+        self.rules = RuleStore(self.server)
         self.telemetry = TelemetryStore(self.server)
 
     async def __aenter__(self) -> Self:

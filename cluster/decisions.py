@@ -55,6 +55,8 @@ class Decision(Record):
     threshold: float = Field(0.0, ge=0, le=1, description="of in_scope; below, it abstains")
     route: Route
     reason: str
+    rule: str = Field("", description="that said who answers, before anything else was asked")
+    narrowed_by: tuple[str, ...] = Field((), description="rules that left fewer adapters")
     candidates: tuple[Candidate, ...] = ()
     excluded: dict[str, str] = Field(
         default_factory=dict, description="better adapters, and the constraint that excluded each"

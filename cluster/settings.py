@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from cluster.addresses import host_entry, is_loopback
 from cluster.errors import ConfigError
+from cluster.rules import Rules, strange_base_model
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
 RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)"})
@@ -423,6 +424,11 @@ class RouterSettings(Section):
     keep_prompts: bool = Field(
         True, description="Keep the prompt with its decision; feedback cannot teach without it."
     )
+    rules: Rules = Field(
+        (),
+        description="What is so whatever the classifier would say, for `auto`: read in this order "
+        "before it. Those in the store (`roundhouse rules set`) take their place.",
+    )
     shared_feedback: bool = Field(
         False,
         description="What a tenant says of its answers teaches the choices for all tenants, not "
@@ -666,6 +672,8 @@ class Settings(BaseSettings):
             raise ValueError("models: two base models share an id")
         if self.default_model is not None and self.default_model not in ids:
             raise ValueError(f"default_model {self.default_model!r} is not one of {ids}")
+        if (problem := strange_base_model(self.router.rules, tuple(ids))) is not None:
+            raise ValueError(f"router.{problem}")
         return self
 
     @property

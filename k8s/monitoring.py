@@ -168,6 +168,12 @@ ROWS: dict[str, list[Panel]] = {
             {"{{outcome}}": _rate("roundhouse_routing_decisions_total", "outcome")},
         ),
         Panel(
+            "Rules",
+            "Choices for `auto` that each rule has a part in.",
+            "reqps",
+            {"{{rule}} {{part}}": _rate("roundhouse_routing_rules_total", "rule", "part")},
+        ),
+        Panel(
             "Time of a choice",
             "What it adds to a request.",
             "s",

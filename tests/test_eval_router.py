@@ -84,11 +84,49 @@ def test_without_prompts_out_of_scope_there_is_no_area(files, tmp_path):
         ("--cards", [], "has no lines"),
         ("--prompts", [{"input": "x"}], "prompts.jsonl:1: adapter"),
         ("--prompts", [{"input": "x", "adapter": "b"}], "no card is named 'b'"),
+        (
+            "--prompts",
+            [{"input": "", "adapter": None}, {"input": 5, "adapter": None}],
+            "l:2: input",
+        ),
+        ("--prompts", [{"input": "", "adapter": None}, ["x"]], "prompts.jsonl:2: a JSON object"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_field(files, tmp_path, option, lines, said):
     write(tmp_path / f"{option[2:]}.jsonl", lines)
     assert said in run(files, "--json")
+
+
+def test_bytes_that_are_no_text_are_named_by_their_line(files, tmp_path):
+    path = tmp_path / "bytes.jsonl"
+    path.write_bytes(b'{"input": "", "adapter": null}\n{"input": "\xff", "adapter": null}\n')
+    assert "bytes.jsonl:2: not UTF-8" in run(files | {"--prompts": str(path)}, "--json")
+
+
+UNREADABLE = ["", " \t\n", "\u200b", "!?"]
+HALVES = "every day at \ud83d nine \u0000 o'clock"
+
+
+def test_any_text_is_chosen_for(files, tmp_path):
+    """What has nothing to read goes to the base model, and is no reason to count it as a hit."""
+    texts = [*UNREADABLE, HALVES, "every day at nine " * 20_000]
+    prompts = [{"input": text, "adapter": None} for text in texts]
+    out = tmp_path / "out.jsonl"
+    options = {"--prompts": write(tmp_path / "odd.jsonl", prompts), "--out": str(out)}
+    report = run(files | options, "--json")
+    chosen = [json.loads(line)["chosen"] for line in out.read_text().splitlines()]
+    assert chosen == [None] * len(UNREADABLE) + ["cron", "cron"]
+    assert report["right"] == round(len(UNREADABLE) / len(texts), 4)
+    assert report["top1"] is report["oos_auroc"] is None
+
+
+def test_outcomes_of_any_text_are_learnt_from(tmp_path):
+    rows = [
+        {"input": text, "scores": {"a": 1.0, "b": float(i % 2)}}
+        for i, text in enumerate([*UNREADABLE, HALVES] * 8)
+    ]
+    path = write(tmp_path / "o.jsonl", rows)
+    assert run({"--outcomes": path, "--test": path}, "--json")["oracle"] == 1.0
 
 
 def test_options_that_do_not_go_together_are_refused(files):

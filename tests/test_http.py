@@ -50,6 +50,7 @@ ROUTES = {
     "/v1/chat/completions": ["POST"],
     "/v1/completions": ["POST"],
     "/v1/route": ["POST"],
+    "/v1/rules": ["GET", "PUT", "DELETE"],
     "/v1/feedback": ["POST"],
     "/v1/decisions": ["GET"],
     "/v1/decisions/x": ["GET"],
@@ -669,7 +670,7 @@ async def test_every_route_but_the_probes_asks_for_a_key_before_it_looks_at_the_
                 answer = await rh.client.request(method, path, content=b"not json")
                 error(answer, 401)
                 asked += 1
-        assert asked == 19
+        assert asked == 22
         for path in ("/docs", "/redoc", "/openapi.json"):
             error(await rh.client.get(path), 404)
 

@@ -155,6 +155,23 @@ def test_the_commands_show_what_is_there(cluster, http, make_adapter):
     wait_until(lambda: all("shown@1" not in r["residency"]["slots"] for r in replicas(http)))
 
 
+def test_rules_of_the_command_line_hold_at_all_ingresses_within_a_second(cluster, http, tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text("- {name: plain, when: {header: {x-app: kids}}, base_model: true}")
+    kids = {"headers": {"x-app": "kids"}, "json": {"input": "every friday at ten"}}
+    assert "rules that hold: 1" in cluster.command("rules", "set", str(file)).stdout
+
+    def rules_of_ten() -> list[str]:
+        return [http.post("/v1/route", **kids).json()["decisions"][0]["rule"] for _ in range(10)]
+
+    wait_until(lambda: rules_of_ten() == ["plain"] * 10, timeout_s=1)
+    said = cluster.command("route", "every friday at ten", "--header", "x-app: kids").stdout
+    assert "by the rule 'plain'" in said
+    assert "name: plain" in cluster.command("rules", "show").stdout
+    cluster.command("rules", "reset")
+    wait_until(lambda: rules_of_ten() == [""] * 10, timeout_s=1)
+
+
 def test_a_cold_adapter_is_loaded_once_and_found_again(http, make_adapter):
     # Of ten, eight fit: the last ones are nowhere until they are asked for.
     names = [f"cold-{i}" for i in range(10)]

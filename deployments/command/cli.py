@@ -40,6 +40,7 @@ app.add_typer(cli_adapters.app, name="adapters")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(keys_app, name="keys")
 app.command("eval-router")(cli_router.eval_router)
+app.add_typer(cli_router.rules_app, name="rules")
 
 
 def _tell_version(asked: bool) -> None:
@@ -160,12 +161,19 @@ def doctor(config: Config = DEFAULT_CONFIG) -> None:
 @app.command()
 def route(
     text: Annotated[str, typer.Argument(help="The prompt.")],
+    rules: Annotated[
+        Path | None, typer.Option(help="Try the rules of this file, not those that hold.")
+    ] = None,
+    tenant: cli_router.Tenant = None,
+    header: cli_router.Header = None,
     url: Url = LOCAL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which adapter a prompt would go to, and why."""
-    (decision,) = client_of(url, api_key).post("/v1/route", {"input": text})["decisions"]
+    body = cli_router.trial(text, rules, tenant)
+    headers = cli_router.headers_of(header)
+    (decision,) = client_of(url, api_key).post("/v1/route", body, headers)["decisions"]
     if as_json:
         print_json(decision)
         return

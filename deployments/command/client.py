@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,14 @@ class Client:
     def get(self, path: str, **params: Any) -> dict[str, Any]:
         return self._call("GET", path, params=params)
 
-    def post(self, path: str, body: dict[str, Any], **params: Any) -> dict[str, Any]:
-        return self._call("POST", path, json=body, params=params)
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        headers: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> dict[str, Any]:
+        return self._call("POST", path, json=body, headers=headers, params=params)
 
     def put(self, path: str, body: dict[str, Any], **params: Any) -> dict[str, Any]:
         return self._call("PUT", path, json=body, params=params)

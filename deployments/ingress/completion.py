@@ -7,14 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from cluster.adapters import Viewer
-from cluster.decisions import Prompt
 from cluster.errors import InvalidRequest, parse
 from cluster.settings import Settings
 from deployments.ingress.apart import kept_apart
 from deployments.ingress.directory import AUTO
 from deployments.ingress.terms import Terms, terms_of
 from router.adapters.constraints import Constraints, constraints_in_headers, merged, take_flags
-from router.adapters.prompts import prompt_of
+from router.rules.matching import Asked
 
 # A body's prompt without its flags, and the cost weights that they ask for.
 Unflagged = tuple[Any, dict[str, float]]
@@ -54,6 +53,7 @@ class Completion:
     constraints: Constraints
     terms: Terms
     sticky_key: str | None
+    headers: Mapping[str, str]
 
     @classmethod
     def read(
@@ -96,6 +96,7 @@ class Completion:
             constraints,
             terms_of(fields, prompt_json, viewer, headers, settings.dispatch),
             _sticky_key(fields),
+            headers,
         )
 
     @property
@@ -104,9 +105,9 @@ class Completion:
         return self.constraints.viewer
 
     @cached_property
-    def prompt(self) -> Prompt:
-        """The text that decides."""
-        return prompt_of(self.fields[FORMS[self.path].field])
+    def asked(self) -> Asked:
+        """What decides, where there is a choice."""
+        return Asked(self.fields[FORMS[self.path].field], self.headers)
 
     def for_engine(self, model: str) -> bytes:
         """The body, with the engine's name of the model in it."""

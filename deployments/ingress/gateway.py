@@ -5,16 +5,15 @@ on Ray.
 """
 
 import json
-import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.adapters import Adapter, AdapterRef, Version, Viewer
-from cluster.decisions import Decision, Prompt, Route, RoutedRequest
+from cluster.decisions import Decision, Route, RoutedRequest
 from cluster.errors import (
     AdapterLoadFailed,
     EngineRefused,
@@ -30,6 +29,7 @@ from cluster.settings import Settings
 from deployments.ingress.completion import CHAT_PATH, Completion, encode_json
 from deployments.ingress.directory import AUTO, Chosen, Directory
 from deployments.ingress.resolver import Resolver
+from deployments.ingress.rules.choice import Choice
 from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import Observed
 from deployments.process import metrics
@@ -41,8 +41,8 @@ from deployments.process.call import (
     ResponseStart,
 )
 from router.adapters.constraints import Constraints
-
-logger = logging.getLogger(__name__)
+from router.rules.matching import Asked
+from router.rules.rulebook import Rulebook
 
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
 EVALUATION_TOKENS = 256
@@ -69,13 +69,6 @@ class ReplicaPool(Protocol):
         """Send the call to the replica that it names, past the queue."""
 
 
-class Chooser(Protocol):
-    """The prompt router, wherever it runs."""
-
-    async def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
-        """One decision per prompt; raises :class:`Unavailable` when it does not answer in time."""
-
-
 class Gateway:
     """From a request to its answer."""
 
@@ -83,7 +76,7 @@ class Gateway:
         self,
         settings: Settings,
         directory: Directory,
-        chooser: Chooser,
+        choice: Choice,
         pools: Mapping[str, ReplicaPool],
         record: Callable[[RoutedRequest], None],
         want: Callable[[str | None, str], None],
@@ -91,7 +84,7 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._directory = directory
-        self._chooser = chooser
+        self._choice = choice
         self._pools = pools
         self._record = record
         self._want = want
@@ -140,13 +133,13 @@ class Gateway:
         if asked.model != AUTO:
             return await self._named(asked, key)
         began = time.monotonic()
-        (decision,) = await self.route([asked.prompt], asked.constraints)
+        (decision,) = await self.route([asked.asked], asked.constraints)
         metrics.routing_time.observe(time.monotonic() - began)
-        metrics.decisions.labels(_outcome(decision)).inc()
+        _count(decision)
         if decision.adapter is not None:
             metrics.confidence.observe(decision.confidence)
         chosen = self._follow(decision, asked.constraints, key)
-        return replace(chosen, decision=decision, prompt=asked.prompt)
+        return replace(chosen, decision=decision, prompt=asked.asked.prompt)
 
     async def _named(self, asked: Completion, key: str) -> Chosen:
         """What the client's own name means; an adapter may have to be fetched for it."""
@@ -204,15 +197,17 @@ class Gateway:
         decision = chosen.decision
         if decision is None or chosen.adapter is not None or chosen.route is not Route.AUTO:
             return
-        is_expert = decision.in_scope >= decision.threshold > 0
-        if self._settings.router.out_of_scope == "refuse" and not is_expert:
+        is_meant = decision.rule or decision.in_scope >= decision.threshold > 0
+        if self._settings.router.out_of_scope == "refuse" and not is_meant:
             raise OutOfScope(
                 f"no adapter fits this prompt ({decision.reason}); name an adapter or a base model",
                 param="model",
             )
 
-    async def route(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
-        """The decisions alone; that it is the base model when the prompt router does not answer."""
+    async def route(
+        self, asked: Sequence[Asked], constraints: Constraints, tried: Rulebook | None = None
+    ) -> list[Decision]:
+        """The decisions alone; `tried` are rules in place of those that hold."""
         viewer, base_models = constraints.viewer, self._directory.base_models
         constraints = constraints.renamed(lambda name: self._directory.meant(name, viewer))
         if constraints.base_model is not None and constraints.base_model not in base_models:
@@ -221,13 +216,7 @@ class Gateway:
             if not self._directory.shows(name, viewer):
                 known = self._directory.names_like(name, viewer)
                 raise ModelNotFound(name, known, param="constraints.adapters")
-        try:
-            return await self._chooser.choose(prompts, constraints)
-        except Unavailable as e:
-            logger.warning("the prompt router does not answer, the base model does: %s", e)
-            reason = f"fallback to the base model: {e.message}"
-            fallback = Decision(adapter=None, confidence=0, route=Route.FALLBACK, reason=reason)
-            return [fallback for _ in prompts]
+        return await self._choice.decide(asked, constraints, tried)
 
     async def _dispatch(
         self, chosen: Chosen, call: Call, terms: Terms, held: AsyncExitStack
@@ -286,7 +275,12 @@ def _start(start: ResponseStart, chosen: Chosen) -> ResponseStart:
     )
 
 
-def _outcome(decision: Decision) -> str:
+def _count(decision: Decision) -> None:
+    outcome = "base" if decision.adapter is None else "adapter"
     if decision.route is Route.FALLBACK:
-        return "fallback"
-    return "base" if decision.adapter is None else "adapter"
+        outcome = "fallback"
+    metrics.decisions.labels(outcome).inc()
+    for name in decision.narrowed_by:
+        metrics.ruled.labels(name, "narrowed").inc()
+    if decision.rule:
+        metrics.ruled.labels(decision.rule, "chose").inc()

@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from adapter_store.search import Search
-from cluster.decisions import Prompt
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
 from cluster.settings import AuthSettings, HttpSettings
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
@@ -27,10 +26,12 @@ from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
 from deployments.ingress.operations import Operations
 from deployments.ingress.overview import Overview
+from deployments.ingress.rules.book import Book
+from deployments.ingress.rules.http import add_rules, tried
 from deployments.ingress.views import cluster, describe
 from deployments.process import metrics
 from deployments.process.call import Reply
-from router.adapters.prompts import prompt_of
+from router.rules.matching import Asked
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def build_http(
     client = APIRouter(dependencies=asks_for(CLIENT), route_class=NameRoute)
     changes = APIRouter(dependencies=asks_for(ADMIN), route_class=NameRoute)
     _add_inference(client, offered.gateway, max_body_bytes)
+    _add_route(client, offered.gateway, offered.rules, max_body_bytes)
+    add_rules(changes, offered.rules, max_body_bytes)
     _add_reading(client, offered.directory)
     _add_feedback(client, changes, offered.feedback, max_body_bytes)
     add_changes(changes, offered.admin, max_body_bytes)
@@ -92,13 +95,15 @@ def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> 
     for path in FORMS:
         router.post(path)(complete)
 
+
+def _add_route(router: APIRouter, gateway: Gateway, book: Book, max_body_bytes: int) -> None:
     @router.post("/v1/route")
     async def route(request: Request) -> dict[str, Any]:
         body = await read_json(request, max_body_bytes)
-        constraints = parse_constraints(
-            body.get("constraints"), request.state.viewer, request.headers
-        )
-        decisions = await gateway.route(route_inputs(body.get("input")), constraints)
+        rules, viewer = tried(body, book, request.state.viewer)
+        constraints = parse_constraints(body.get("constraints"), viewer, request.headers)
+        asked = [Asked(value, request.headers) for value in route_inputs(body.get("input"))]
+        decisions = await gateway.route(asked, constraints, rules)
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 
 
@@ -210,19 +215,19 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return await _ours(request, RoundhouseError(_UNEXPECTED))
 
 
-def route_inputs(value: Any) -> list[Prompt]:
+def route_inputs(value: Any) -> list[Any]:
     """Prompts to decide on: one string, one conversation, or a list of either."""
     if isinstance(value, str):
-        return [prompt_of(value)]
+        return [value]
     if not isinstance(value, list) or not value:
         raise InvalidRequest("input must be a string, messages, or a list of these", param="input")
     if isinstance(value[0], dict):
-        return [prompt_of(value)]
+        return [value]
     if len(value) > _MAX_ROUTE_INPUTS:
         raise InvalidRequest(f"input: at most {_MAX_ROUTE_INPUTS} prompts at once", param="input")
     if not all(isinstance(v, str | list) for v in value):
         raise InvalidRequest("input: every item must be a string or messages", param="input")
-    return [prompt_of(v) for v in value]
+    return value
 
 
 async def _respond(reply: Reply, request_id: str, held: AsyncExitStack) -> Response:

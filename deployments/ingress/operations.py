@@ -12,9 +12,11 @@ from deployments.ingress.changes.rollout_driver import RolloutDriver
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
-from deployments.ingress.gateway import Chooser, Gateway, ReplicaPool
+from deployments.ingress.gateway import Gateway, ReplicaPool
 from deployments.ingress.overview import Overview
 from deployments.ingress.resolver import Resolver
+from deployments.ingress.rules.book import Book
+from deployments.ingress.rules.choice import Choice, Chooser
 from deployments.process.process import Process
 
 
@@ -28,6 +30,7 @@ class Operations:
     admin: AdapterAdmin
     feedback: Feedback
     dashboard: Dashboard
+    rules: Book
 
 
 def operations(
@@ -54,7 +57,9 @@ def operations(
     admin = process.add(AdapterAdmin(settings, store, catalogue, Proof(pools).prove))
     overview = Overview(settings, store.members, store.plans, directory, deployments, unwell)
     resolver = process.add(Resolver(settings.store, store, catalogue, admin.blobs, admin.resolve))
-    gateway = Gateway(settings, directory, chooser, pools, recorder.record, want, resolver)
+    rules = process.add(Book(settings.router.rules, store.rules, directory))
+    choice = Choice(settings, directory, chooser, rules, store.members)
+    gateway = Gateway(settings, directory, choice, pools, recorder.record, want, resolver)
     process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))
     return Operations(
         gateway,
@@ -63,4 +68,5 @@ def operations(
         admin,
         Feedback(log, settings),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log),
+        rules,
     )

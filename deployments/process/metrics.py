@@ -75,6 +75,13 @@ decisions = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+ruled = Counter(
+    "roundhouse_routing_rules_total",
+    "Choices for `auto` that a rule has a part in: chose (it said who answers), narrowed (it left"
+    " fewer adapters).",
+    ("rule", "part"),
+    registry=REGISTRY,
+)
 confidence = Histogram(
     "roundhouse_routing_confidence_ratio",
     "Confidence of the choices that named an adapter.",

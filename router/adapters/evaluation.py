@@ -1,5 +1,6 @@
 """How well the router chooses, on files of cards and prompts: `roundhouse eval-router`."""
 
+import codecs
 import json
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 from sklearn.metrics import roc_auc_score
 
 from cluster.adapters import Adapter, Card, Share, Version
@@ -33,6 +34,14 @@ Progress = Callable[[str, int, int], None]
 Line = TypeVar("Line", bound=BaseModel)
 
 
+def _legible(text: Any) -> Any:
+    """With a mark for each half of a character, which JSON may have, and nothing can read."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_legible)]
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -41,21 +50,21 @@ class CardLine(_Line):
     """A line of CARDS."""
 
     name: str = Field(min_length=1)
-    description: str = ""
-    examples: tuple[str, ...] = ()
+    description: Text = ""
+    examples: tuple[Text, ...] = ()
 
 
 class PromptLine(_Line):
     """A line of PROMPTS; no adapter: out of scope."""
 
-    input: str
+    input: Text
     adapter: str | None
 
 
 class OutcomeLine(_Line):
     """A line of TRAIN or TEST: how well each candidate answered, and what it cost."""
 
-    input: str
+    input: Text
     scores: dict[str, Share] = Field(min_length=1)
     costs: dict[str, Annotated[FiniteFloat, Field(ge=0, le=1e12)]] = Field(default_factory=dict)
 
@@ -63,17 +72,22 @@ class OutcomeLine(_Line):
 def read_lines(path: Path, kind: type[Line]) -> list[Line]:
     """Raises :class:`ConfigError`, which names the line and the field."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as e:
         raise ConfigError(f"{path} cannot be read: {e}") from e
     lines = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            lines.append(kind.model_validate(json.loads(line)))
+            found = json.loads(line.decode())
+            if not isinstance(found, dict):
+                raise ConfigError(f"{path}:{number}: a JSON object is needed")
+            lines.append(kind.model_validate(found))
         except ValidationError as e:
             raise ConfigError(f"{path}:{number}: {explain(e)}") from e
+        except UnicodeDecodeError as e:
+            raise ConfigError(f"{path}:{number}: not UTF-8: {e.reason}") from e
         except (ValueError, RecursionError) as e:
             raise ConfigError(f"{path}:{number}: not JSON: {e}") from e
     if not lines:
@@ -106,8 +120,9 @@ def evaluate_cards(
     told = router.report()
     pairs = list(zip(decisions, prompts, strict=True))
     right = np.array([d.adapter == p.adapter for d, p in pairs])
-    # The confidence is of the best adapter, whether it was then chosen or not.
-    hit = np.array([d.candidates[0].adapter == p.adapter for d, p in pairs])
+    # The confidence is of the best adapter, whether it was then chosen or not; where there was
+    # nothing to read, none is.
+    hit = np.array([p.adapter in [c.adapter for c in d.candidates[:1]] for d, p in pairs])
     report = {
         **_ranking(decisions, prompts),
         "latency_ms": {

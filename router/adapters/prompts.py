@@ -28,6 +28,19 @@ def prompt_of(value: Any) -> Prompt:
     return Prompt(text=clip(_content(turns[-1].get("content"))), context=clip(context))
 
 
+def whole(value: Any) -> tuple[str, str]:
+    """All that a client sent: the last turn of the user, and every message with it."""
+    if isinstance(value, str):
+        return value, value
+    parts = value if isinstance(value, list) else []
+    if strings := [part for part in parts if isinstance(part, str)]:
+        return "\n".join(strings), "\n".join(strings)
+    messages = [part for part in parts if isinstance(part, dict)]
+    turns = [m for m in messages if m.get("role") == "user"] or messages
+    said = "\n".join(_content(m.get("content")) for m in messages)
+    return _content(turns[-1].get("content")) if turns else "", said
+
+
 def clip(text: str) -> str:
     """Head and tail of a long text, in characters that every tokenizer takes."""
     return ends_of(text.encode("utf-8", "replace").decode(), HEAD_CHARS, TAIL_CHARS)
