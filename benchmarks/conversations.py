@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks import routing_data
 from cluster.adapters import Adapter, Card, Version
 from cluster.decisions import Held, Prompt
 from cluster.settings import RouterSettings
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument(
         "--first-token", type=float, metavar="MARGIN", help="only that, on vLLM, with this margin"
     )
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     phrases = json.loads(PHRASES.read_text())
@@ -94,6 +96,9 @@ def main() -> None:
         "tuning": tuned,
         "test": {name: _measured(made["test"], methods[name]) for name in shown},
     }
+    if args.data.is_dir():
+        met = strangers(args.data)
+        result["strangers"] = {n: _to_base(met, methods[n]) for n in shown} | {"prompts": len(met)}
     before = json.loads(args.out.read_text()) if args.out.exists() else {}
     result["first token"] = before.get("first token", {})
     args.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -164,6 +169,16 @@ def _led(rng: np.random.Generator, phrases: dict[str, Any], turn: Turn) -> Turn:
     lead = str(rng.choice(phrases["leads"]))
     text = turn.text[0].lower() + turn.text[1:] if lead else turn.text
     return replace(turn, text=lead + text)
+
+
+def strangers(data: Path) -> list[Conversation]:
+    """What people asked a system that could not help with it (CLINC150), in chats with a skill."""
+    queries = routing_data.clinc(data)[0]
+    rows = np.flatnonzero((queries.labels == -1) & (queries.split == "test"))
+    rng, prompts = np.random.default_rng(0), {s: [e.prompt for e in held_out(s)] for s in SKILLS}
+    return [
+        [_task(rng, prompts, "first"), Turn(queries.texts[row], None, "everyday")] for row in rows
+    ]
 
 
 # -- who answers --------------------------------------------------------------------------------
@@ -244,6 +259,15 @@ def _measured(made: Sequence[Conversation], choose: Choose) -> dict[str, float]:
             held[i] = Held(adapter=answered, at=0)
     shares = {name: round(100 * float(np.mean(r)), 2) for name, r in sorted(right.items())}
     return shares | {"needless switches": round(100 * needless / len(right["stays"]), 2)}
+
+
+def _to_base(met: Sequence[Conversation], choose: Choose) -> float:
+    """Share of the second turns that the base model answers."""
+    prompts = [
+        _prompt(turns).model_copy(update={"held": Held(adapter=turns[0].task, at=0)})
+        for turns in met
+    ]
+    return round(100 * float(np.mean([answered is None for answered in choose(prompts)])), 2)
 
 
 def _group(turn: Turn) -> str:
