@@ -159,6 +159,14 @@ def test_a_flag_is_no_part_of_a_turn():
     assert prompt_of(said("count them [Flag: fastest]", "b", "c")).marks == (now.mark,)
 
 
+def test_what_is_nested_too_deeply_is_found_by_nothing():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    nested = [{"role": "user", "content": deep}, *said("a")]
+    assert (prompt_of(nested).mark, prompt_of(nested).marks) == ("", ())
+
+
 def test_of_a_long_conversation_the_newest_turns_are_looked_for():
     turns = [str(i) for i in range(101)]
     assert len(prompt_of(said(*turns)).marks) == 8
