@@ -11,11 +11,11 @@ balancer). Connections that are open stay with the old one: see `_Pool`.
 import re
 import weakref
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff
@@ -145,25 +145,24 @@ def _sentinel(url: str) -> Redis:
     service, _, database = parts.path.strip("/").partition("/")
     if not service:
         raise ValueError("a Sentinel URL ends with the service's name, as in .../mymaster")
-    options = _options(url)
+    options = _SOCKET | _options(url)
     sentinel_options = {"password": options.pop("sentinel_password", None), **_SOCKET}
     if options.get("ssl"):
         sentinel_options["ssl"] = True
+    options.setdefault("max_connections", _SENTINEL_CONNECTIONS)
     sentinel = Sentinel(_hosts(url, 26379), sentinel_kwargs=sentinel_options)
     client: Redis = sentinel.master_for(
         service,
         db=int(database or 0),
         decode_responses=True,
-        max_connections=_SENTINEL_CONNECTIONS,
         **options,
-        **_SOCKET,
     )
     return client
 
 
 def _cluster(url: str) -> RedisCluster:
     nodes = [ClusterNode(host, port) for host, port in _hosts(url, 6379)]
-    return RedisCluster(startup_nodes=nodes, decode_responses=True, **_options(url), **_SOCKET)
+    return RedisCluster(startup_nodes=nodes, decode_responses=True, **(_SOCKET | _options(url)))
 
 
 def _hosts(url: str, default_port: int) -> list[tuple[str, int]]:
@@ -178,14 +177,14 @@ def _hosts(url: str, default_port: int) -> list[tuple[str, int]]:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """User, password and TLS; further ones, such as ssl_ca_certs, from the query."""
+    """User, password, TLS, and what the query says, such as ssl_ca_certs: as the client itself
+    reads them of a single server's URL."""
     parts = urlsplit(url)
-    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
-    options: dict[str, Any] = dict(parse_qsl(parts.query))
-    if user:
-        options["username"] = unquote(user)
-    if password:
-        options["password"] = unquote(password)
-    if parts.scheme.startswith("rediss"):
+    scheme = parts.scheme.partition("+")[0]
+    user, at, _ = parts.netloc.rpartition("@")
+    options = dict(parse_url(f"{scheme}://{user}{at}host?{parts.query}"))
+    for of_one_server in ("host", "port", "db", "connection_class"):
+        options.pop(of_one_server, None)
+    if scheme == "rediss":
         options["ssl"] = True
     return options

@@ -13,7 +13,7 @@ from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.blobs import BlobStore, remove_abandoned
 from adapter_store.files.filesystems import storage
 from adapter_store.files.inbound.confined import Progress
-from adapter_store.files.inbound.fetching import CARD_FILE
+from adapter_store.files.inbound.fetching import CARD_FILE, scheme_of
 from adapter_store.files.sources import Sources, staging_of
 from adapter_store.files.tensor_names import cut
 from adapter_store.files.uploads import UPLOAD, Uploads
@@ -42,6 +42,10 @@ _TRIES = 20
 _AT_ONCE = 4
 _SHOWN = 3
 
+# Places that are the caller's own: what lies elsewhere may be anybody's.
+_OF_CALLERS = ("file", "upload")
+# Whose an adapter is, and what of the cluster it takes.
+_FOR_OWNERS = ("owner", "visibility", "pinned", "replicas")
 # Of a registration: what is of the version, or of the call; the rest is of the card.
 _NOT_OF_CARD = {"source", "sha256", "base_fingerprint", "lineage", "promote", "revision"}
 
@@ -149,6 +153,8 @@ class Registrar:
         arriving = self.sources.arrived(registration.source, tenant, progress)
         async with arriving as (folder, in_folder):
             name = await self._in_thread(self.sources.name_of, registration.source)
+            if scheme_of(registration.source) not in _OF_CALLERS:
+                _check_claims(registration, in_folder)
             sent = _SentCard.of(registration, in_folder, name, default_base)
             sent.fields["resolved_from"] = resolved_from
             if resolved_from:
@@ -321,6 +327,21 @@ class _SentCard:
                 param="base_model",
             )
         return parse(Card, self.fields | {"base_model": base_model})
+
+
+def _check_claims(registration: Registration, in_folder: dict[str, Any]) -> None:
+    """Whoever made an adapter does not say whose it is here, nor what it may take up.
+
+    Refused, not passed over: what was meant to be private would be public.
+    """
+    for field in _FOR_OWNERS:
+        is_claimed = in_folder.get(field) not in (None, Card.model_fields[field].default)
+        if is_claimed and getattr(registration, field) is None:
+            raise AdapterRefused(
+                f"the {CARD_FILE} there sets {field}, which is for who registers it to say: give "
+                f"{field} in the request, or take it out of the card",
+                param=field,
+            )
 
 
 def _check_base(base: BaseModelFacts, expected: str) -> None:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -164,6 +164,8 @@ RESTART = "all, until the cluster has started again"
 # How much that may be.
 _MAY_FAIL = {"": 0, UNDER_WAY: CLIENTS}
 _MAY_LAST_S = {RESTART: 90.0}
+# So long nobody may be left without an answer, and a request that waits longer at the end hangs.
+_MAY_BE_SILENT_S = 2.0
 FAULTS = (
     Fault(
         "HAProxy killed",
@@ -220,10 +222,17 @@ class Seen:
     late_failures: int = 0
     last_failure_s: float = 0.0
     longest_gap_s: float = 0.0
+    hanging: int = 0
     _answered: float = 0.0
 
     def __post_init__(self) -> None:
         self._answered = self.began
+
+    def end(self, open_since: Iterable[float]) -> None:
+        """The time is over: what was asked then, and has no answer yet, may never get one."""
+        now = time.monotonic()
+        self.longest_gap_s = max(self.longest_gap_s, now - self._answered)
+        self.hanging = sum(now - since > _MAY_BE_SILENT_S for since in open_since)
 
     def note(self, asked_at: float, status: str, foreign: str) -> None:
         now = time.monotonic()
@@ -251,12 +260,14 @@ class Load:
         self._url = url
         self.seen = Seen(time.monotonic())
         self.readyz: list[tuple[float, str]] = []
+        self._open: dict[int, float] = {}
 
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator["Load"]:
         tasks = [asyncio.create_task(self._ask(i)) for i in range(CLIENTS)]
         tasks.append(asyncio.create_task(self._watch()))
         yield self
+        self.seen.end(self._open.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -270,9 +281,9 @@ class Load:
         while True:
             asked += 1
             body = _body(models[asked % len(models)], is_stream=bool(asked % 2))
-            began = time.monotonic()
+            self._open[number] = time.monotonic()
             status, foreign = await self._answer("post", "/v1/chat/completions", json=body)
-            self.seen.note(began, status, foreign)
+            self.seen.note(self._open.pop(number), status, foreign)
             await asyncio.sleep(0.02)
 
     async def _watch(self) -> None:
@@ -313,6 +324,7 @@ async def _suffer(fault: Fault, cluster: Cluster) -> dict[str, Any]:
         "sent": seen.statuses.total(),
         "failed": seen.statuses.total() - seen.statuses["200"],
         "failed_later": seen.late_failures,
+        "hanging": seen.hanging,
         "recovered_s": round(seen.last_failure_s, 2),
         "longest_gap_s": round(seen.longest_gap_s, 2),
         "statuses": dict(seen.statuses),
@@ -349,10 +361,12 @@ def main() -> None:
 
 
 def _is_right(seen: dict[str, Any]) -> bool:
-    """No more failed than may, for no longer, and with no error that was not ours."""
+    """No more failed than may, nobody waited longer, and there was no error that was not ours."""
     most = _MAY_FAIL.get(seen["loses"], seen["failed"])
-    longest = _MAY_LAST_S.get(seen["loses"], seen["recovered_s"])
-    return bool(seen["failed"] <= most and seen["recovered_s"] <= longest and not seen["foreign"])
+    longest_s = _MAY_LAST_S.get(seen["loses"], _MAY_BE_SILENT_S)
+    is_prompt = max(seen["recovered_s"], seen["longest_gap_s"]) <= longest_s
+    is_answered = seen["sent"] > 0 and not seen["hanging"]
+    return bool(seen["failed"] <= most and is_prompt and is_answered and not seen["foreign"])
 
 
 def _started(folder: Path) -> Cluster:

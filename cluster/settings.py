@@ -777,5 +777,6 @@ def _explain_one(err: ErrorDetails) -> str:
     if err["type"] == "missing":
         return "is required"
     message = str(err["msg"]).removeprefix("Value error, ")
-    # A whole section may have a password in it.
-    return message if isinstance(err["input"], dict) else f"{message} (got {err['input']!r})"
+    # A whole section may have a password in it, and a key be where its hash belongs.
+    is_secret = isinstance(err["input"], dict) or err["loc"][:2] == ("auth", "keys")
+    return message if is_secret else f"{message} (got {err['input']!r})"

@@ -3,13 +3,14 @@
 import asyncio
 import io
 import json
+import os
 import shutil
 import tarfile
 import time
 
 import pytest
 
-from cluster.members import Replica, Residency
+from cluster.members import Replica, Residency, Router
 from tests.conftest import until
 from tests.test_http import ADMIN_KEY, CLIENT_HASH, CLIENT_KEY, add, ask, error
 
@@ -592,3 +593,37 @@ async def test_requests_go_on_while_versions_change(rh, make_adapter):
     await asyncio.gather(*clients)
     assert {status for status, _ in seen} == {200}
     assert len({version for _, version in seen}) >= 4
+
+
+async def test_a_balancer_is_told_what_keeps_requests_from_being_served(make_world):
+    """Once all has been there, one replica is enough, and nothing waits for the prompt router."""
+    model = {"id": "echo", "path": "none", "engine": "echo", "replicas": 2}
+    async with make_world(models=[model]) as it:
+        members, first, second = it.store.members, *(Replica(id=i, model="echo") for i in "ab")
+
+        async def waiting_for() -> str:
+            answer = await it.client.get("/readyz")
+            return "" if answer.status_code == 200 else error(answer, 503)["message"]
+
+        for member in (first, Router(id="r")):
+            await members.renew(member)
+        assert await waiting_for() == "waiting for 1 of 2 replicas of echo"
+        await members.renew(second)
+        assert await waiting_for() == ""
+        for gone in ("b", "r"):
+            await members.leave(gone)
+        assert await waiting_for() == ""
+        await members.leave("a")
+        assert await waiting_for() == "waiting for a replica of echo"
+
+
+async def test_what_a_killed_ingress_had_brought_in_goes_when_the_next_one_starts(
+    make_world, tmp_path
+):
+    staging = tmp_path / "data" / "staging"
+    old, fresh = staging / "old", staging / "fresh"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    async with make_world():
+        assert list(staging.iterdir()) == [fresh], "another cluster's, perhaps"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 
 import pytest
 import yaml
@@ -118,6 +119,12 @@ def declared(folder, source):
     file = folder / "adapters.yaml"
     file.write_text(yaml.safe_dump({"adapters": [{"name": "cron", "source": source}]}))
     return file
+
+
+def test_it_says_its_version():
+    done, packages = loaded("--version")
+    assert done.stdout.strip() == version("roundhouse")
+    assert not packages & (HEAVY | OF_THE_CLUSTER)
 
 
 def test_help_loads_nothing_of_the_cluster():

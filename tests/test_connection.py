@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from redis.asyncio import RedisCluster
 
 from adapter_store.catalogue import Catalogue
-from adapter_store.connection import open_client
+from adapter_store.connection import close_client, open_client
 from adapter_store.embedded import embedded_server
 from adapter_store.registry import SCHEMA
 from adapter_store.store import Store
@@ -137,6 +138,20 @@ async def test_no_acknowledged_change_is_lost_when_the_server_is_killed(tmp_path
 def test_a_wrong_url_is_refused(url, said):
     with pytest.raises(ConfigError, match=said):
         open_client(url)
+
+
+@pytest.mark.parametrize(
+    "place", ["redis://:p%40@h:1/0", "redis+sentinel://:p%40@h:1/ours", "redis+cluster://:p%40@h:1"]
+)
+async def test_options_in_the_url_mean_the_same_everywhere(place):
+    client = open_client(f"{place}?max_connections=7&socket_timeout=1.5&client_name=a%20b")
+    is_cluster = isinstance(client, RedisCluster)
+    told = client.connection_kwargs if is_cluster else client.connection_pool.connection_kwargs
+    assert (told["socket_timeout"], told["client_name"]) == (1.5, "a b")
+    assert told["password"] == "p@"
+    await close_client(client)
+    most = told["max_connections"] if is_cluster else client.connection_pool.max_connections
+    assert most == 7
 
 
 def test_waiting_for_replicas_is_not_for_clusters():

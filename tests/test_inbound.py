@@ -19,6 +19,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -56,7 +57,9 @@ def opened(tmp_path):
 
     def sources(**changes) -> Sources:
         settings = StoreSettings(
-            data_dir=tmp_path / "data", sources=("file", "http", "https", "s3", "hf"), **changes
+            data_dir=tmp_path / "data",
+            sources=("file", "http", "https", "s3", "hf", "az"),
+            **changes,
         )
         return Sources(settings, Uploads(settings))
 
@@ -259,10 +262,19 @@ async def test_a_name_that_changes_between_check_and_connection_leads_nowhere():
         assert secret.asked == []
 
 
-@pytest.mark.parametrize("source", ["s3://bucket/x::file:///etc", "http://x::file:///etc/hosts"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "s3://bucket/x::file:///etc",
+        "az://container@other.dfs.core.windows.net/x",
+        "az://other.dfs.core.windows.net/container/x",
+    ],
+)
 async def test_places_are_not_chained(opened, source):
-    with pytest.raises(RoundhouseError):
+    with pytest.raises(AdapterRefused, match="names one place"):
         await fetched(opened(), source)
+    with pytest.raises(RoundhouseError):
+        await fetched(opened(), "http://x::file:///etc/hosts")
 
 
 # -- children -----------------------------------------------------------------------------------
@@ -460,6 +472,19 @@ def test_a_machine_that_has_no_process_left_says_so(monkeypatch):
         kind, message, _ = json.loads(ours.makefile().read())["error"]
     assert kind == "Unavailable"
     assert "no child can be made" in message
+
+
+async def test_a_server_that_cannot_be_started_is_started_for_the_next(monkeypatch):
+    await confined_module.warm()
+    (server,) = servers()
+    server.kill()
+    await until(lambda: server.status() == psutil.STATUS_ZOMBIE)
+    with monkeypatch.context() as patch:
+        refused = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        patch.setattr(subprocess, "Popen", Mock(side_effect=refused))
+        with pytest.raises(Unavailable, match="cannot be started"):
+            await confined_module.warm()
+    await confined_module.warm()
 
 
 def test_a_child_that_the_kernel_holds_keeps_nobody_waiting(monkeypatch):

@@ -247,10 +247,37 @@ async def test_reloads_lose_nothing_and_leave_one_twin(proxy, ingresses):
     await _until(lambda: not proxy.first.children(), timeout_s=5)
 
 
+def test_an_older_twin_that_comes_late_leaves_the_newer_one(tmp_path):
+    """Serve starts two HAProxies in a row, and the first of their twins is slow to start."""
+    config = f"defaults\n    mode http\nlisten it\n    bind 127.0.0.1:{free_ports(1)[0]}\n"
+    there = tmp_path / "twin.json"
+    with subprocess.Popen(["sleep", "60"]) as older:
+        time.sleep(0.05)
+        with subprocess.Popen(["sleep", "60"]) as newer, _twin_of(newer, config, tmp_path) as kept:
+            wait_until(there.exists)
+            with _twin_of(older, config, tmp_path) as late:
+                late.wait(20)
+            assert not (tmp_path / f"twin-{older.pid}.cfg").exists()
+            time.sleep(0.5)
+            assert kept.poll() is None
+            there.unlink()
+            kept.wait(20)
+            newer.kill()
+        older.kill()
+
+
+def _twin_of(first: subprocess.Popen, config: str, folder: Path) -> subprocess.Popen:
+    told = folder / f"twin-{first.pid}.cfg"
+    told.write_text(config)
+    return subprocess.Popen(
+        [sys.executable, "-m", "deployments.proxy.twin", str(told), str(first.pid)]
+    )
+
+
 async def test_it_ends_with_the_node(proxy, tmp_path):
     """Whose folder goes, too."""
     proxy.first.kill()
-    (tmp_path / "twin.pid").unlink()
+    (tmp_path / "twin.json").unlink()
     await _until(lambda: not proxy.processes)
 
 

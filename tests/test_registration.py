@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapter_store.files.blobs import digest_of
+from adapter_store.files.filesystems import open_filesystem
 from adapter_store.registration import Registrar
 from adapter_store.registry import Stored
 from adapter_store.store import Store
@@ -44,6 +45,23 @@ async def test_an_adapter_is_stored_under_its_hash(store, registrar, make_adapte
     assert stored.adapter.card.metadata == {}
     assert "'colour'" in stored.version.notices[0]
     assert (await store.registry.get("cron")).latest.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("owner", "alice"), ("pinned", True), ("replicas", 10_000)]
+)
+async def test_whoever_made_it_does_not_say_whose_it_is(
+    registrar, make_adapter, s3_bucket, field, value
+):
+    files, root = open_filesystem(s3_bucket)
+    files.put(f"{make_adapter('cron', **{field: value})}/", f"{root}/cron/", recursive=True)
+    sent = Registration(source=f"{s3_bucket}/cron")
+    with pytest.raises(AdapterRefused, match=f"give {field} in the request") as refused:
+        await registrar.register(sent, mode="create")
+    assert refused.value.param == field
+    meant = sent.model_copy(update={field: value})
+    stored = await registrar.register(meant, mode="create")
+    assert getattr(stored.adapter.card, field) == value
 
 
 async def test_what_is_sent_wins_over_the_card(registrar, make_adapter):

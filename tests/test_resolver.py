@@ -224,6 +224,11 @@ async def test_slow_names_keep_no_other_tenant_waiting(make_world, tmp_path, mon
             await until(lambda: len(server.asked) == 3, 30)
             assert error(await by("alice", "quick"), 503)["code"] == "being_fetched"
             error(await by("bob", "quick"), 404)
+            # Of other places, too: half of what there is, at most.
+            monkeypatch.setattr("deployments.ingress.resolver._MOST", 9)
+            monkeypatch.setattr("deployments.ingress.resolver._MOST_IN_ALL", 6)
+            assert error(await by("alice", "next"), 503)["code"] == "being_fetched"
+            error(await by("bob", "next"), 404)
             monkeypatch.setattr("deployments.ingress.resolver._MOST_IN_ALL", 3)
             assert error(await by("bob", "other"), 503)["code"] == "being_fetched"
             for task in slow:

@@ -64,6 +64,12 @@ def test_keys_that_say_so_are_of_one_tenant():
     assert tenants == ["x", "x", "admin:ops", "admin:ops"]
 
 
+def test_a_key_where_its_hash_belongs_is_not_repeated():
+    with pytest.raises(ConfigError, match=r"auth\.keys\.0\.sha256") as refused:
+        parse_settings(MINIMAL | keys({"name": "x", "sha256": "rh-secret"}))
+    assert "secret" not in refused.value.message
+
+
 def test_names_of_hosts_are_taken_however_they_are_written():
     http = {
         "allowed_hosts": ["LLM.example.com", "*.Example.COM"],

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,6 @@ from deployments.command.cli_common import (
 )
 
 app = typer.Typer(
-    help="Serve many LoRA adapters on few base models behind one endpoint.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -40,6 +40,22 @@ app.add_typer(cli_adapters.app, name="adapters")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(keys_app, name="keys")
 app.command("eval-router")(cli_router.eval_router)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        console.print(version("roundhouse"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    tells_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Serve many LoRA adapters on few base models behind one endpoint."""
 
 
 def main() -> None:

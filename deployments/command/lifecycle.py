@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adapter_store.embedded import die_with_parent, how_it_ended
-from adapter_store.registration import Registrar, sweep
+from adapter_store.registration import Registrar
 from adapter_store.store import Store
 from cluster.addresses import host_problem, is_loopback, port_problem
 from cluster.errors import ConfigError, Conflict, RoundhouseError, Unavailable
@@ -67,7 +67,6 @@ def run(settings: Settings, address: str | None, folder: Path, owner: Connection
                 from deployments.app import in_this_cluster
 
                 settings = in_this_cluster(settings)
-                sweep(settings.store)
                 with _serving(settings, folder, owner.send):
                     asyncio.run(_preload(settings, owner.send))
                     owner.send(None)

@@ -112,13 +112,17 @@ class ServeChooser:
     def __init__(self, handle: DeploymentHandle, settings: RouterSettings) -> None:
         self._handle = handle.options(method_name="choose")
         self._settings = settings
+        self._turn_of_lists = asyncio.Lock()
 
     async def choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:
+        if len(prompts) == 1:
+            return await self._choose(prompts, constraints)
         decisions = []
-        # A long list in one piece would keep single prompts waiting behind it.
+        # A long list in one piece, or many at once, would keep the prompts of requests waiting.
         for start in range(0, len(prompts), self._settings.max_batch):
             part = prompts[start : start + self._settings.max_batch]
-            decisions += await self._choose(part, constraints)
+            async with self._turn_of_lists:
+                decisions += await self._choose(part, constraints)
         return decisions
 
     async def _choose(self, prompts: list[Prompt], constraints: Constraints) -> list[Decision]:

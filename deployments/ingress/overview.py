@@ -1,6 +1,7 @@
 """The whole cluster at one moment: who is there, what is planned, what is missing."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -54,6 +55,8 @@ class Overview:
         self._directory = directory
         self._deployments = deployments
         self._unwell = unwell
+        self._was_whole = False
+        self._wanting = ["the adapter store's first answer"]
 
     async def look(self) -> Sight:
         """Who is there and what is planned, for nobody's eyes in particular.
@@ -96,13 +99,23 @@ class Overview:
         )
 
     async def not_ready(self) -> list[str]:
-        """What is still missing before every request can be served; empty when ready."""
+        """What is still missing before every request can be served; empty when ready.
+
+        A load balancer goes by it. So when all has been there once, only what no request can be
+        served without counts: of each base model one replica.
+        """
         unwell = self._unwell()
-        try:
+        # Without the store it is as it was: degraded, which /v1/cluster says, but served.
+        with contextlib.suppress(StoreUnavailable):
             members = await soon(self._members.all(), within_s=_PROBE_S)
-            return unwell + self.missing(members)
-        except StoreUnavailable:
-            return unwell  # degraded, and said so by /v1/cluster; what is loaded is served
+            missing = self.missing(members)
+            self._was_whole = self._was_whole or not missing
+            self._wanting = self._without_any(members) if self._was_whole else missing
+        return unwell + self._wanting
+
+    def _without_any(self, members: Iterable[Report]) -> list[str]:
+        there = {member.model for member in members if isinstance(member, Replica)}
+        return [f"a replica of {m.id}" for m in self._settings.models if m.id not in there]
 
     def missing(self, members: Iterable[Report]) -> list[str]:
         """What the settings want and does not report."""

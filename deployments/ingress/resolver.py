@@ -141,7 +141,10 @@ class Resolver:
             # A place that is slow keeps nobody waiting but its own, and nobody another tenant.
             lane = (tenant, self._patterns(sources))
             alike = sum(lane == other.lane for other in self._flights.values())
-            if alike >= _MOST or len(self._flights) >= _MOST_IN_ALL:
+            own = sum(tenant == other.lane[0] for other in self._flights.values())
+            # No more than there are free places: whoever comes next finds half of them (dynamic
+            # thresholds, Choudhury and Hahne 1998).
+            if alike >= _MOST or own >= _MOST_IN_ALL - len(self._flights):
                 raise BeingFetched(f"{len(self._flights)} adapters are being fetched; try again")
             task = self._background.spawn(f"fetch {name}", self._fetch(name, sources, tenant))
             flight = self._flights[sources] = _Flight(task, lane)

@@ -88,7 +88,9 @@ def members(archive: IO[bytes]) -> Iterator[Iterator[Packed]]:
                 yield (_in_tar(tar, member) for member in tar)
     except _BROKEN_ARCHIVE as e:
         why = " ".join(str(e).split())[:300]
-        raise AdapterRefused(f"not an archive that can be read: {why}", param="source") from e
+        raise AdapterRefused(
+            f"not an archive that can be read ({', '.join(ENDINGS)}): {why}", param="source"
+        ) from e
 
 
 class _TarInfo(tarfile.TarInfo):

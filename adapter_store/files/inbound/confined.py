@@ -154,7 +154,10 @@ def _environment(reach: Reach | None) -> dict[str, str]:
 
 
 async def _done(job: bytes, bounds: Bounds, progress: Progress) -> Any:
-    number, wire = _server.begin()
+    try:
+        number, wire = _server.begin()
+    except OSError as e:
+        raise Unavailable(f"what reads adapters' files cannot be started ({e}); try again") from e
     try:
         reader, writer = await asyncio.open_connection(sock=wire, limit=_LONGEST_LINE)
         try:
@@ -226,17 +229,24 @@ class _Server:
         self._numbers = itertools.count()
 
     def begin(self) -> tuple[int, socket.socket]:
-        """A child's number, and the socket to it."""
+        """A child's number, and the socket to it; raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs, self._turn:
             number = next(self._numbers)
             message = f"begin {number}".encode()
             try:
-                socket.send_fds(self._running(), [message], [theirs.fileno()])
+                self._tell(message, theirs)
             except OSError:
                 self._stop()
-                socket.send_fds(self._running(), [message], [theirs.fileno()])
+                try:
+                    self._tell(message, theirs)
+                except OSError:
+                    ours.close()
+                    raise
         return number, ours
+
+    def _tell(self, message: bytes, theirs: socket.socket) -> None:
+        socket.send_fds(self._running(), [message], [theirs.fileno()])
 
     def end(self, number: int) -> None:
         """Nothing is left of a child."""
@@ -250,15 +260,14 @@ class _Server:
 
     def _running(self) -> socket.socket:
         if self._control is None:
-            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())],
-                    env={**_environment(None), "PYTHONPATH": os.pathsep.join(sys.path)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                )
+            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                with theirs:
+                    self._process = _started(theirs)
+            except OSError:
+                control.close()
+                raise
+            self._control = control
         return self._control
 
     def _stop(self) -> None:
@@ -271,6 +280,16 @@ class _Server:
             self._process.kill()
             self._process.wait()
         self._control = self._process = None
+
+
+def _started(control: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", MODULE, str(control.fileno())],
+        env={**_environment(None), "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[control.fileno()],
+    )
 
 
 _server = _Server()

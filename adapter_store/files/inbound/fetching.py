@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -165,20 +166,20 @@ class _Fetching:
             with place.opened(source) as (data, size):
                 self._copy(data, size, to=_ARCHIVE)
             return
-        source = source.rstrip("/")
+        folder, query = _parted(source)
         found = []
         for name in (*WANTED, *_BESIDE):
             # Object stores that may not be listed call what is missing forbidden.
             forbidden = () if name in FILES else (PermissionError,)
             with (
                 contextlib.suppress(FileNotFoundError, *forbidden),
-                place.opened(f"{source}/{name}") as (data, size),
+                place.opened(f"{folder}/{name}{query}") as (data, size),
             ):
                 if name in _BESIDE and (size is None or not _is_small(name, size)):
                     continue
                 self._copy(data, size, to=name)
                 found.append(name)
-        _check_complete(self._folder, found if WEIGHTS in found else _listing(place, source))
+        _check_complete(self._folder, found if WEIGHTS in found else _listing(place, folder))
 
     def extract(self, archive: IO[bytes]) -> None:
         paths = archives.listed(archive, self._settings.max_adapter_bytes)
@@ -191,7 +192,10 @@ class _Fetching:
                 if is_beside and not (member.is_plain and _is_small(path.name, member.size_bytes)):
                     continue
                 if not member.is_plain:
-                    _refuse(f"the archive's member {member.name[:100]!r} is not a plain file")
+                    _refuse(
+                        f"the archive's member {member.name[:100]!r} is a link, or is not a plain "
+                        "file; pack the file itself (tar -h --hard-dereference, zip without -y)"
+                    )
                 with member.open() as data:
                     self._copy(_chunks(data), member.size_bytes, to=path.name)
         _check_complete(self._folder, [path.name for path in paths])
@@ -243,10 +247,18 @@ def _place(settings: StoreSettings, source: str) -> _Place:
     scheme = scheme_of(source)
     if scheme in _WEB:
         return WebSite([s for s in settings.sources if s in _WEB])
-    # fsspec's ways to chain places, and to name another account's host.
-    if "::" in source or (scheme == "az" and "@" in source):
+    # fsspec's ways to chain places, and to name another account's host: no container has a dot.
+    if "::" in source or (scheme == "az" and ("@" in source or "." in urlsplit(source).netloc)):
         _refuse(f"{scheme}:// names one place: a bucket or repository, and what is in it")
     return _Bucket()
+
+
+def _parted(source: str) -> tuple[str, str]:
+    """A folder's URL, and what web servers' have behind it: it is of the URLs of its files, too."""
+    if scheme_of(source) not in _WEB:
+        return source.rstrip("/"), ""
+    folder, mark, query = source.partition("?")
+    return folder.rstrip("/"), mark + query
 
 
 def _listing(place: _Place, source: str) -> list[str]:
@@ -267,8 +279,15 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _local_path(source: str) -> Path:
+    if source.startswith("file://"):
+        parts = urlsplit(source)
+        if parts.netloc not in ("", "localhost"):
+            _refuse(f"source: file:// is of this machine, not of {parts.netloc[:100]}")
+        if parts.query or parts.fragment:
+            _refuse("source: in a file:// URL, ? is written %3F and # is written %23")
+        return Path(unquote(parts.path))
     try:
-        return Path(source.removeprefix("file://")).expanduser()
+        return Path(source).expanduser()
     except RuntimeError as e:
         raise AdapterRefused(f"source: {e}", param="source") from e
 

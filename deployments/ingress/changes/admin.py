@@ -9,7 +9,7 @@ from typing import Any
 
 from adapter_store.catalogue import Catalogue
 from adapter_store.files.inbound.confined import warm
-from adapter_store.registration import Prove, Registrar, unproven
+from adapter_store.registration import Prove, Registrar, sweep, unproven
 from adapter_store.registry import Changed, Stored
 from adapter_store.store import Store
 from cluster import rollouts
@@ -62,7 +62,9 @@ class AdapterAdmin:
         self.arrivals = self._registrar.sources.arrivals
 
     async def start(self) -> None:
-        """Have ready what registrations need: its imports take seconds of a processor."""
+        """Remove what an ingress that was killed has left, and have ready what registrations need:
+        its imports take seconds of a processor."""
+        await asyncio.to_thread(sweep, self._settings.store)
         try:
             await warm()
         except Unavailable as e:
