@@ -110,6 +110,17 @@ def test_an_adapter_that_is_gone_is_nothing_to_stay_with(router):
     assert "deleted may not be chosen any more" in decision.reason
 
 
+def test_what_may_not_answer_again_leaves_a_turn_to_be_read_with_those_before(router):
+    prompt = Prompt(
+        text=FOLLOW_UP,
+        context="count the orders of each customer\naverage price of the products",
+        held=Held(adapter="cron", at=0),
+    )
+    (decision,) = router.choose([prompt], Constraints(exclude=("cron",)))
+    assert (decision.adapter, decision.conversation) == ("sql", Conversation.SWITCHED)
+    assert "by the conversation" in decision.reason
+
+
 def test_an_adapter_without_a_card_is_stayed_with(router):
     router.update(TASKS | {"silent": adapter("silent")})
     assert turn(router, "and the other one?", "silent").adapter == "silent"

@@ -103,8 +103,9 @@ class PromptRouter:
     ) -> list[Decision]:
         models = tuple(model.id for model in self._base_models)
         terms = Terms(constraints, self._settings, self._costs, models, self._versions(index))
-        decisions = self._by_cards(index, prompts, features, terms)
-        self._stay(index, prompts, features, terms, decisions)
+        staying = Staying(terms, index.by_name)
+        decisions = self._by_cards(index, [*map(staying.told, prompts)], features, terms)
+        self._stay(staying, prompts, features, decisions)
         for i, prompt in enumerate(prompts):
             is_out = decisions[i].in_scope <= decisions[i].threshold
             stayed = decisions[i].conversation is Conversation.STAYED
@@ -143,17 +144,15 @@ class PromptRouter:
 
     def _stay(
         self,
-        index: Index,
+        staying: Staying,
         prompts: list[Prompt],
         features: Features,
-        terms: Terms,
         decisions: list[Decision],
     ) -> None:
         """Put what a conversation stays with in the place of what its last turn alone says."""
         rows = [i for i, prompt in enumerate(prompts) if prompt.held is not None]
         if not rows or not self._settings.stay_margin:
             return
-        staying = Staying(terms, index.by_name)
         likely = self._follow_ups(features[np.array(rows)])
         for i, goes_on in zip(rows, likely, strict=True):
             says = _says_something(prompts[i])

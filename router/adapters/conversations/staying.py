@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from scipy.special import expit, logit
 
 from cluster.adapters import Adapter
-from cluster.decisions import Conversation, Decision, Prompt
+from cluster.decisions import Conversation, Decision, Held, Prompt
 from router.adapters.choice import Terms
 from router.adapters.constraints import CostWeights
 from router.adapters.policy import SHOWN_CANDIDATES
@@ -35,6 +35,13 @@ class Staying:
     terms: Terms
     known: Mapping[str, Adapter]
 
+    def told(self, prompt: Prompt) -> Prompt:
+        """The prompt without what answered before, where that may not answer again: it is read as
+        one of which nothing is known."""
+        if prompt.held is None or self._may_answer(prompt.held):
+            return prompt
+        return prompt.model_copy(update={"held": None})
+
     def decide(self, prompt: Prompt, alone: Decision, goes_on: float) -> Decision:
         """Of one turn.
 
@@ -44,11 +51,11 @@ class Staying:
         held = prompt.held
         if held is None:
             return alone
-        adapter = self.known.get(held.adapter) if held.adapter is not None else None
+        adapter = self.known.get(held.adapter or "")
         name = held.adapter or "the base model"
         if alone.adapter == held.adapter:
             return _told(alone, Conversation.STAYED, f"stayed with {name}")
-        if not self._may_answer(held.adapter, adapter):
+        if not self._may_answer(held):
             return _told(alone, Conversation.SWITCHED, f"{name} may not be chosen any more")
         staying = 1 - (1 - goes_on) * (1 - _fit(alone, held.adapter))
         leaving = _leaving(alone, staying)
@@ -56,8 +63,9 @@ class Staying:
             return _told(alone, Conversation.SWITCHED, f"left {name}, {1 - leaving:.2f} likely")
         return self._stayed(alone, adapter, 1 - leaving)
 
-    def _may_answer(self, name: str | None, adapter: Adapter | None) -> bool:
-        if name is None:
+    def _may_answer(self, held: Held) -> bool:
+        adapter = self.known.get(held.adapter or "")
+        if held.adapter is None:
             # Where nobody answers what fits no adapter, there is nothing to stay with.
             return self.terms.settings.out_of_scope == "base"
         return adapter is not None and self.terms.constraints.allows(adapter.card)
