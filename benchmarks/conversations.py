@@ -99,6 +99,8 @@ def main() -> None:
     if args.data.is_dir():
         met = strangers(args.data)
         result["strangers"] = {n: _to_base(met, methods[n]) for n in shown} | {"prompts": len(met)}
+    else:
+        console.print(f"{args.data} is not there: left out are the questions of CLINC150")
     before = json.loads(args.out.read_text()) if args.out.exists() else {}
     result["first token"] = before.get("first token", {})
     args.out.write_text(json.dumps(result, indent=2) + "\n")

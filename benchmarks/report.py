@@ -240,12 +240,12 @@ def _conversations() -> Iterator[str]:
         for method, found in report[part].items():
             cells = " | ".join(str(found[name]) for name in _TURNS)
             yield f"| {method}{' (tuning)' if part == 'tuning' else ''} | {cells} |"
-    met = report["strangers"]
-    shares = (f"{method} {share} %" for method, share in met.items() if method != "prompts")
-    yield ""
-    yield f"{met['prompts']} questions that people asked a system that could not help with them"
-    yield "(CLINC150, out of scope), each as the second turn of a chat with one of the adapters,"
-    yield f"go to the base model: {', '.join(shares)}."
+    if met := report.get("strangers"):
+        shares = (f"{method} {share} %" for method, share in met.items() if method != "prompts")
+        yield ""
+        yield f"{met['prompts']} questions that people asked a system that could not help with"
+        yield "them (CLINC150, out of scope), each as the second turn of a chat with an adapter,"
+        yield f"go to the base model: {', '.join(shares)}."
     if report["first token"]:
         yield ""
         yield "Chats of the test with the demo (real vLLM on CPU, one request in flight):"
