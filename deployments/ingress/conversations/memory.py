@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # Some 300 bytes each.
 _MOST_REMEMBERED = 20_000
 # No request waits longer for the store: not to know it costs a switch at worst.
-_PATIENCE_S = 0.1
+_PATIENCE_S = 0.5
 
 
 class Chooser(Protocol):
