@@ -174,6 +174,14 @@ class Keys:
         """Sorted set: tenant -> Unix time in ms of its newest feedback."""
         return self._key("raters")
 
+    def answered(self, owner: str) -> str:
+        """Hash: mark of a turn of a tenant's conversation -> what answered it, as JSON."""
+        return self._of(owner, "conversations")
+
+    def answered_at(self, owner: str) -> str:
+        """Sorted set: mark -> Unix time in ms, of the store's clock; the oldest go first."""
+        return self._of(owner, "conversations-at")
+
     def metrics(self, member_id: str) -> str:
         """A process's metrics, packed; expires soon after it has stopped to renew them."""
         return self._key("metrics", member_id)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from adapter_store.records import read_or_none
-from adapter_store.server import Server, answering
-from cluster.decisions import Outcome, RoutedRequest
+from adapter_store.server import Server, answering, flat
+from cluster.decisions import Held, Outcome, RoutedRequest
 from cluster.errors import StoreUnavailable
 from cluster.tasks import Background
 
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _SHOWN_DECISIONS = 1000
 # As many as a predictor can learn from in seconds; fewer where each tenant has its own.
 MAX_OUTCOMES, MAX_OF_TENANT = 20_000, 2000
+# Of each tenant's turns, what answered; some 250 bytes each.
+MAX_TURNS = 50_000
 # The clock of a server that takes over may be so far behind.
 _SKEW_MS = 60_000
 _MAX_WAITING = 10_000
@@ -37,12 +39,14 @@ class RoutingLog:
     Every method raises :class:`StoreUnavailable` when the server does not answer.
     """
 
-    def __init__(self, server: Server, *, keep_s: float) -> None:
+    def __init__(self, server: Server, *, keep_s: float, keep_conversations_s: float = 0) -> None:
         self._server = server
         self._keys = server.keys
         self._keep_s = keep_s
+        self._keep_conversations_s = keep_conversations_s
 
     async def put(self, requests: list[RoutedRequest]) -> None:
+        await self._note([request for request in requests if request.conversation])
         keys = self._keys
         pipe = self._server.redis.pipeline(transaction=False)
         for request in requests:
@@ -55,6 +59,25 @@ class RoutingLog:
             pipe.xadd(keys.decisions, {"record": record}, maxlen=_SHOWN_DECISIONS)
         with answering():
             await pipe.execute()
+
+    async def _note(self, turns: list[RoutedRequest]) -> None:
+        """What answered turns of conversations, for the turns that follow."""
+        if not self._keep_conversations_s:
+            return
+        keep_ms = round(self._keep_conversations_s * 1000)
+        for owner in dict.fromkeys(turn.owner for turn in turns):
+            said = {t.conversation: t.held.model_dump_json() for t in turns if t.owner == owner}
+            keys = [self._keys.answered(owner), self._keys.answered_at(owner)]
+            args = [keep_ms, MAX_TURNS, *flat(said)]
+            await self._server.run("note_conversations", keys, args, is_precious=False)
+
+    async def held(self, owner: str, marks: list[str]) -> dict[str, Held]:
+        """What answered turns of a tenant's conversations, by mark, where that is known."""
+        records = await self._server.some_fields(self._keys.answered(owner), marks)
+        pairs = zip(marks, records, strict=True)
+        found = {mark: read_or_none(Held, record) for mark, record in pairs if record}
+        since = time.time() - self._keep_conversations_s
+        return {mark: held for mark, held in found.items() if held and held.at >= since}
 
     async def find(self, request_id: str, owners: Iterable[str]) -> list[RoutedRequest]:
         """What is kept of the requests of that id, of these tenants."""

@@ -114,6 +114,12 @@ class Server:
         found: str | None = await self._ask(self.redis.hget(key, field))
         return found
 
+    async def some_fields(self, key: str, fields: list[str]) -> list[str | None]:
+        """Several fields of a hash; None where there is none."""
+        reply = self.redis.hmget(key, fields)
+        found: list[str | None] = await self._ask(reply) if fields else []
+        return found
+
     async def fields(self, key: str) -> dict[str, str]:
         """A whole hash; empty where there is none."""
         found: dict[str, str] = await self._ask(self.redis.hgetall(key))

@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    parts = (_router(), _cluster(), _engine(), _store(), _chaos())
+    parts = (_router(), _conversations(), _cluster(), _engine(), _store(), _chaos())
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -207,6 +207,55 @@ def _router() -> Iterator[str]:
     holds = report["scale"]["shortlist holds the best"]
     yield "The rows of adapters are without the encoder. Of 10,000 adapters the shortlist holds"
     yield f"the one with the best score of all in {holds} % of the prompts."
+
+
+# Of a turn after the first: what it is beside the one before.
+_TURNS = {
+    "stays": "stays (bar 98)",
+    "stays: an adapter's phrases": "follow-ups",
+    "stays: an adapter's prompts": "prompts of the task",
+    "stays: the base model's phrases": "with the base model",
+    "goes": "goes (bar 95)",
+    "goes: an adapter's prompts": "to an adapter",
+    "goes: the base model's prompts": "to the base model",
+    "needless switches": "needless switches",
+}
+
+
+def _conversations() -> Iterator[str]:
+    report = json.loads((RESULTS / "conversations.json").read_text())
+    yield from _heading("Conversations", report, "bench-conversations")
+    turns = report["turns"]
+    yield f"{report['conversations']} made conversations of 3 to 8 turns for the test"
+    yield f"({turns['test']:,} turns), and as many to choose `router.stay_margin` by, with other"
+    yield "skills and other phrases, in the demo's catalogue of thirteen. Each method goes on with"
+    yield "what it chose itself. How many of the turns after the first are answered by the right"
+    yield "adapter, or by the base model where none is, in %, of those whose task is that of the"
+    yield "turn before (stays), and of those with another one (goes); needless switches: changes"
+    yield "of the adapter where the task stays."
+    yield ""
+    yield "| | " + " | ".join(_TURNS.values()) + " |"
+    yield "|---|" + "---:|" * len(_TURNS)
+    for part in ("test", "tuning"):
+        for method, found in report[part].items():
+            cells = " | ".join(str(found[name]) for name in _TURNS)
+            yield f"| {method}{' (tuning)' if part == 'tuning' else ''} | {cells} |"
+    if met := report.get("strangers"):
+        shares = (f"{method} {share} %" for method, share in met.items() if method != "prompts")
+        yield ""
+        yield f"{met['prompts']} questions that people asked a system that could not help with"
+        yield "them (CLINC150, out of scope), each as the second turn of a chat with an adapter,"
+        yield f"go to the base model: {', '.join(shares)}."
+    if report["first token"]:
+        yield ""
+        yield "Chats of the test with the demo (real vLLM on CPU, one request in flight):"
+        yield "how soon a turn after the first begins to be answered."
+        yield ""
+        yield "| | turns | first token, P50 | P99 | by the right one, % |"
+        yield "|---|---:|---:|---:|---:|"
+    for method, found in report["first token"].items():
+        cells = [found["turns"], f"{found['p50_ms']} ms", f"{found['p99_ms']} ms", found["right"]]
+        yield f"| {method} | " + " | ".join(map(str, cells)) + " |"
 
 
 _CLUSTER_COLUMNS = {

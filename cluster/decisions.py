@@ -16,11 +16,28 @@ class Route(StrEnum):
     FALLBACK = "fallback"
 
 
+class Conversation(StrEnum):
+    """What became of a conversation with the turn that was decided on."""
+
+    STAYED = "stayed"
+    SWITCHED = "switched"
+
+
+class Held(Record):
+    """What answered a turn of a conversation."""
+
+    adapter: str | None = Field(description="None: a base model")
+    at: float = Field(description="Unix time in seconds")
+
+
 class Prompt(Value):
     """What the choice is made by."""
 
     text: str = Field(description="the last turn of the user")
     context: str = Field("", description="the conversation that it ends, when there is one")
+    mark: str = Field("", description="of the conversation up to this turn")
+    marks: tuple[str, ...] = Field((), description="of its earlier turns, the newest first")
+    held: Held | None = Field(None, description="what answered the conversation so far, if known")
 
 
 class Candidate(Record):
@@ -57,6 +74,9 @@ class Decision(Record):
     reason: str
     rule: str = Field("", description="that said who answers, before anything else was asked")
     narrowed_by: tuple[str, ...] = Field((), description="rules that left fewer adapters")
+    conversation: Conversation | None = Field(
+        None, description="whether what answered its conversation answers again; None: it is new"
+    )
     candidates: tuple[Candidate, ...] = ()
     excluded: dict[str, str] = Field(
         default_factory=dict, description="better adapters, and the constraint that excluded each"
@@ -76,6 +96,13 @@ class RoutedRequest(Record):
     input: str | None = Field(None, description="the deciding text, when prompts are kept")
     answered_by: str = Field(description="adapter or base model")
     decision: Decision
+    conversation: str = Field("", description="mark under which its next turn finds it")
+
+    @property
+    def held(self) -> Held:
+        """What the next turn of its conversation may stay with."""
+        is_adapter = self.answered_by == self.decision.adapter
+        return Held(adapter=self.answered_by if is_adapter else None, at=self.at)
 
 
 class Outcome(Record):

@@ -404,6 +404,16 @@ class RouterSettings(Section):
     cost_weights: CostWeightSettings = Field(
         default_factory=CostWeightSettings, description="What costs are worth in quality."
     )
+    stay_margin: float = Field(
+        0.4,
+        ge=0,
+        lt=1,
+        description="A conversation stays with what answered it before unless it is by so much "
+        "likelier that its next turn is for another; 0: every turn is chosen for anew.",
+    )
+    keep_conversations_s: float = Field(
+        86400, gt=0, description="How long a conversation may rest and still stay where it was."
+    )
     prompt_flags: bool = Field(
         False, description="Obey [Flag: fastest|cheapest|smallest|best] in prompts."
     )

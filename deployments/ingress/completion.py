@@ -95,7 +95,7 @@ class Completion:
             prompt_json,
             constraints,
             terms_of(fields, prompt_json, viewer, headers, settings.dispatch),
-            _sticky_key(fields),
+            constraints.conversation or _sticky_key(fields),
             headers,
         )
 

@@ -40,7 +40,8 @@ from deployments.process.call import (
     Reply,
     ResponseStart,
 )
-from router.adapters.constraints import Constraints
+from router.adapters.constraints import HEADER_PREFIX, Constraints
+from router.adapters.prompts import in_conversation
 from router.rules.matching import Asked
 from router.rules.rulebook import Rulebook
 
@@ -48,6 +49,7 @@ from router.rules.rulebook import Rulebook
 EVALUATION_TOKENS = 256
 _LOGGED_PROMPT = 4000
 # Of the engine's own headers.
+CONVERSATION_HEADER = f"{HEADER_PREFIX}conversation"
 _PASSED = ("content-type", "retry-after", REPLICA_HEADER, RESIDENCY_HEADER)
 
 
@@ -119,7 +121,7 @@ class Gateway:
         request_id = observed.request_id
         chosen = await self._choose(asked, asked.sticky_key or request_id)
         self._observe(observed, asked, chosen)
-        self._keep(chosen, request_id, asked.viewer)
+        self._keep(chosen, request_id, asked.constraints)
         self._refuse_when_out_of_scope(chosen)
         # It counts from here on, not when its turn comes: time to have the adapter in place.
         self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
@@ -177,19 +179,23 @@ class Gateway:
         if self._settings.logging.prompts:
             observed.prompt = asked.prompt_json[:_LOGGED_PROMPT].decode(errors="replace")
 
-    def _keep(self, chosen: Chosen, request_id: str, viewer: Viewer) -> None:
+    def _keep(self, chosen: Chosen, request_id: str, constraints: Constraints) -> None:
         """Remember where an `auto` request went."""
         if chosen.decision is None or chosen.prompt is None:
             return
         kept = self._settings.router.keep_prompts
+        # A fallback is nothing to stay with.
+        turn = in_conversation(chosen.prompt, constraints.conversation)
+        mark = turn.mark if chosen.route is Route.AUTO else ""
         self._record(
             RoutedRequest(
                 request_id=request_id,
                 at=time.time(),
-                owner=viewer.owner,
+                owner=constraints.viewer.owner,
                 input=chosen.prompt.text if kept else None,
                 answered_by=chosen.name,
                 decision=chosen.decision,
+                conversation=mark,
             )
         )
 
@@ -264,6 +270,8 @@ class Gateway:
 def _start(start: ResponseStart, chosen: Chosen) -> ResponseStart:
     """What clients see of the engine's headers, and who answers."""
     passed = {name: value for name, value in start.headers.items() if name in _PASSED}
+    if chosen.decision is not None and chosen.decision.conversation is not None:
+        passed[CONVERSATION_HEADER] = chosen.decision.conversation
     return ResponseStart(
         int(start.status),
         {
@@ -280,6 +288,8 @@ def _count(decision: Decision) -> None:
     if decision.route is Route.FALLBACK:
         outcome = "fallback"
     metrics.decisions.labels(outcome).inc()
+    if decision.conversation is not None:
+        metrics.turns.labels(decision.conversation).inc()
     for name in decision.narrowed_by:
         metrics.ruled.labels(name, "narrowed").inc()
     if decision.rule:

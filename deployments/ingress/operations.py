@@ -4,11 +4,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
+from adapter_store.server import Server
 from cluster.members import DeploymentState
-from cluster.settings import Settings
+from cluster.settings import RouterSettings, Settings
 from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver
+from deployments.ingress.conversations.memory import Conversations
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
@@ -18,6 +20,13 @@ from deployments.ingress.resolver import Resolver
 from deployments.ingress.rules.book import Book
 from deployments.ingress.rules.choice import Choice, Chooser
 from deployments.process.process import Process
+
+
+def _log(settings: RouterSettings, server: Server) -> RoutingLog:
+    keep_conversations_s = settings.keep_conversations_s if settings.stay_margin else 0
+    return RoutingLog(
+        server, keep_s=settings.keep_decisions_s, keep_conversations_s=keep_conversations_s
+    )
 
 
 @dataclass(frozen=True)
@@ -51,15 +60,18 @@ def operations(
         unwell: what of Ray itself does not answer, in words.
     """
     store, catalogue = process.store, process.catalogue
-    log = RoutingLog(store.server, keep_s=settings.router.keep_decisions_s)
-    recorder = process.add(RoutingRecorder(log))
+    log = _log(settings.router, store.server)
+    record = process.add(RoutingRecorder(log)).record
+    if settings.router.stay_margin:
+        talks = Conversations(chooser, log, lambda: catalogue.is_stale, record)
+        chooser, record = talks, talks.record
     directory = Directory(catalogue, pools)
     admin = process.add(AdapterAdmin(settings, store, catalogue, Proof(pools).prove))
     overview = Overview(settings, store.members, store.plans, directory, deployments, unwell)
     resolver = process.add(Resolver(settings.store, store, catalogue, admin.blobs, admin.resolve))
     rules = process.add(Book(settings.router.rules, store.rules, directory))
     choice = Choice(settings, directory, chooser, rules, store.members)
-    gateway = Gateway(settings, directory, choice, pools, recorder.record, want, resolver)
+    gateway = Gateway(settings, directory, choice, pools, record, want, resolver)
     process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))
     return Operations(
         gateway,

@@ -82,6 +82,12 @@ ruled = Counter(
     ("rule", "part"),
     registry=REGISTRY,
 )
+turns = Counter(
+    "roundhouse_routing_turns_total",
+    "Choices for `auto` in conversations of which is known what answered before: stayed, switched.",
+    ("outcome",),
+    registry=REGISTRY,
+)
 confidence = Histogram(
     "roundhouse_routing_confidence_ratio",
     "Confidence of the choices that named an adapter.",

@@ -45,6 +45,12 @@ class Constraints(Value):
         None, ge=0, allow_inf_nan=False, description="of the base model"
     )
     weights: CostWeights = Field(CostWeights(), description="quality that a unit of cost is worth")
+    conversation: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="the client's own name of the conversation that the request is a turn of",
+    )
     viewer: Viewer = Field(OPERATOR, description="who asks; set by the endpoint, not by callers")
 
     def objection(self, card: Card) -> str | None:
@@ -83,7 +89,7 @@ class Constraints(Value):
 
 _NAMES = ("adapters", "exclude")
 _LISTS = (*_NAMES, "tags")
-_PLAIN = ("base_model", "min_confidence", "max_latency_s", "max_price")
+_PLAIN = ("conversation", "base_model", "min_confidence", "max_latency_s", "max_price")
 _HEADERS = {f"{HEADER_PREFIX}{name.replace('_', '-')}": name for name in (*_LISTS, *_PLAIN)} | {
     f"{HEADER_PREFIX}weight-{name}": f"weights.{name}" for name in CostWeights.model_fields
 }

@@ -57,6 +57,11 @@ class Index:
         return self.masks.setdefault(key, np.array(found, dtype=bool))
 
     @cached_property
+    def by_name(self) -> dict[str, Adapter]:
+        """All that may be chosen, with a card or without."""
+        return {a.name: a for a in (*self.adapters, *self.silent)}
+
+    @cached_property
     def _owners(self) -> frozenset[str]:
         """Tenants that have private adapters."""
         cards = (a.card for a in self.adapters)

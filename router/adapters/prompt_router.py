@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from cluster.adapters import Adapter
-from cluster.decisions import Decision, Outcome, Prompt
+from cluster.decisions import Conversation, Decision, Outcome, Prompt
 from cluster.members import Report, RouterReport, Twins
 from cluster.settings import BaseModelSettings, RouterSettings
 from router.adapters.arrow import ArrowRouter
 from router.adapters.choice import ByCards, Terms
 from router.adapters.constraints import Constraints
+from router.adapters.conversations.follow_ups import FollowUps
+from router.adapters.conversations.staying import Staying
 from router.adapters.costs import LiveCosts
 from router.adapters.encoder import Encoder
 from router.adapters.features import FeatureExtractor, Features
@@ -44,6 +46,7 @@ class PromptRouter:
         self._base_models = tuple(base_models)
         self._weights = weights or {}
         self._cards = CardLearner(self._extract, settings, everyday_prompts())
+        self._follow_ups = FollowUps(self._extract, everyday_prompts())
         self._outcomes = OutcomeLearner(self._extract, shared=settings.shared_feedback)
         self._costs = LiveCosts.of(base_models, ())
 
@@ -100,10 +103,13 @@ class PromptRouter:
     ) -> list[Decision]:
         models = tuple(model.id for model in self._base_models)
         terms = Terms(constraints, self._settings, self._costs, models, self._versions(index))
-        decisions = self._by_cards(index, prompts, features, terms)
+        staying = Staying(terms, index.by_name)
+        decisions = self._by_cards(index, [*map(staying.told, prompts)], features, terms)
+        self._stay(staying, prompts, features, decisions)
         for i, prompt in enumerate(prompts):
             is_out = decisions[i].in_scope <= decisions[i].threshold
-            if decisions[i].adapter is None and is_out:
+            stayed = decisions[i].conversation is Conversation.STAYED
+            if decisions[i].adapter is None and is_out and not stayed:
                 found = terms.by_weights(prompt, index.silent, self._weights)
                 decisions[i] = found or decisions[i]
         return decisions
@@ -118,10 +124,15 @@ class PromptRouter:
         by_cards = ByCards(terms, index.adapters, index.classifier)
         decisions = self._decide(index, by_cards, features)
         for i, prompt in enumerate(prompts):
-            if not any(character.isalnum() for character in prompt.text):
+            if not _says_something(prompt):
                 decisions[i] = terms.nothing("the prompt has nothing to read")
-        # A last turn that says little by itself ("and in Python?") is read with those before.
-        unsure = [i for i, p in enumerate(prompts) if p.context and decisions[i].adapter is None]
+        # A last turn that says little by itself ("and in Python?") is read with those before,
+        # unless it is known what answered them.
+        unsure = [
+            i
+            for i, p in enumerate(prompts)
+            if p.context and p.held is None and decisions[i].adapter is None
+        ]
         if unsure:
             contexts = self._extract([prompts[i].context for i in unsure])
             again = self._decide(index, by_cards, contexts)
@@ -130,6 +141,22 @@ class PromptRouter:
                     reason = f"by the conversation: {decision.reason}"
                     decisions[i] = decision.model_copy(update={"reason": reason})
         return decisions
+
+    def _stay(
+        self,
+        staying: Staying,
+        prompts: list[Prompt],
+        features: Features,
+        decisions: list[Decision],
+    ) -> None:
+        """Put what a conversation stays with in the place of what its last turn alone says."""
+        rows = [i for i, prompt in enumerate(prompts) if prompt.held is not None]
+        if not rows or not self._settings.stay_margin:
+            return
+        likely = self._follow_ups(features[np.array(rows)])
+        for i, goes_on in zip(rows, likely, strict=True):
+            says = _says_something(prompts[i])
+            decisions[i] = staying.decide(prompts[i], decisions[i], float(goes_on) if says else 1)
 
     def _decide(self, index: Index, by_cards: ByCards, features: Features) -> list[Decision]:
         constraints = by_cards.terms.constraints
@@ -167,6 +194,10 @@ class PromptRouter:
 
     def _versions(self, index: Index) -> dict[str, str]:
         return {"features": self._extract.version, "cards": index.position}
+
+
+def _says_something(prompt: Prompt) -> bool:
+    return any(character.isalnum() for character in prompt.text)
 
 
 def everyday_prompts() -> list[str]:

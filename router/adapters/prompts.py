@@ -1,12 +1,19 @@
 """From an OpenAI request to the text that decides."""
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.decisions import Prompt
+from router.adapters.constraints import take_flags
 
 # What decides sits at the ends of a long prompt: the instruction first, the question last.
 HEAD_CHARS = 2000
 TAIL_CHARS = 1000
+# So many earlier turns of a conversation are looked for; the newest that is found counts.
+_MOST_EARLIER = 8
+_MARK_BYTES = 16
 
 
 def prompt_of(value: Any) -> Prompt:
@@ -25,7 +32,9 @@ def prompt_of(value: Any) -> Prompt:
         return Prompt(text="")
     told = [m for m in messages if m.get("role") in ("system", "developer")] + turns
     context = "\n".join(_content(m.get("content")) for m in told) if len(told) > 1 else ""
-    return Prompt(text=clip(_content(turns[-1].get("content"))), context=clip(context))
+    mark, marks = _marks(messages)
+    text = clip(_content(turns[-1].get("content")))
+    return Prompt(text=text, context=clip(context), mark=mark, marks=marks)
 
 
 def whole(value: Any) -> tuple[str, str]:
@@ -51,6 +60,42 @@ def ends_of(text: str, head_chars: int, tail_chars: int) -> str:
     if len(text) <= head_chars + tail_chars:
         return text
     return f"{text[:head_chars]}\n{text[-tail_chars:]}"
+
+
+def in_conversation(prompt: Prompt, key: str | None) -> Prompt:
+    """With the mark of the conversation that the client names, where it does, alone."""
+    if key is None:
+        return prompt
+    hashed = hashlib.blake2b(key.encode(), digest_size=_MARK_BYTES, person=b"key")
+    mark = hashed.hexdigest()
+    return prompt.model_copy(update={"mark": mark, "marks": (mark,)})
+
+
+def _marks(messages: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:
+    """The mark of the last turn of the user, and of those that were answered before, the newest
+    first: each a hash of all messages up to it. What follows the last turn, as of tools, says that
+    it was answered itself.
+    """
+    chain, marks = hashlib.blake2b(digest_size=_MARK_BYTES), []
+    for message in messages:
+        try:
+            chain.update(_as_bytes(message))
+        except RecursionError:  # nested too deeply: whoever answers will say so
+            return "", ()
+        if message.get("role") == "user":
+            marks.append(chain.hexdigest())
+    if not marks:
+        return "", ()
+    answered = marks if messages[-1].get("role") != "user" else marks[:-1]
+    return marks[-1], tuple(answered[: -_MOST_EARLIER - 1 : -1])
+
+
+def _as_bytes(message: Mapping[str, Any]) -> bytes:
+    """A message the same at every turn: flags are taken out of the newest one alone."""
+    content = message.get("content")
+    if message.get("role") == "user" and isinstance(content, str):
+        message = {**message, "content": take_flags(content)[0]}
+    return json.dumps(message, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
 def _content(content: Any) -> str:
