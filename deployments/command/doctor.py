@@ -146,10 +146,10 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _encoder(settings: Settings) -> Finding:
-    from router.adapters.encoder import PACKAGE_SCHEME, resolve_encoder
+    from router.adapters.encoder import PACKAGE_SCHEME, resolve
 
     try:
-        where = resolve_encoder(settings.router.encoder)
+        where = resolve(settings.router.encoder, "router.encoder")
     except RoundhouseError as e:
         return Finding("encoder", False, e.message)
     if settings.router.encoder.startswith(PACKAGE_SCHEME):
