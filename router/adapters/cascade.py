@@ -25,8 +25,8 @@ class Gate:
     """Where the quick classifier's word is final.
 
     Attributes:
-        margin: least difference between the probabilities of the best two.
-        foreign: what is in scope with no more than this probability is so for the full one, too.
+        margin: between the probabilities of the best two; a larger one settles it.
+        foreign: below this probability of being in scope, a prompt is out of it for both.
         asks: share of the examples that the reader is asked about.
     """
 
@@ -39,18 +39,15 @@ class Gate:
         cls, quick: Classifier, full: Classifier, by_quick: LeftOut, by_full: LeftOut
     ) -> "Gate":
         """Learn from the same examples, left out by both."""
-        labels = by_quick.labels
-        may_lose = int(_LOST * len(labels))
+        may_lose = _LOST * len(by_quick.labels)
         margins = _margins(softmax(quick.temperature * by_quick.scores, axis=1))
-        scope, accepted = (
-            quick.scope(by_quick.signals),
-            full.scope(by_full.signals) >= full.scope.threshold,
-        )
+        scope = quick.scope(by_quick.signals)
+        accepted = full.scope(by_full.signals) >= full.scope.threshold
         lost = by_quick.is_right < by_full.is_right
-        inside = np.sort(scope[accepted])
         made = cls(
-            margin=_above(margins[lost], may_lose),
-            foreign=float(inside[may_lose]) if len(inside) > may_lose else 0.0,
+            # Of numbers between 0 and 1, what is nearest to 1 and to 0.
+            margin=1 - _nearest(1 - margins[lost], may_lose, default=1.0),
+            foreign=_nearest(scope[accepted], may_lose, default=0.0),
             asks=0.0,
         )
         asked = ~made._settles(margins, scope, quick.scope.threshold)
@@ -62,7 +59,7 @@ class Gate:
         return bool(self._settles(margins, np.array([verdict.scope]), threshold)[0])
 
     def _settles(self, margins: np.ndarray, scope: np.ndarray, threshold: float) -> np.ndarray:
-        is_clear = (margins >= self.margin) & (scope >= threshold)
+        is_clear = (margins > self.margin) & (scope >= threshold)
         found: np.ndarray = is_clear | (scope < min(self.foreign, threshold))
         return found
 
@@ -174,8 +171,10 @@ def _margins(probabilities: np.ndarray) -> np.ndarray:
     return margins
 
 
-def _above(margins: np.ndarray, most: int) -> float:
-    """The least margin that at most so many of these reach."""
-    if len(margins) <= most:
-        return 0.0
-    return float(np.nextafter(np.sort(margins)[::-1][most], 2))
+def _nearest(gaps: np.ndarray, most: float, default: float) -> float:
+    """The gap below which so many more of the kind of these are to be expected, and no more. Where
+    that is less than one, as if they were spread evenly down to 0."""
+    if len(gaps) < max(most, 1):
+        return default
+    place = max(int(most), 1)
+    return float(np.sort(gaps)[place - 1]) * min(most, 1.0)

@@ -145,7 +145,7 @@ def first_layers(source: str | Path, layers: int, dtype: torch.dtype) -> Any:
 
 
 def _below(source: str | Path, layers: int) -> dict[str, torch.Tensor]:
-    """The weights below a layer, of safetensors; nothing where the checkpoint is of another kind."""
+    """The weights below a layer, of safetensors; nothing of other kinds of checkpoint."""
     from safetensors import safe_open
     from transformers.utils import cached_file
 
