@@ -1,8 +1,8 @@
 """Two classifiers over the same cards: one that is quick, and one that the reader tells more.
 
 The quick one decides where its word would stand. That is learnt from the examples, scored by both
-without themselves (`fitting.py`): the least margin above which next to no example is right by the
-full classifier and wrong by the quick one.
+without themselves (`fitting.py`): the least margin above which the full classifier would choose
+another class for next to no example.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,9 @@ from router.adapters.classifier import Classifier, Learnt, Verdict
 from router.adapters.features import Features
 from router.adapters.fitting import LeftOut
 
-# Share of the examples that the quick classifier may get wrong where the full one would not have.
-_LOST = 0.003
+# Share of the prompts for which the full classifier may choose otherwise, unasked. Some of these it
+# would get wrong as well, so less than that is lost.
+_CHANGED = 0.003
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Gate:
         cls, quick: Classifier, full: Classifier, by_quick: LeftOut, by_full: LeftOut
     ) -> "Gate":
         """Learn from the same examples, left out by both."""
-        may_lose = _LOST * len(by_quick.labels)
+        may_change = _CHANGED * len(by_quick.labels)
         margins = _margins(softmax(quick.temperature * by_quick.scores, axis=1))
         scope = quick.scope(by_quick.signals)
         accepted = full.scope(by_full.signals) >= full.scope.threshold
-        lost = by_quick.is_right < by_full.is_right
+        changed = by_quick.best != by_full.best
         made = cls(
             # Of numbers between 0 and 1, what is nearest to 1 and to 0.
-            margin=1 - _nearest(1 - margins[lost], may_lose, default=1.0),
-            foreign=_nearest(scope[accepted], may_lose, default=0.0),
+            margin=1 - _nearest(1 - margins[changed], may_change, default=1.0),
+            foreign=_nearest(scope[accepted], may_change, default=0.0),
             asks=0.0,
         )
         asked = ~made._settles(margins, scope, quick.scope.threshold)
@@ -172,9 +173,12 @@ def _margins(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _nearest(gaps: np.ndarray, most: float, default: float) -> float:
-    """The gap below which so many more of the kind of these are to be expected, and no more. Where
-    that is less than one, as if they were spread evenly down to 0."""
+    """The gap below which so many more of the kind of these are to be expected, and no more.
+
+    Where that is less than one, they are taken to thin out evenly towards 0: what is told with a
+    probability that is right is wrong the less often, the surer it is.
+    """
     if len(gaps) < max(most, 1):
         return default
     place = max(int(most), 1)
-    return float(np.sort(gaps)[place - 1]) * min(most, 1.0)
+    return float(np.sort(gaps)[place - 1] * np.sqrt(min(most, 1.0)))

@@ -107,9 +107,15 @@ class LeftOut:
         return cls(scores, np.column_stack([made.surest(scores), known]), own)
 
     @property
+    def best(self) -> np.ndarray:
+        """(n,) the class that comes first."""
+        found: np.ndarray = self.scores.argmax(axis=1)
+        return found
+
+    @property
     def is_right(self) -> np.ndarray:
-        """(n,) whether its own class comes first."""
-        found: np.ndarray = self.scores.argmax(axis=1) == self.labels
+        """(n,) whether that is its own."""
+        found: np.ndarray = self.best == self.labels
         return found
 
     def temperature(self, twins: Iterable[Pair]) -> float:
