@@ -152,6 +152,44 @@ def _best_baseline(found: dict[str, dict[str, float]], key: str) -> str:
     return str(max(values)) if values else ""
 
 
+_SUITES = {"reader_exams": "AGIEval", "reader_tasks": "BBH", "reader_intents": "CLINC150"}
+_TOGETHER = ("without the reader", "always asked", "cascade")
+
+
+def _reader(report: dict[str, Any]) -> Iterator[str]:
+    """What the reader adds, by suite and examples."""
+    found = {
+        f"{name}, {shots}": table
+        for part, name in _SUITES.items()
+        for shots, table in report[part].items()
+        if isinstance(table, dict)
+    }
+    alone = [m for m in next(iter(found.values())) if m.startswith("alone: ")]
+    yield ""
+    yield "### What the model sees"
+    yield ""
+    yield "The first layers of the demo's base model as a reader: the choice without it, with it"
+    yield "for every prompt, and where it is asked if the choice is not clear; each kernel alone"
+    yield "(kernel ridge). Means of one to three draws of the examples; 0 examples are names."
+    yield ""
+    heads = ("no reader", "always", "cascade", "asked", "ECE", *(m[7:] for m in alone))
+    yield "| right adapter first, % | " + " | ".join(heads) + " |"
+    yield "|---|" + "---:|" * len(heads)
+    for name, table in found.items():
+        cells = [f"{table[m]['top1']:.1f}" for m in _TOGETHER]
+        cells += [f"{table['cascade']['asked']:.0f} %", f"{table['cascade']['ece']:.1f}"]
+        cells += [f"{table[m]['top1']:.1f}" for m in alone]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+    yield ""
+    yield "| one prompt at a time | P50 | P99 | right adapter first, % | asked |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, told in report["reader_times"].items():
+        took = told.get("latency_ms", told)
+        right = f"{100 * told['top1']:.1f}" if "top1" in told else ""
+        asked = f"{100 * told['reader_asked']:.0f} %" if "reader_asked" in told else ""
+        yield f"| {name} | {took['p50']} ms | {took['p99']} ms | {right} | {asked} |"
+
+
 def _router() -> Iterator[str]:
     report = json.loads((RESULTS / "router.json").read_text())
     yield from _heading("The choice of the adapter", report, "bench-router")
@@ -170,6 +208,7 @@ def _router() -> Iterator[str]:
         cells.insert(1, _best_baseline(found, "top3"))
         cells.insert(5, _best_baseline(found, "oos_auroc"))
         yield f"| {suite} | " + " | ".join(cells) + " |"
+    yield from _reader(report)
     weights = report["weights"]
     yield ""
     yield "### By the weights alone"

@@ -1,6 +1,7 @@
 """How well and how fast the router chooses: `make bench-router` writes `results/router.json`.
 
 - adapters: BIG-Bench-Hard and CLINC150, from names alone to all examples, beside the baselines
+- reader_*: what each kernel is worth, with and without a small model's first layers
 - weights: the demo's adapters without their cards
 - expert models: MMLU by a weak and a strong model, 5 folds
 - ten thousand adapters: the time of a choice, and of a new card
@@ -24,8 +25,9 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from adapter_store.files.blobs import WEIGHTS
-from benchmarks import routing_data
-from benchmarks.routing_data import Labelled
+from benchmarks import reader, routing_data
+from benchmarks.routing_data import Labelled, split
+from benchmarks.routing_scores import centroids, mean, ridge
 from cluster.settings import RouterSettings
 from examples.base_model import default_cache_dir, prepare_base_model
 from examples.evaluate import ADAPTERS, held_out
@@ -45,7 +47,6 @@ SEEDS = (0, 1, 2)
 FEW = 20
 # LoraRetriever's own words (Zhao et al. 2024, section 3.2), for its recipe.
 _RETRIEVER_PROMPT = "Represent the sentence for similar task retrieval: "
-_RIDGES = (0.1, 0.3, 1.0, 3.0)
 console = Console(stderr=True)
 
 
@@ -74,14 +75,13 @@ class Bench:
         return Features.stack(parts)
 
     def classifier(self, features: Features, labels: np.ndarray) -> Classifier:
-        return Classifier.fit(
-            features,
-            labels,
-            self.background,
-            accept_rate=self.settings.accept_rate,
-            in_scope_share=self.settings.in_scope_share,
-            max_landmarks=self.settings.max_landmarks,
-        )
+        return Classifier.learn(features, labels, self.background, **self.learning).classifier
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """What the classifiers are told beside the examples."""
+        names = {"accept_rate", "in_scope_share", "max_landmarks"}
+        return self.settings.model_dump(include=names)
 
 
 def main() -> None:
@@ -135,27 +135,12 @@ def adapters(bench: Bench) -> dict[str, Any]:
     for name, (labelled, features, few) in suites.items():
         runs: dict[str, list[dict[str, float]]] = {}
         for seed in SEEDS if few else SEEDS[:1]:
-            train, test = _split(labelled, few, seed)
+            train, test = split(labelled, few, seed)
             console.print(f"  {name}, seed {seed}: {len(train)} examples, {len(test)} prompts")
             for method, measured in _measure(bench, labelled, features, train, test).items():
                 runs.setdefault(method, []).append(measured)
-        found[name] = {method: _mean(measured) for method, measured in runs.items()}
+        found[name] = {method: mean(measured) for method, measured in runs.items()}
     return found
-
-
-def _split(labelled: Labelled, few: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from (0 examples: the names), and rows to choose for (in scope or not)."""
-    rng = np.random.default_rng(seed)
-    is_name = labelled.split == "name"
-    has_split = (labelled.split == "test").any()
-    is_train = labelled.split == "train" if has_split else ~is_name
-    rows = [np.flatnonzero(is_train & (labelled.labels == c)) for c in range(len(labelled.names))]
-    train = np.concatenate([rng.permutation(r)[:few] for r in rows])
-    if has_split:
-        test = np.flatnonzero(labelled.split == "test")
-    else:
-        test = np.setdiff1d(np.flatnonzero(~is_name), train)
-    return (np.flatnonzero(is_name) if few == 0 else train), test
 
 
 def _measure(
@@ -205,10 +190,10 @@ def _baselines(
     kernel = Kernel(KernelWeights(meaning=0, form=0, wording=1), learnt, learnt)
     return {
         "random": np.random.default_rng(0).random((len(test), classes)),
-        "centroid": asked.meaning @ _centroids(learnt.meaning, labels, classes).T,
+        "centroid": asked.meaning @ centroids(learnt.meaning, labels, classes).T,
         "1-NN": np.stack([alike[:, labels == c].max(axis=1) for c in range(classes)], axis=1),
-        "encoder + ridge": _ridge(learnt.meaning @ learnt.meaning.T, alike, labels, classes),
-        "n-grams + ridge": _ridge(kernel.parts(learnt)[2], kernel.parts(asked)[2], labels, classes),
+        "encoder + ridge": ridge(learnt.meaning @ learnt.meaning.T, alike, labels, classes),
+        "n-grams + ridge": ridge(kernel.parts(learnt)[2], kernel.parts(asked)[2], labels, classes),
         "LoraRetriever's recipe": _retriever(bench, labelled, train, test),
     }
 
@@ -220,27 +205,7 @@ def _retriever(bench: Bench, labelled: Labelled, train: np.ndarray, test: np.nda
     )
     learnt = bench.instructed.encode([labelled.texts[i] for i in few]).meaning
     asked = bench.instructed.encode([labelled.texts[i] for i in test]).meaning
-    return asked @ _centroids(learnt, labelled.labels[few], len(labelled.names)).T
-
-
-def _centroids(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    return np.stack([rows[labels == c].mean(axis=0) for c in range(classes)])
-
-
-def _ridge(between: np.ndarray, alike: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Linear, its strength by the examples left out one by one; at most 5,000 of them."""
-    some = np.random.default_rng(0).permutation(len(labels))[:5000]
-    between, alike, labels = between[np.ix_(some, some)], alike[:, some], labels[some]
-    values, vectors = np.linalg.eigh(between.astype(np.float64))
-    targets = np.eye(classes)[labels] - 1 / classes
-    best = (-1.0, np.empty(0))
-    for strength in _RIDGES:
-        inverse = (vectors / (values + strength)) @ vectors.T
-        dual = inverse @ targets
-        left_out = targets - dual / np.diag(inverse)[:, None]
-        right = float((left_out.argmax(axis=1) == labels).mean())
-        best = max(best, (right, dual), key=lambda b: b[0])
-    return alike @ best[1]
+    return asked @ centroids(learnt, labelled.labels[few], len(labelled.names)).T
 
 
 def _scored(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -253,13 +218,6 @@ def _scored(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     if not inside.all():
         found["oos_auroc"] = 100 * float(roc_auc_score(inside, scores.max(axis=1)))
     return found
-
-
-def _mean(runs: list[dict[str, float]]) -> dict[str, float]:
-    means = {key: round(float(np.mean([r[key] for r in runs])), 2) for key in runs[0]}
-    if len(runs) > 1:
-        means["top1_min"] = round(min(r["top1"] for r in runs), 2)
-    return means
 
 
 def weights(_: Bench) -> dict[str, Any]:
@@ -410,7 +368,7 @@ def endpoint(bench: Bench, adapters: int = 150, requests: int = 400) -> dict[str
     from deployments.command.client import Client
 
     _, intents = routing_data.clinc(bench.data)
-    train, test = _split(intents, FEW, 0)
+    train, test = split(intents, FEW, 0)
     test = np.random.default_rng(0).permutation(test)[:requests]
     with tempfile.TemporaryDirectory(prefix="rh-bench-") as folder:
         source = Path(folder) / "adapter"
@@ -455,6 +413,10 @@ def _asked(client: Any, path: str, body: dict[str, Any]) -> float:
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "adapters": adapters,
+    "reader_exams": reader.exams,
+    "reader_tasks": reader.tasks,
+    "reader_intents": reader.intents,
+    "reader_times": reader.times,
     "weights": weights,
     "experts": experts,
     "scale": scale,

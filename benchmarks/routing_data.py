@@ -36,6 +36,20 @@ def bbh(data: Path) -> Labelled:
     return _with_names(Labelled(texts, labels, split, [f.stem for f in files]))
 
 
+def agieval(data: Path) -> Labelled:
+    """20 exams of AGIEval, of which some are twins; 20 examples of each, and prompts."""
+    lines = {
+        part: [json.loads(line) for line in (data / "agieval" / file).read_text().splitlines()]
+        for part, file in (("train", "cards.jsonl"), ("test", "prompts.jsonl"))
+    }
+    names = [card["name"] for card in lines["train"]]
+    told = [(text, card["name"], "train") for card in lines["train"] for text in card["examples"]]
+    told += [(prompt["input"], prompt["adapter"], "test") for prompt in lines["test"]]
+    texts, labels, splits = zip(*told, strict=True)
+    numbers = np.array([names.index(label) for label in labels])
+    return _with_names(Labelled(list(texts), numbers, np.array(splits, dtype="U5"), names))
+
+
 def clinc(data: Path) -> tuple[Labelled, Labelled]:
     """CLINC150 by its 10 domains and by its 150 intents."""
     full = json.loads((data / "clinc150" / "data_full.json").read_text())
@@ -79,3 +93,18 @@ def mmlu(data: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
                 subjects.append(number)
                 scores.append([row[_WEAK] == "True", row[_STRONG] == "True"])
     return texts, np.array(subjects), np.array(scores, dtype=float)
+
+
+def split(labelled: Labelled, few: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from (0 examples: the names), and rows to choose for (in scope or not)."""
+    rng = np.random.default_rng(seed)
+    is_name = labelled.split == "name"
+    has_split = (labelled.split == "test").any()
+    is_train = labelled.split == "train" if has_split else ~is_name
+    rows = [np.flatnonzero(is_train & (labelled.labels == c)) for c in range(len(labelled.names))]
+    train = np.concatenate([rng.permutation(r)[:few] for r in rows])
+    if has_split:
+        test = np.flatnonzero(labelled.split == "test")
+    else:
+        test = np.setdiff1d(np.flatnonzero(~is_name), train)
+    return (np.flatnonzero(is_name) if few == 0 else train), test

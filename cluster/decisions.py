@@ -59,6 +59,9 @@ class Evidence(Record):
     example: str
     share: float = Field(description="of the score")
     wording: float = Field(description="how much of the likeness is shared wording, 0 to 1")
+    kernels: dict[str, float] = Field(
+        default_factory=dict, description="by kind of likeness, its share of all of it, 0 to 1"
+    )
 
 
 class Decision(Record):
@@ -82,6 +85,7 @@ class Decision(Record):
         default_factory=dict, description="better adapters, and the constraint that excluded each"
     )
     evidence: tuple[Evidence, ...] = ()
+    has_read: bool = Field(False, description="the reader was asked about the prompt")
     versions: dict[str, str] = Field(
         default_factory=dict, description="of the features and of the cards that it was made with"
     )

@@ -89,6 +89,10 @@ class RouterReport(Record):
     scope_auroc: float | None = Field(None, description="examples against everyday prompts")
     twins: tuple[Twins, ...] = ()
     experts: tuple[str, ...] = Field((), description="candidates whose outcomes are known")
+    kernels: dict[str, float] = Field(
+        default_factory=dict, description="weights of the kinds of likeness, as learnt"
+    )
+    asks_reader: float = Field(0, description="share of the examples that the reader is for")
 
     def seen_by(self, eyes: Eyes) -> "RouterReport":
         return RouterReport(
@@ -108,6 +112,8 @@ class RouterReport(Record):
                 if eyes.shows(t.a) and eyes.shows(t.b)
             ),
             experts=tuple(name for name in self.experts if eyes.shows(name)),
+            kernels=self.kernels,
+            asks_reader=self.asks_reader,
         )
 
 

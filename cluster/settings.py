@@ -372,8 +372,25 @@ class RouterSettings(Section):
         description="Of longer prompts the encoder reads the head and the tail, so many tokens in "
         "all; time grows with it.",
     )
+    reader: str | None = Field(
+        None,
+        description="A small causal language model whose first layers read prompts, beside the "
+        "encoder: the id of one of the `models`, a hub id or folder, or package:NAME/FOLDER inside "
+        "an installed Python package. Tells tasks apart that are alike in topic; not asked about "
+        "prompts that are clear without it.",
+    )
+    reader_layers: int = Field(6, ge=1, description="Layers of the reader that are run.")
+    reader_window_tokens: int = Field(
+        96,
+        ge=8,
+        description="Of longer prompts the reader reads the head and the tail, so many tokens in "
+        "all; time grows with it.",
+    )
     replicas: int = Field(1, ge=1, description="Processes that choose.")
     cpus_per_replica: float = Field(0.1, ge=0, description="CPUs that Ray reserves for each.")
+    gpus_per_replica: float = Field(
+        0, ge=0, description="GPUs that Ray reserves for each; the reader runs there."
+    )
     node_labels: NodeLabels = Field(default_factory=dict)
     timeout_s: float = Field(2, gt=0, description="After this wait the fallback answers.")
     max_batch: int = Field(32, ge=1, description="Prompts embedded in one forward pass.")

@@ -37,13 +37,13 @@ class Catalogue:
         return features(np.zeros((n, self.centres.shape[1])), 1.0, self.rng)
 
     def fit(self, rows=slice(None), max_landmarks: int = 2048) -> Classifier:
-        return Classifier.fit(
+        return Classifier.learn(
             self.examples[rows],
             self.labels[rows],
             self.elsewhere(60),
             max_landmarks=max_landmarks,
             **SETTINGS,
-        )
+        ).classifier
 
 
 def judge(classifier: Classifier, prompts: Features, allowed=None, seen=None):
@@ -150,13 +150,13 @@ def test_a_class_with_one_example_is_not_drowned_by_one_with_many():
 def test_hundreds_of_copies_of_one_text_do_not_break_the_solution():
     catalogue = Catalogue(4, each=3)
     copies = np.concatenate([np.arange(12), np.zeros(500, dtype=int)])
-    classifier = Classifier.fit(
+    classifier = Classifier.learn(
         catalogue.examples[copies],
         catalogue.labels[copies],
         catalogue.elsewhere(30),
         max_landmarks=2048,
         **SETTINGS,
-    )
+    ).classifier
     assert best(classifier, catalogue.prompts(np.arange(1, 4))) == [1, 2, 3]
     assert best(classifier, catalogue.examples[:1]) == [0]
 
@@ -164,13 +164,13 @@ def test_hundreds_of_copies_of_one_text_do_not_break_the_solution():
 def test_the_same_text_in_two_classes_does_not_break_the_solution():
     catalogue = Catalogue(4, each=3)
     twice = np.tile(np.arange(12), 2)
-    classifier = Classifier.fit(
+    classifier = Classifier.learn(
         catalogue.examples[twice],
         np.concatenate([catalogue.labels, catalogue.labels + 4]),
         catalogue.elsewhere(30),
         max_landmarks=2048,
         **SETTINGS,
-    )
+    ).classifier
     (verdict,) = judge(classifier, catalogue.prompts(np.array([1])))
     assert set(verdict.classes[:2].tolist()) == {1, 5}
     assert np.isfinite(verdict.scores).all()

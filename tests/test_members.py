@@ -63,6 +63,8 @@ FULL = {
                 Twins(a="ours", b="base", confused=1),
             ),
             experts=("ours", "secret", "base"),
+            kernels={"wording": 0.25},
+            asks_reader=0.5,
         ),
     ),
     "ingress": Ingress(

@@ -1,5 +1,7 @@
 import threading
+import zlib
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -365,6 +367,52 @@ def test_what_changes_while_it_learns_anew_is_not_lost(prompt_router):
     names = [d.adapter for d in choose(prompt_router, "merge main into my branch", "each friday")]
     assert names[0] == "git"
     assert names[1] != "cron"
+
+
+class ParityReader:
+    """Stands in for a reader: sees of a text what neither its topic nor its wording tells, and
+    remembers what it was asked about."""
+
+    version = "parity"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def read(self, texts: list[str]) -> np.ndarray:
+        self.asked += texts
+        states = 0.1 * np.random.default_rng(len(texts)).standard_normal((len(texts), 2, 8))
+        states[:, :, 0] += [[1 if is_odd(text) else -1] for text in texts]
+        return states.astype(np.float32)
+
+
+def is_odd(text: str) -> bool:
+    return bool(zlib.crc32(text.encode()) % 2)
+
+
+def test_the_reader_is_asked_about_unclear_prompts_alone_and_the_decision_says_so():
+    animals = ("elephants", "parrots", "cats", "penguins", "snails", "horses", "bees", "owls")
+    ways = ("diet", "home", "age", "weight", "sleep", "young", "voice")
+    texts = [f"the {way} of {animal}" for animal in animals for way in ways]
+    *known, first, second = texts
+    cards = {
+        "odd": adapter("odd", tuple(t for t in known if is_odd(t))[:20]),
+        "even": adapter("even", tuple(t for t in known if not is_odd(t))[:20]),
+    } | {name: adapter(name, examples) for name, examples in CARDS.items()}
+    reader = ParityReader()
+    router = PromptRouter(SentenceEncoder.of(RouterSettings()), RouterSettings(), reader=reader)
+    router.update(cards)
+    reader.asked.clear()
+    *unclear, clear = choose(router, first, second, CARDS["cron"][1])
+    assert [d.adapter == "odd" for d in unclear] == [is_odd(first), is_odd(second)]
+    assert [d.has_read for d in unclear] == [True, True]
+    assert (clear.adapter, clear.has_read) == ("cron", False)
+    assert reader.asked == [first, second]
+    assert unclear[0].evidence[0].kernels["reader"] > 0.1
+    assert "reader" not in clear.evidence[0].kernels
+    assert "parity" in clear.versions["features"]
+    told = router.report()
+    assert told.kernels["last"] + told.kernels["mean"] > 0
+    assert told.asks_reader > 0.5
 
 
 def test_an_adapter_without_a_card_is_known_by_its_weights(tmp_path):

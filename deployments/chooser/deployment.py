@@ -18,6 +18,7 @@ from router.adapters.arrow import ArrowRouter
 from router.adapters.constraints import Constraints
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.prompt_router import PromptRouter, everyday_prompts
+from router.adapters.reader import Reader
 
 
 class PromptRouterDeployment:
@@ -31,8 +32,11 @@ class PromptRouterDeployment:
         chosen = settings.router
         encoder = await asyncio.to_thread(SentenceEncoder.of, chosen)
         models = sorted(settings.models, key=lambda m: m.id != settings.fallback_model)
+        reader = await asyncio.to_thread(Reader.of, chosen, models)
         weights = await asyncio.to_thread(_weight_routers, settings)
-        self._router = await asyncio.to_thread(PromptRouter, encoder, chosen, models, weights)
+        self._router = await asyncio.to_thread(
+            PromptRouter, encoder, chosen, models, weights, reader
+        )
         self._process = Process(settings.store, process_id, RayExport())
         self._process.add(Learner(settings, self._process, self._router, weights))
         self.choose.set_max_batch_size(chosen.max_batch)
@@ -68,7 +72,10 @@ def prompt_router_app(settings: Settings) -> Any:
             name="PromptRouter",
             num_replicas=settings.router.replicas,
             max_ongoing_requests=settings.router.max_batch * 4,
-            ray_actor_options={"num_cpus": settings.router.cpus_per_replica}
+            ray_actor_options={
+                "num_cpus": settings.router.cpus_per_replica,
+                "num_gpus": settings.router.gpus_per_replica,
+            }
             | on_nodes(settings.router.node_labels),
         )
         .bind(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +31,7 @@ from deployments.command.cli_common import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cluster.settings import RouterSettings
+    from cluster.settings import BaseModelSettings, RouterSettings
     from router.adapters.encoder import SentenceEncoder
 
 rules_app = typer.Typer(
@@ -78,16 +78,18 @@ def eval_router(
     """Measure the choice: of adapters (CARDS and PROMPTS) or of expert models (OUTCOMES, TEST)."""
     from cluster.settings import RouterSettings, load_settings
 
-    settings = load_settings(config).router if config else RouterSettings()
+    settings = load_settings(config) if config else None
+    chosen = settings.router if settings else RouterSettings()
+    models = settings.models if settings else ()
     _check_writable("--out", out)
     _check_writable("--pareto", pareto)
     if pareto is not None and pareto.suffix not in _PICTURES:
         raise ConfigError(f"--pareto {pareto}: the name must end in {', '.join(_PICTURES)}")
     match (cards, prompts, outcomes, test):
         case (Path(), Path(), None, None) if pareto is None:
-            report = _of_cards(cards, prompts, out, settings)
+            report = _of_cards(cards, prompts, out, chosen, models)
         case (None, None, Path(), Path()) if out is None:
-            report = _of_outcomes(outcomes, test, pareto, settings)
+            report = _of_outcomes(outcomes, test, pareto, chosen)
         case _:
             raise ConfigError(
                 "give --cards and --prompts (with --out for a line per prompt), or --outcomes and "
@@ -110,13 +112,19 @@ def _check_writable(option: str, path: Path | None) -> None:
 
 
 def _of_cards(
-    cards: Path, prompts: Path, out: Path | None, settings: RouterSettings
+    cards: Path,
+    prompts: Path,
+    out: Path | None,
+    settings: RouterSettings,
+    models: Sequence[BaseModelSettings],
 ) -> dict[str, Any]:
     from router.adapters.evaluation import CardLine, PromptLine, evaluate_cards, read_lines
+    from router.adapters.reader import Reader
 
     known, asked = read_lines(cards, CardLine), read_lines(prompts, PromptLine)
+    reader = Reader.of(settings, models)
     with _progress() as progress:
-        report, lines = evaluate_cards(known, asked, _encoder(settings), settings, progress)
+        report, lines = evaluate_cards(known, asked, _encoder(settings), settings, progress, reader)
     if out is not None:
         out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return report

@@ -36,7 +36,7 @@ def examine(config: Path) -> list[Finding]:
         settings = load_settings(config)
     except RoundhouseError as e:
         return [*findings, Finding("settings", False, e.message)]
-    checks: list[Callable[[Settings], Finding]] = [_cpus, _port, _keys, _disk, _encoder]
+    checks: list[Callable[[Settings], Finding]] = [_cpus, _port, _keys, _disk, _encoder, _reader]
     findings += [Finding("settings", True, f"{config} is complete")]
     findings += [check(settings) for check in checks]
     findings += [_base_model(settings, m.id) for m in settings.models if m.engine == "vllm"]
@@ -146,15 +146,30 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _encoder(settings: Settings) -> Finding:
-    from router.adapters.encoder import PACKAGE_SCHEME, resolve_encoder
+    from router.adapters.encoder import PACKAGE_SCHEME, resolve
 
     try:
-        where = resolve_encoder(settings.router.encoder)
+        where = resolve(settings.router.encoder, "router.encoder")
     except RoundhouseError as e:
         return Finding("encoder", False, e.message)
     if settings.router.encoder.startswith(PACKAGE_SCHEME):
         return Finding("encoder", Path(where).is_dir(), str(where))
     return Finding("encoder", True, f"{where} (fetched from the hub unless it is a folder)")
+
+
+def _reader(settings: Settings) -> Finding:
+    from router.adapters.encoder import resolve
+
+    named = settings.router.reader
+    if named is None:
+        return Finding("reader", True, "none: `auto` goes by the encoder and the wording")
+    if named in {m.id for m in settings.models}:
+        return Finding("reader", True, f"the first layers of {named}")
+    try:
+        where = resolve(named, "router.reader")
+    except RoundhouseError as e:
+        return Finding("reader", False, e.message)
+    return Finding("reader", True, f"{where} (fetched from the hub unless it is a folder)")
 
 
 def _base_model(settings: Settings, model_id: str) -> Finding:

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from router.adapters.reader import first_layers
+
 # Tokens that are read of a prompt.
 _WINDOW = 64
 # Of everyday prompts, this share scores less than what counts as a response.
@@ -49,12 +51,10 @@ class ArrowRouter:
     """
 
     def __init__(self, base: str, layers: int, background: list[str]) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(base)
-        self._model = AutoModel.from_pretrained(
-            base, num_hidden_layers=layers, dtype=torch.float32
-        ).eval()
+        self._model = first_layers(base, layers, torch.float32)
         self._inputs: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()
         self._watch()

@@ -9,7 +9,8 @@ from cluster.adapters import Adapter
 from cluster.decisions import Candidate, Decision, Evidence, Prompt, Route
 from cluster.settings import RouterSettings
 from router.adapters.arrow import ArrowRouter
-from router.adapters.classifier import Classifier, Verdict
+from router.adapters.cascade import Judged
+from router.adapters.classifier import Verdict
 from router.adapters.constraints import Constraints
 from router.adapters.costs import LiveCosts
 from router.adapters.index import texts_of
@@ -117,19 +118,19 @@ class ByCards:
     """Decides by what the cards say, of which one at least may be chosen.
 
     Attributes:
-        adapters: by class of the classifier.
+        adapters: by class of the classifiers.
     """
 
     terms: Terms
     adapters: tuple[Adapter, ...]
-    classifier: Classifier
 
-    def decide(self, verdict: Verdict, foretold: Foretold) -> Decision:
+    def decide(self, judged: Judged, foretold: Foretold) -> Decision:
         """Of one prompt."""
+        verdict, threshold = judged.verdict, judged.by.scope.threshold
         ranking = _ranking(verdict)[:_WEIGHED]
         ranked = [self.terms.option(self.adapters[c], p) for c, p in ranking]
         bases = self.terms.bases(foretold)
-        reason = self._why_none(verdict)
+        reason = self._why_none(verdict, threshold)
         if reason is not None:
             choice = self.terms.choose(bases)
         else:
@@ -143,18 +144,18 @@ class ByCards:
             model=choice.best.model if choice.best else None,
             confidence=round(float(verdict.scope * probability), 4),
             in_scope=round(float(verdict.scope), 4),
-            threshold=round(self.classifier.scope.threshold, 4),
+            threshold=round(threshold, 4),
             route=Route.AUTO,
             reason=reason,
             candidates=self._shown(choice, ranked),
             excluded=self._better(verdict) | choice.excluded,
-            evidence=self._evidence(verdict, label) if adapter else (),
+            evidence=self._evidence(judged, label) if adapter else (),
+            has_read=judged.has_read,
             versions=self.terms.versions,
         )
 
-    def _why_none(self, verdict: Verdict) -> str | None:
+    def _why_none(self, verdict: Verdict, threshold: float) -> str | None:
         """Why no adapter is to be chosen, if so."""
-        threshold = self.classifier.scope.threshold
         least = self.terms.constraints.min_confidence
         if verdict.scope < threshold:
             return f"out of scope: {verdict.scope:.2f} is below the threshold {threshold:.2f}"
@@ -206,16 +207,17 @@ class ByCards:
         bases = [c for c in choice.candidates if c.adapter is None]
         return (*adapters[:SHOWN_CANDIDATES], *bases)
 
-    def _evidence(self, verdict: Verdict, label: int) -> tuple[Evidence, ...]:
+    def _evidence(self, judged: Judged, label: int) -> tuple[Evidence, ...]:
         """The examples of the adapter that made most of its score."""
         texts = texts_of(self.adapters[label].card)
         return tuple(
             Evidence(
                 example=texts[ground.example][:_EXCERPT_CHARS],
                 share=round(ground.share, 3),
-                wording=round(ground.wording, 3),
+                wording=round(ground.kernels["wording"], 3),
+                kernels={name: round(share, 3) for name, share in ground.kernels.items()},
             )
-            for ground in self.classifier.grounds(verdict, label, _EVIDENCE)
+            for ground in judged.by.grounds(judged.verdict, label, _EVIDENCE)
         )
 
 

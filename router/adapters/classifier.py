@@ -5,13 +5,15 @@ per adapter, then a softmax with a fitted temperature (Guo et al., ICML 2017; `f
 any is meant: `scope.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 from scipy.special import softmax
 
-from router.adapters.features import Features, Kernel
+from router.adapters.features import Features, Kernel, KernelWeights, total_of
 from router.adapters.fitting import DEFAULT_TEMPERATURE, LeftOut, Report, tuned
 from router.adapters.regression import Regression
 from router.adapters.scope import Scope
@@ -32,7 +34,7 @@ class Verdict:
         probabilities: (s,) that the class is the right one, given that one is.
         scope: probability that one is.
         likeness: (m,) to the landmarks.
-        wording: (m,) the share of the likeness that shared wording makes, 0 to 1.
+        shares: of the likeness, what each kind of it makes, by the kernel's name; (m,) each.
     """
 
     classes: np.ndarray
@@ -41,7 +43,7 @@ class Verdict:
     probabilities: np.ndarray
     scope: float
     likeness: np.ndarray
-    wording: np.ndarray
+    shares: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,17 @@ class Ground:
     Attributes:
         example: which of its class it is.
         share: of the score of the class.
-        wording: the share of its likeness to the prompt that shared wording makes, 0 to 1.
+        kernels: by name, the share of its likeness to the prompt that each makes, 0 to 1.
     """
 
     example: int
     share: float
-    wording: float
+    kernels: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """Never changed once made: `fit` makes one, `with_classes` and `without_class` make others.
+    """Never changed once made: `learn` makes one, `with_classes` and `without_class` make others.
 
     Attributes:
         centroids: (c, d) mean meaning of each class; of many, the nearest are scored.
@@ -77,7 +79,7 @@ class Classifier:
     report: Report
 
     @classmethod
-    def fit(
+    def learn(
         cls,
         features: Features,
         labels: np.ndarray,
@@ -86,8 +88,8 @@ class Classifier:
         accept_rate: float,
         in_scope_share: float,
         max_landmarks: int,
-        seed: int = 0,
-    ) -> "Classifier":
+        start: KernelWeights | None = None,
+    ) -> "Learnt":
         """Learn a catalogue.
 
         Args:
@@ -97,11 +99,13 @@ class Classifier:
             accept_rate: share of the examples that shall count as in scope.
             in_scope_share: share of the traffic that is expected to be.
             max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
+            start: kernel weights from which better ones are looked for.
         """
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         order = rng.permutation(len(labels))
         landmarks = order[:max_landmarks]
-        regression = Regression.fit(tuned(features, labels, rng), landmarks, features, labels)
+        weights = tuned(features, labels, rng, start)
+        regression = Regression.fit(weights, landmarks, features, labels)
         outside = regression.signals(background)
         made = cls(
             regression,
@@ -113,15 +117,16 @@ class Classifier:
         )
         left_out = LeftOut.of(regression, features, labels, order)
         if left_out is None:
-            return made
+            return Learnt(made, None)
         twins = left_out.twins()
         temperature = left_out.temperature(twins)
-        return replace(
+        calibrated = replace(
             made,
             temperature=temperature,
             scope=Scope.fit(left_out.signals, outside, accept_rate, in_scope_share),
             report=left_out.report(made.report, twins, temperature),
         )
+        return Learnt(calibrated, left_out)
 
     @property
     def classes(self) -> int:
@@ -147,13 +152,16 @@ class Classifier:
         """
         kernel = self.kernel
         parts = kernel.parts(features)
-        likeness = kernel.combine(parts, kernel.weights)
-        wording = kernel.wording_share(parts, likeness)
+        kinds = parts.shares(kernel.weights)
+        likeness = total_of(kinds)
         known = self.regression.familiarity(features, likeness, allowed)
         regressors = np.concatenate([likeness, kernel.coordinates(features)], axis=1)
         thinkable = self._shortlists(features, seen, allowed)
-        rows = zip(regressors, wording, known, thinkable, strict=True)
-        return [self._verdict(*row, allowed) for row in rows]
+        verdicts = []
+        for i, row in enumerate(zip(regressors, known, thinkable, strict=True)):
+            shares = {name: kind[i] for name, kind in kinds.items()}
+            verdicts.append(self._verdict(*row, shares, allowed))
+        return verdicts
 
     def contributions(self, likeness: np.ndarray, label: int) -> np.ndarray:
         """(m,) what each landmark adds to the score of a class for one prompt (m,)."""
@@ -167,7 +175,11 @@ class Classifier:
         top = own[np.argsort(-made[own])][:most]
         total = max(float(verdict.scores[verdict.classes == label][0]), 1e-6)
         return [
-            Ground(int(self.rows[i]), float(made[i]) / total, float(verdict.wording[i]))
+            Ground(
+                int(self.rows[i]),
+                float(made[i]) / total,
+                {n: float(s[i] / verdict.likeness[i]) for n, s in verdict.shares.items()},
+            )
             for i in top
             if made[i] > 0
         ]
@@ -175,9 +187,9 @@ class Classifier:
     def _verdict(
         self,
         regressors: np.ndarray,
-        wording: np.ndarray,
         known: np.ndarray,
         thinkable: np.ndarray,
+        shares: Mapping[str, np.ndarray],
         allowed: np.ndarray,
     ) -> Verdict:
         classes, scores = self._ranked(regressors, thinkable)
@@ -193,8 +205,8 @@ class Classifier:
             chosen,
             softmax(self.temperature * chosen),
             scope,
-            regressors[: len(wording)],
-            wording,
+            regressors[: len(self.regression.landmarks)],
+            shares,
         )
 
     def _shortlists(
@@ -242,6 +254,13 @@ class Classifier:
             regression=self.regression.without_class(label, features),
             centroids=np.delete(self.centroids, label, axis=0),
         )
+
+
+class Learnt(NamedTuple):
+    """A classifier, and the examples that it was calibrated on; None with too few to leave out."""
+
+    classifier: Classifier
+    left_out: LeftOut | None
 
 
 def _place_in_class(labels: np.ndarray) -> np.ndarray:

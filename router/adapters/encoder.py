@@ -58,14 +58,15 @@ class SentenceEncoder:
     def __init__(self, source: str, *, prefix: str = "", window_tokens: int) -> None:
         from sentence_transformers import SentenceTransformer
 
+        where = str(resolve(source, "router.encoder"))
         self._model = SentenceTransformer(
-            str(resolve_encoder(source)), device="cpu", model_kwargs={"dtype": _fastest_dtype()}
+            where, device="cpu", model_kwargs={"dtype": fastest_dtype()}
         ).eval()
         self._prefix = prefix
         # Room for the prefix and the marks at both ends: what is longer, the model would cut off.
         reserved = len(self._model.tokenizer.tokenize(prefix)) + 4
         self._window = min(window_tokens, max(8, (self._model.max_seq_length or 512) - reserved))
-        self.version = f"{_short_name(source)}:{_digest(self._model)}:{window_tokens}:{prefix}"
+        self.version = f"{short_name(source)}:{digest_of(self._model)}:{window_tokens}:{prefix}"
         transformer = getattr(self._model[0], "auto_model", None)
         if transformer is not None:
             transformer.config.output_hidden_states = True
@@ -131,8 +132,9 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def resolve_encoder(source: str) -> str | Path:
-    """The folder or hub id behind `source`; raises :class:`ConfigError` when it cannot be there."""
+def resolve(source: str, setting: str) -> str | Path:
+    """The folder or hub id behind `source`; raises :class:`ConfigError`, which names the setting,
+    when it cannot be there."""
     if not source.startswith(PACKAGE_SCHEME):
         return source
     package, _, folder = source.removeprefix(PACKAGE_SCHEME).partition("/")
@@ -140,14 +142,14 @@ def resolve_encoder(source: str) -> str | Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            f"router.encoder: package {package!r} is not installed; `make demo` installs it, or "
-            "set the encoder to a sentence-transformers folder or hub id"
+            f"{setting}: package {package!r} is not installed; install it (`make demo` "
+            "brings the encoder's), or give a folder or a hub id"
         )
     return Path(spec.submodule_search_locations[0]) / folder
 
 
-def _fastest_dtype() -> Any:
-    """bfloat16 halves the time, where the processor multiplies it."""
+def fastest_dtype() -> Any:
+    """Of the processor: bfloat16 halves the time, where it multiplies that."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()
@@ -155,7 +157,8 @@ def _fastest_dtype() -> Any:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def _short_name(source: str) -> str:
+def short_name(source: str) -> str:
+    """Of a source, with the version of its package, for the version of what it gives."""
     package, _, _ = source.removeprefix(PACKAGE_SCHEME).partition("/")
     if not source.startswith(PACKAGE_SCHEME):
         return Path(source).name
@@ -165,7 +168,7 @@ def _short_name(source: str) -> str:
         return package
 
 
-def _digest(model: Any) -> str:
+def digest_of(model: Any) -> str:
     """A fingerprint of the weights: the same hub id may get new ones."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):

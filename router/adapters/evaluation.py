@@ -24,6 +24,7 @@ from router.adapters.fitting import calibration_error
 from router.adapters.prompt_router import PromptRouter
 from router.adapters.prompts import clip
 from router.adapters.quality import QualityPredictor
+from router.adapters.reader import Reader
 
 # Each of so many prompts is timed alone; the others go in batches.
 _TIMED = 500
@@ -104,6 +105,7 @@ def evaluate_cards(
     encoder: Encoder,
     settings: RouterSettings,
     progress: Progress,
+    reader: Reader | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Choose for every prompt as the cluster would; a report, and a line per prompt.
 
@@ -111,7 +113,7 @@ def evaluate_cards(
         ConfigError: two cards share a name, or a prompt names a card that is not there.
     """
     _check_names(cards, prompts)
-    router = PromptRouter(encoder, settings)
+    router = PromptRouter(encoder, settings, reader=reader)
     started = time.perf_counter()
     progress("learning the cards", 0, 1)
     router.update({card.name: _as_adapter(card) for card in cards})
@@ -135,6 +137,8 @@ def evaluate_cards(
         "cards": len(cards),
         "prompts": len(prompts),
         "learnt_s": round(learnt_s, 2),
+        "kernels": told.kernels,
+        "reader_asked": round(float(np.mean([d.has_read for d in decisions])), 4),
         "threshold": told.threshold,
         "twins": [twins.model_dump() for twins in told.twins],
         "versions": told.versions,

@@ -21,11 +21,16 @@ _MIN_LEFT_OUT = 3
 # Mistakes are counted on this many examples at most.
 _SAMPLE = 2000
 _TUNING_CLASSES, _TUNING_EXAMPLES = 40, 15
-_TUNING_GRID = {
-    "meaning": (0.5, 1.0, 2.0),
-    "form": (0.4, 0.8, 1.6),
-    "wording": (0.1, 0.25, 0.5, 1.0),
-}
+# Each weight of the kernel is tried so many times smaller and larger, as long as that helps.
+_TUNING_STEPS = (0.5, 2.0)
+_TUNING_ROUNDS = 4
+# Where it begins, of what the reader says: at first that counts nothing.
+_FIRST_SAY = 0.5
+# A hair's breadth is luck, as a share of the loss: a few hundred examples say no more. Of a loss
+# that is nearly nothing, no share says anything.
+_LUCK = 0.02
+# No weight goes further from its default, or from the first say.
+_FURTHEST = 8.0
 # Of a catalogue that has nothing to learn them from, such as descriptions alone: fitted as the
 # scope's defaults are. Such a text describes prompts rather than being one: it shares their
 # meaning, less their form and wording.
@@ -101,6 +106,18 @@ class LeftOut:
         known[inside, 1] = made.variance_left_out(held[inside])
         return cls(scores, np.column_stack([made.surest(scores), known]), own)
 
+    @property
+    def best(self) -> np.ndarray:
+        """(n,) the class that comes first."""
+        found: np.ndarray = self.scores.argmax(axis=1)
+        return found
+
+    @property
+    def is_right(self) -> np.ndarray:
+        """(n,) whether that is its own."""
+        found: np.ndarray = self.best == self.labels
+        return found
+
     def temperature(self, twins: Iterable[Pair]) -> float:
         """The sharpness of the softmax by all but the twins: that one is as good as the other must
         not make the probabilities of everything else flat."""
@@ -124,11 +141,10 @@ class LeftOut:
     def report(self, blank: Report, twins: tuple[Pair, ...], temperature: float) -> Report:
         """The report with what these say."""
         probabilities = softmax(temperature * self.scores, axis=1)
-        right = self.scores.argmax(axis=1) == self.labels
         return replace(
             blank,
-            top1=float(right.mean()),
-            ece=calibration_error(probabilities.max(axis=1), right),
+            top1=float(self.is_right.mean()),
+            ece=calibration_error(probabilities.max(axis=1), self.is_right),
             twins=twins,
         )
 
@@ -141,11 +157,20 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float(sum(gaps))
 
 
-def tuned(features: Features, labels: np.ndarray, rng: np.random.Generator) -> KernelWeights:
-    """The kernel weights under which left-out examples of some classes are best foretold."""
+def tuned(
+    features: Features,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    start: KernelWeights | None = None,
+) -> KernelWeights:
+    """The kernel weights under which left-out examples of some classes are best foretold.
+
+    Args:
+        start: where the search begins; the defaults, by default.
+    """
     if (np.bincount(labels)[labels] > 1).sum() < _MIN_LEFT_OUT:
         return _OF_DESCRIPTIONS
-    default = KernelWeights()
+    default = start or KernelWeights()
     rows = _few_of_some(labels, rng)
     _, own = np.unique(labels[rows], return_inverse=True)
     counts = np.bincount(own)
@@ -159,20 +184,32 @@ def tuned(features: Features, labels: np.ndarray, rng: np.random.Generator) -> K
     beside = places @ places.T + np.diag(NOISE * counts[own] / counts.mean())
 
     def loss(weights: KernelWeights) -> float:
-        inverse = scipy.linalg.inv(Kernel.combine(parts, weights) + beside, assume_a="pos")
+        inverse = scipy.linalg.inv(parts.combine(weights) + beside, assume_a="pos")
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
         scores = (left_out + unknown(len(counts))) * gain(counts)
         temperature = _fit_temperature(scores[scored], own[scored])
         return _log_loss(temperature * scores[scored], own[scored])
 
+    names = ("meaning", "form", "wording") + (() if chosen.states is None else ("mean", "last"))
     best, lowest = default, loss(default)
-    for name, values in _TUNING_GRID.items():
-        for weights in [replace(best, **{name: v}) for v in values if v != getattr(best, name)]:
-            found = loss(weights)
-            # A hair's breadth is luck: a few hundred examples say no more.
-            if found < 0.98 * lowest:
-                best, lowest = weights, found
+    for _ in range(_TUNING_ROUNDS):
+        before = best
+        for name in names:
+            for weights in _neighbours(best, name):
+                found = loss(weights)
+                if found < (1 - _LUCK) * lowest - _LUCK / 10:
+                    best, lowest = weights, found
+        if best == before:
+            break
     return best
+
+
+def _neighbours(weights: KernelWeights, name: str) -> list[KernelWeights]:
+    """The same with one weight a step smaller, and a step larger."""
+    now, first = getattr(weights, name), getattr(KernelWeights(), name) or _FIRST_SAY
+    tried = [now * step for step in _TUNING_STEPS] if now else [first]
+    inside = [v for v in tried if first / _FURTHEST <= v <= first * _FURTHEST]
+    return [replace(weights, **{name: value}) for value in inside]
 
 
 def _few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster.adapters import Adapter, Card, Viewer
 from cluster.settings import RouterSettings
-from router.adapters.classifier import Classifier
+from router.adapters.cascade import Cascade
 from router.adapters.constraints import Constraints
 from router.adapters.features import FeatureExtractor, Features
 
@@ -28,16 +28,16 @@ class Index:
     """One state of the catalogue, ready to answer.
 
     Attributes:
-        adapters: by class of the classifier.
+        adapters: by class of the classifiers.
         silent: adapters whose cards say nothing to learn from.
-        classifier: None without adapters.
+        cascade: None without adapters.
         position: of the store, when it was made.
-        is_whole: the classifier was fitted to just these cards; else changes were worked in.
+        is_whole: the classifiers were fitted to just these cards; else changes were worked in.
     """
 
     adapters: tuple[Adapter, ...] = ()
     silent: tuple[Adapter, ...] = ()
-    classifier: Classifier | None = None
+    cascade: Cascade | None = None
     position: str = ""
     is_whole: bool = True
     masks: dict[Constraints, np.ndarray] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class CardLearner:
             learnt = [self._embed(texts_of(a.card)) for a in before.adapters]
         if before.is_whole:
             return
-        fresh = replace(before, classifier=self._fit(learnt), is_whole=True, masks={})
+        fresh = replace(before, cascade=self._fit(learnt), is_whole=True, masks={})
         with self._changing:
             now = self.index
             known = {a.name: a for a in now.adapters}
@@ -124,35 +124,35 @@ class CardLearner:
         new = {n: texts for n, texts in wanted.items() if before.get(n) != texts}
         size = sum(len(texts) for texts in wanted.values())
         changed = sum(len(texts) for texts in (*gone.values(), *new.values()))
-        if index.classifier is None or size <= _LEARN_ANEW or changed > _WORKED_IN:
+        if index.cascade is None or size <= _LEARN_ANEW or changed > _WORKED_IN:
             learnt = [self._embed(texts) for texts in wanted.values()]
-            classifier = self._fit(learnt) if learnt else None
-            return Index(tuple(known.values()), classifier=classifier, position=position)
-        classifier = self._worked_in(index.classifier, list(before), gone, new)
+            cascade = self._fit(learnt) if learnt else None
+            return Index(tuple(known.values()), cascade=cascade, position=position)
+        cascade = self._worked_in(index.cascade, list(before), gone, new)
         adapters = tuple(known[n] for n in (*(n for n in before if n not in gone), *new))
-        return Index(adapters, classifier=classifier, position=position, is_whole=False)
+        return Index(adapters, cascade=cascade, position=position, is_whole=False)
 
     def _worked_in(
         self,
-        classifier: Classifier,
+        cascade: Cascade,
         names: list[str],
         gone: Mapping[str, Texts],
         new: Mapping[str, Texts],
-    ) -> Classifier:
-        """The classifier of the adapters of these names, less those that are gone; new ones come
+    ) -> Cascade:
+        """The classifiers of the adapters of these names, less those that are gone; new ones come
         after the rest."""
         for name, texts in gone.items():
             label = names.index(name)
-            classifier = classifier.without_class(label, self._embed(texts))
+            cascade = cascade.without_class(label, self._embed(texts))
             names.pop(label)
         if not new:
-            return classifier
+            return cascade
         learnt = [self._embed(texts) for texts in new.values()]
-        return classifier.with_classes(Features.stack(learnt), len(names) + _labels(learnt))
+        return cascade.with_classes(Features.stack(learnt), len(names) + _labels(learnt))
 
-    def _fit(self, parts: list[Features]) -> Classifier:
+    def _fit(self, parts: list[Features]) -> Cascade:
         settings = self._settings
-        return Classifier.fit(
+        return Cascade.fit(
             Features.stack(parts),
             _labels(parts),
             self._background,

@@ -11,6 +11,7 @@ from cluster.decisions import Conversation, Decision, Outcome, Prompt
 from cluster.members import Report, RouterReport, Twins
 from cluster.settings import BaseModelSettings, RouterSettings
 from router.adapters.arrow import ArrowRouter
+from router.adapters.cascade import Cascade
 from router.adapters.choice import ByCards, Terms
 from router.adapters.constraints import Constraints
 from router.adapters.conversations.follow_ups import FollowUps
@@ -20,6 +21,7 @@ from router.adapters.encoder import Encoder
 from router.adapters.features import FeatureExtractor, Features
 from router.adapters.index import CardLearner, Index
 from router.adapters.quality import OutcomeLearner
+from router.adapters.reader import Reader
 
 _EVERYDAY = Path(__file__).parent / "data" / "everyday_prompts.txt"
 
@@ -32,6 +34,7 @@ class PromptRouter:
     Args:
         base_models: that may answer when no adapter fits; the first is the default.
         weights: base model -> what knows its adapters by their weights.
+        reader: reads cards, and the prompts that are not clear without it.
     """
 
     def __init__(
@@ -40,13 +43,14 @@ class PromptRouter:
         settings: RouterSettings,
         base_models: Sequence[BaseModelSettings] = (),
         weights: Mapping[str, ArrowRouter] | None = None,
+        reader: Reader | None = None,
     ) -> None:
-        self._extract = FeatureExtractor(encoder)
+        self._extract = FeatureExtractor(encoder, reader)
         self._settings = settings
         self._base_models = tuple(base_models)
         self._weights = weights or {}
         self._cards = CardLearner(self._extract, settings, everyday_prompts())
-        self._follow_ups = FollowUps(self._extract, everyday_prompts())
+        self._follow_ups = FollowUps(self._extract.glance, everyday_prompts())
         self._outcomes = OutcomeLearner(self._extract, shared=settings.shared_feedback)
         self._costs = LiveCosts.of(base_models, ())
 
@@ -84,7 +88,7 @@ class PromptRouter:
         """Decisions for each caller's prompts: all are embedded in one pass, and callers with equal
         constraints share the rest."""
         index = self._cards.index
-        read = self._extract([p.text for prompts, _ in asked for p in prompts])
+        glanced = self._extract.glance([p.text for prompts, _ in asked for p in prompts])
         ends = list(accumulate(len(prompts) for prompts, _ in asked))
         answers: list[list[Decision]] = [[] for _ in asked]
         groups: dict[Constraints, list[int]] = {}
@@ -93,7 +97,9 @@ class PromptRouter:
         for constraints, members in groups.items():
             prompts = [prompt for i in members for prompt in asked[i][0]]
             rows = [row for i in members for row in range(ends[i] - len(asked[i][0]), ends[i])]
-            decisions = iter(self._choose(index, prompts, read[np.array(rows, int)], constraints))
+            decisions = iter(
+                self._choose(index, prompts, glanced[np.array(rows, int)], constraints)
+            )
             for i in members:
                 answers[i] = [next(decisions) for _ in asked[i][0]]
         return answers
@@ -117,12 +123,13 @@ class PromptRouter:
     def _by_cards(
         self, index: Index, prompts: list[Prompt], features: Features, terms: Terms
     ) -> list[Decision]:
-        if index.classifier is None:
+        if index.cascade is None:
             return [terms.nothing("no adapter has a card to learn from") for _ in prompts]
         if not index.allowed(terms.constraints).any():
             return [terms.nothing("the constraints leave no adapter") for _ in prompts]
-        by_cards = ByCards(terms, index.adapters, index.classifier)
-        decisions = self._decide(index, by_cards, features)
+        by_cards = ByCards(terms, index.adapters)
+        texts = [prompt.text for prompt in prompts]
+        decisions = self._decide(index, index.cascade, by_cards, texts, features)
         for i, prompt in enumerate(prompts):
             if not _says_something(prompt):
                 decisions[i] = terms.nothing("the prompt has nothing to read")
@@ -134,8 +141,9 @@ class PromptRouter:
             if p.context and p.held is None and decisions[i].adapter is None
         ]
         if unsure:
-            contexts = self._extract([prompts[i].context for i in unsure])
-            again = self._decide(index, by_cards, contexts)
+            texts = [prompts[i].context for i in unsure]
+            contexts = self._extract.glance(texts)
+            again = self._decide(index, index.cascade, by_cards, texts, contexts)
             for i, decision in zip(unsure, again, strict=True):
                 if decision.adapter is not None:
                     reason = f"by the conversation: {decision.reason}"
@@ -158,22 +166,34 @@ class PromptRouter:
             says = _says_something(prompts[i])
             decisions[i] = staying.decide(prompts[i], decisions[i], float(goes_on) if says else 1)
 
-    def _decide(self, index: Index, by_cards: ByCards, features: Features) -> list[Decision]:
+    def _decide(
+        self,
+        index: Index,
+        cascade: Cascade,
+        by_cards: ByCards,
+        texts: list[str],
+        features: Features,
+    ) -> list[Decision]:
         constraints = by_cards.terms.constraints
         allowed = index.allowed(constraints)
         seen = index.allowed(Constraints(viewer=constraints.viewer))
-        verdicts = by_cards.classifier.judge(features, seen, allowed)
+
+        def read(rows: np.ndarray) -> Features:
+            return self._extract.read([texts[i] for i in rows], features[rows])
+
+        judged = cascade.judge(features, seen, allowed, read)
         foretold = self._outcomes.foretell(features, constraints.viewer.owner)
-        return [by_cards.decide(*row) for row in zip(verdicts, foretold, strict=True)]
+        return [by_cards.decide(*row) for row in zip(judged, foretold, strict=True)]
 
     # -- telling ----------------------------------------------------------------------------
 
     def report(self) -> RouterReport:
         """What the router knows of its own quality."""
         index = self._cards.index
-        classifier = index.classifier
-        if classifier is None:
+        cascade = index.cascade
+        if cascade is None:
             return RouterReport(versions=self._versions(index), cards=0)
+        classifier = cascade.best
         told, names = classifier.report, [a.name for a in index.adapters]
         # By the classes that were fitted; where changes are worked in, these have moved.
         twins = told.twins if index.is_whole else ()
@@ -190,6 +210,8 @@ class PromptRouter:
             scope_auroc=classifier.scope.auroc,
             twins=tuple(Twins(a=names[a], b=names[b], confused=share) for a, b, share in twins),
             experts=self._outcomes.candidates,
+            kernels=classifier.kernel.weights.told,
+            asks_reader=cascade.gate.asks if cascade.gate else 0.0,
         )
 
     def _versions(self, index: Index) -> dict[str, str]:

@@ -154,7 +154,7 @@ class OutcomeLearner:
     def _embed(self, texts: set[str]) -> None:
         known = {text: f for text, f in self._features.items() if text in texts}
         if new := sorted(texts - known.keys()):
-            read = self._extract(new).compact()
+            read = self._extract.glance(new).compact()
             known |= {text: read[i : i + 1] for i, text in enumerate(new)}
         self._features = known
 
