@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 from adapter_store.records import read_or_none
 from adapter_store.server import Server, answering, flat
@@ -47,7 +48,7 @@ class RoutingLog:
         keys = self._keys
         pipe = self._server.redis.pipeline(transaction=False)
         for request in requests:
-            record = request.model_dump_json()
+            record = _as_kept(request)
             # The first stays: an id that is sent again must not overwrite it.
             key = keys.decision(request.owner, request.request_id)
             keep_ms = round(self._keep_s * 1000)
@@ -108,6 +109,15 @@ class RoutingLog:
         """Tenants that have given feedback since (Unix time in ms, of the store's clock), and when
         they last did."""
         return await self._server.scored(self._keys.raters, since)
+
+
+def _as_kept(request: RoutedRequest) -> str:
+    """Without what the release before, which may share the store, does not know and that says
+    nothing; the mark stands in what conversations are found by."""
+    unknown: dict[str, Any] = {"conversation": True}
+    if request.decision.conversation is None:
+        unknown["decision"] = {"conversation"}
+    return request.model_dump_json(exclude=unknown)
 
 
 def most_of(owner: str) -> int:
