@@ -92,9 +92,8 @@ bench-engine: $(DEV_STAMP) model ## Measure what adapters cost an engine, beside
 bench-router: $(DEV_STAMP) ## Measure the choice of the adapter: quality beside baselines, speed (20 min; DATA=folder).
 	@$(BIN)/python -m benchmarks.router $(if $(DATA),--data $(DATA))
 
-bench-conversations: $(DEV_STAMP) model ## Measure whether chats stay with their adapter, and leave it when they should (12 min).
-	@$(BIN)/python -m benchmarks.conversations
-	@for margin in 0 0.4; do ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m benchmarks.conversations --first-token $$margin; done
+bench-conversations: $(DEV_STAMP) ## Measure whether chats stay with their adapter, and leave it when they should (5 min; DATA=folder).
+	@$(BIN)/python -m benchmarks.conversations $(if $(DATA),--data $(DATA))
 
 bench-store: $(DEV_STAMP) ## Measure the adapter store: 10,000 adapters, 64 replicas, updates under load (10 min).
 	@$(BIN)/python -m benchmarks.store

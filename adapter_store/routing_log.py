@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 from adapter_store.records import read_or_none
 from adapter_store.server import Server, answering, flat
@@ -28,7 +29,7 @@ _SKEW_MS = 60_000
 _MAX_WAITING = 10_000
 # The release that shares the store in an upgrade does not know these; left out where they say
 # nothing.
-_NEW_IN_DECISIONS = ("rule", "narrowed_by")
+_NEW_IN_DECISIONS = ("rule", "narrowed_by", "conversation")
 _BATCH = 256
 _RETRY_S = 1.0
 
@@ -50,8 +51,7 @@ class RoutingLog:
         keys = self._keys
         pipe = self._server.redis.pipeline(transaction=False)
         for request in requests:
-            quiet = {name for name in _NEW_IN_DECISIONS if not getattr(request.decision, name)}
-            record = request.model_dump_json(exclude={"decision": quiet})
+            record = _as_kept(request)
             # The first stays: an id that is sent again must not overwrite it.
             key = keys.decision(request.owner, request.request_id)
             keep_ms = round(self._keep_s * 1000)
@@ -112,6 +112,13 @@ class RoutingLog:
         """Tenants that have given feedback since (Unix time in ms, of the store's clock), and when
         they last did."""
         return await self._server.scored(self._keys.raters, since)
+
+
+def _as_kept(request: RoutedRequest) -> str:
+    """Without what the release before does not know; the mark stands in what conversations are
+    found by."""
+    quiet = {name for name in _NEW_IN_DECISIONS if not getattr(request.decision, name)}
+    return request.model_dump_json(exclude={"conversation": True, "decision": quiet})
 
 
 def most_of(owner: str) -> int:

@@ -37,8 +37,6 @@ RESULT = HERE / "results" / "conversations.json"
 PHRASES = HERE / "conversation_phrases.json"
 MARGINS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
 MOST_TURNS, FEWEST_TURNS = 8, 3
-# Against the demo.
-PLAYED = 25
 # Of turns after the first: a phrase that goes on, another prompt of the task, another task, an
 # everyday question.
 KINDS = {"phrase": 0.45, "prompt": 0.2, "task": 0.25, "everyday": 0.1}
@@ -68,16 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=300, help="conversations of each part")
     parser.add_argument("--tuning-only", action="store_true", help="leave the test alone")
-    parser.add_argument(
-        "--first-token", type=float, metavar="MARGIN", help="only that, on vLLM, with this margin"
-    )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     phrases = json.loads(PHRASES.read_text())
-    if args.first_token is not None:
-        _add_first_token(phrases["test"], args.first_token, args.out)
-        return
     encoder = Remembering(SentenceEncoder.of(RouterSettings()))
     made = {part: list(conversations(phrases[part], args.count)) for part in phrases}
     methods = dict(_methods(encoder))
@@ -101,21 +93,8 @@ def main() -> None:
         result["strangers"] = {n: _to_base(met, methods[n]) for n in shown} | {"prompts": len(met)}
     else:
         console.print(f"{args.data} is not there: left out are the questions of CLINC150")
-    before = json.loads(args.out.read_text()) if args.out.exists() else {}
-    result["first token"] = before.get("first token", {})
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     console.print_json(json.dumps(result["test"]))
-
-
-def _add_first_token(phrases: dict[str, Any], margin: float, out: Path) -> None:
-    """Measure it with a margin, and keep the rest of the results."""
-    from benchmarks.first_turns import first_turns
-
-    name = "always choosing anew" if not margin else f"Roundhouse, margin {margin}"
-    known = json.loads(out.read_text())
-    known["first token"][name] = first_turns(list(conversations(phrases, PLAYED, seed=1)), margin)
-    out.write_text(json.dumps(known, indent=2) + "\n")
-    console.print_json(json.dumps(known["first token"]))
 
 
 # -- what is said -------------------------------------------------------------------------------

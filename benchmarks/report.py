@@ -285,16 +285,6 @@ def _conversations() -> Iterator[str]:
         yield f"{met['prompts']} questions that people asked a system that could not help with"
         yield "them (CLINC150, out of scope), each as the second turn of a chat with an adapter,"
         yield f"go to the base model: {', '.join(shares)}."
-    if report["first token"]:
-        yield ""
-        yield "Chats of the test with the demo (real vLLM on CPU, one request in flight):"
-        yield "how soon a turn after the first begins to be answered."
-        yield ""
-        yield "| | turns | first token, P50 | P99 | by the right one, % |"
-        yield "|---|---:|---:|---:|---:|"
-    for method, found in report["first token"].items():
-        cells = [found["turns"], f"{found['p50_ms']} ms", f"{found['p99_ms']} ms", found["right"]]
-        yield f"| {method} | " + " | ".join(map(str, cells)) + " |"
 
 
 _CLUSTER_COLUMNS = {

@@ -100,7 +100,7 @@ class RoutedRequest(Record):
     input: str | None = Field(None, description="the deciding text, when prompts are kept")
     answered_by: str = Field(description="adapter or base model")
     decision: Decision
-    conversation: str = Field("", description="mark under which its next turn finds it")
+    conversation: str = Field("", description="mark by which its next turn finds what answered")
 
     @property
     def held(self) -> Held:

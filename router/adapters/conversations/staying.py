@@ -79,8 +79,11 @@ class Staying:
     def _stayed(self, alone: Decision, adapter: Adapter | None, confidence: float) -> Decision:
         """The same again, unless the constraints forbid that."""
         least = self.terms.constraints.min_confidence
-        other = alone.adapter or "none"
-        reason = f"the turn goes on with what was said, and {other} does not fit clearly better"
+        reason = "the turn goes on with what was said, and fits no adapter by itself"
+        if alone.adapter is not None:
+            reason = f"{alone.adapter} does not fit clearly better"
+        elif alone.in_scope >= alone.threshold:
+            reason = "the turn goes on with what was said"
         if adapter is None:
             stayed = self.terms.nothing(reason)
             update = {"in_scope": alone.in_scope, "threshold": alone.threshold}
