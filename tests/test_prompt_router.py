@@ -389,30 +389,36 @@ def is_odd(text: str) -> bool:
     return bool(zlib.crc32(text.encode()) % 2)
 
 
-def test_the_reader_is_asked_about_unclear_prompts_alone_and_the_decision_says_so():
+def test_a_prompt_that_only_the_reader_tells_is_read_and_the_decision_says_so():
     animals = ("elephants", "parrots", "cats", "penguins", "snails", "horses", "bees", "owls")
     ways = ("diet", "home", "age", "weight", "sleep", "young", "voice")
     texts = [f"the {way} of {animal}" for animal in animals for way in ways]
     *known, first, second = texts
-    cards = {
+    plain = {name: adapter(name, examples) for name, examples in CARDS.items()}
+    pair = {
         "odd": adapter("odd", tuple(t for t in known if is_odd(t))[:20]),
         "even": adapter("even", tuple(t for t in known if not is_odd(t))[:20]),
-    } | {name: adapter(name, examples) for name, examples in CARDS.items()}
+    }
     reader = ParityReader()
     router = PromptRouter(SentenceEncoder.of(RouterSettings()), RouterSettings(), reader=reader)
-    router.update(cards)
+    router.update(plain | pair)
     reader.asked.clear()
-    *unclear, clear = choose(router, first, second, CARDS["cron"][1])
-    assert [d.adapter == "odd" for d in unclear] == [is_odd(first), is_odd(second)]
-    assert [d.has_read for d in unclear] == [True, True]
-    assert (clear.adapter, clear.has_read) == ("cron", False)
+    decisions = choose(router, first, second)
+    assert [d.adapter == "odd" for d in decisions] == [is_odd(first), is_odd(second)]
+    assert [d.has_read for d in decisions] == [True, True]
     assert reader.asked == [first, second]
-    assert unclear[0].evidence[0].kernels["reader"] > 0.1
-    assert "reader" not in clear.evidence[0].kernels
-    assert "parity" in clear.versions["features"]
+    assert decisions[0].evidence[0].kernels["reader"] > 0.1
+    assert "parity" in decisions[0].versions["features"]
     told = router.report()
     assert told.kernels["last"] + told.kernels["mean"] > 0
     assert told.asks_reader > 0.5
+
+    router.update(plain)
+    reader.asked.clear()
+    (decision,) = choose(router, "each friday at ten in the morning")
+    assert (decision.adapter, decision.has_read) == ("cron", False)
+    assert "reader" not in decision.evidence[0].kernels
+    assert reader.asked == [], "nothing to be told better"
 
 
 def test_an_adapter_without_a_card_is_known_by_its_weights(tmp_path):
