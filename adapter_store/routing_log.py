@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any
 
 from adapter_store.records import read_or_none
 from adapter_store.server import Server, answering, flat
