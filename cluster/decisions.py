@@ -60,6 +60,12 @@ class Decision(Record):
         default_factory=dict, description="better adapters, and the constraint that excluded each"
     )
     evidence: tuple[Evidence, ...] = ()
+    # Not told where there is none: the release before refuses fields that it does not know.
+    fallback: dict[str, str] = Field(
+        default_factory=dict,
+        description="models that could not answer before, and why",
+        exclude_if=lambda fallback: not fallback,
+    )
     versions: dict[str, str] = Field(
         default_factory=dict, description="of the features and of the cards that it was made with"
     )

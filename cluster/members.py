@@ -147,6 +147,12 @@ class Replica(_Report):
     problems: dict[AdapterKey, str] = Field(
         default_factory=dict, description="adapter version -> why it could not be loaded"
     )
+    # Not told where there is none: the release before refuses fields that it does not know.
+    trouble: str = Field(
+        "",
+        description="why what it passes requests on to is not asked now",
+        exclude_if=lambda trouble: not trouble,
+    )
 
     def seen_by(self, eyes: Eyes) -> "Replica":
         return Replica(
@@ -166,6 +172,7 @@ class Replica(_Report):
             kv_use=self.kv_use,
             leaving=eyes.keys(self.leaving),
             problems=eyes.by_key(self.problems),
+            trouble=self.trouble,
         )
 
 
