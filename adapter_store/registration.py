@@ -192,6 +192,11 @@ class Registrar:
         base = await self._registry.base_model(card.base_model)
         if base is None:
             raise ModelNotFound(card.base_model, param="base_model")
+        if not base.max_rank:
+            raise InvalidRequest(
+                f"{base.id} is a model elsewhere, which takes no adapters; name one that is here",
+                param="base_model",
+            )
         return card, base, stored.revision if stored else 0
 
     async def _admit(

@@ -28,7 +28,7 @@ _SKEW_MS = 60_000
 _MAX_WAITING = 10_000
 # The release that shares the store in an upgrade does not know these; left out where they say
 # nothing.
-_NEW_IN_DECISIONS = ("rule", "narrowed_by", "conversation")
+_NEW_IN_DECISIONS = ("rule", "narrowed_by", "conversation", "has_read")
 _BATCH = 256
 _RETRY_S = 1.0
 

@@ -125,6 +125,7 @@ class Viewer(Value):
 
     owner: str = ""
     sees_all: bool = False
+    local_only: bool = False
 
     def may_see(self, card: Card) -> bool:
         return self.sees_all or card.visibility == "public" or card.owner == self.owner

@@ -60,7 +60,9 @@ class Evidence(Record):
     share: float = Field(description="of the score")
     wording: float = Field(description="how much of the likeness is shared wording, 0 to 1")
     kernels: dict[str, float] = Field(
-        default_factory=dict, description="by kind of likeness, its share of all of it, 0 to 1"
+        default_factory=dict,
+        description="by kind of likeness, its share of all of it, 0 to 1",
+        exclude_if=lambda kernels: not kernels,
     )
 
 
@@ -86,6 +88,12 @@ class Decision(Record):
     )
     evidence: tuple[Evidence, ...] = ()
     has_read: bool = Field(False, description="the reader was asked about the prompt")
+    # Not told where there is none: the release before refuses fields that it does not know.
+    fallback: dict[str, str] = Field(
+        default_factory=dict,
+        description="models that could not answer before, and why",
+        exclude_if=lambda fallback: not fallback,
+    )
     versions: dict[str, str] = Field(
         default_factory=dict, description="of the features and of the cards that it was made with"
     )

@@ -160,6 +160,12 @@ class OriginRefused(Forbidden):
     code = "origin_not_allowed"
 
 
+class LocalOnly(Forbidden):
+    """What is asked for is elsewhere, and the request or its key says that nothing may leave."""
+
+    code = "local_only"
+
+
 class NotFound(RoundhouseError):
     status = 404
     type = "invalid_request_error"
@@ -255,6 +261,16 @@ class ReplicaLost(Unavailable):
     """The replica that had the request died; another one can take it."""
 
     code = "replica_lost"
+
+
+class EndpointUnavailable(Unavailable):
+    """An endpoint elsewhere does not answer, or not as it should."""
+
+    code = "endpoint_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float = 2.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StoreUnavailable(Unavailable):

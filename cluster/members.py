@@ -89,10 +89,17 @@ class RouterReport(Record):
     scope_auroc: float | None = Field(None, description="examples against everyday prompts")
     twins: tuple[Twins, ...] = ()
     experts: tuple[str, ...] = Field((), description="candidates whose outcomes are known")
+    # Not told where there is no reader: the release before refuses fields that it does not know.
     kernels: dict[str, float] = Field(
-        default_factory=dict, description="weights of the kinds of likeness, as learnt"
+        default_factory=dict,
+        description="weights of the kinds of likeness, as learnt, where there is a reader",
+        exclude_if=lambda kernels: not kernels,
     )
-    asks_reader: float = Field(0, description="share of the examples that the reader is for")
+    asks_reader: float = Field(
+        0,
+        description="share of the examples that the reader is for",
+        exclude_if=lambda share: not share,
+    )
 
     def seen_by(self, eyes: Eyes) -> "RouterReport":
         return RouterReport(
@@ -153,6 +160,12 @@ class Replica(_Report):
     problems: dict[AdapterKey, str] = Field(
         default_factory=dict, description="adapter version -> why it could not be loaded"
     )
+    # Not told where there is none: the release before refuses fields that it does not know.
+    trouble: str = Field(
+        "",
+        description="why what it passes requests on to is not asked now",
+        exclude_if=lambda trouble: not trouble,
+    )
 
     def seen_by(self, eyes: Eyes) -> "Replica":
         return Replica(
@@ -172,6 +185,7 @@ class Replica(_Report):
             kv_use=self.kv_use,
             leaving=eyes.keys(self.leaving),
             problems=eyes.by_key(self.problems),
+            trouble=self.trouble,
         )
 
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -293,13 +294,107 @@ class LoraSettings(Section):
         return self
 
 
+# What the router takes a request for where its price is by the token.
+_TYPICAL_IN, _TYPICAL_OUT = 500, 250
+# An endpoint's replica passes bytes on.
+_LIGHT = {"cpus_per_replica": 0.1}
+
+
+class EndpointSettings(Section):
+    """An OpenAI-compatible endpoint elsewhere: what `engine: openai` asks."""
+
+    url: str = Field(
+        description="Its base URL, as OpenAI's clients take it: https://api.example.com/v1. It may "
+        "be a private one; redirects are not followed."
+    )
+    key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that has its key, where the replica runs. One that "
+        "begins with ROUNDHOUSE_ is told to no process that fetches adapters.",
+    )
+    key_file: Path | None = Field(
+        None, description="File that has its key; read for each request, so it can be replaced."
+    )
+    ca_file: Path | None = Field(
+        None, description="Certificates (PEM) to trust instead of the usual ones."
+    )
+    price_in: float = Field(
+        0, ge=0, description="What a million tokens of prompts cost, in the unit of `price`."
+    )
+    price_out: float = Field(
+        0, ge=0, description="What a million generated tokens cost, in the unit of `price`."
+    )
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="It is asked no more often; each of `replicas` has its share."
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="Nor for more tokens, those of prompts included."
+    )
+    connect_timeout_s: float = Field(5, gt=0, description="Longest wait for a connection.")
+    timeout_s: float = Field(
+        120, gt=0, description="Longest wait for the first byte, and between two."
+    )
+    patience_s: float = Field(
+        2,
+        ge=0,
+        description="How long a request may wait for one of these limits, or for what the "
+        "endpoint's Retry-After says; where it is longer, the request gets 429, or its fallback.",
+    )
+    retries: int = Field(
+        1,
+        ge=0,
+        le=5,
+        description="How often a request is sent again that got no connection, 429 or 5xx.",
+    )
+    breaker_failures: int = Field(
+        5,
+        ge=1,
+        description="Failures in a row after which it is left alone for a second, twice as long "
+        "each time until one succeeds, a minute at most.",
+    )
+    stream_usage: bool = Field(
+        True,
+        description="Ask for `usage` in streams, to know what they cost; without, it is estimated.",
+    )
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Self:
+        # Not of the field alone: what is refused is then shown, and may have a password in it.
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("https", "http") or not parts.hostname:
+            raise ValueError("url must be https://HOST/... or http://HOST/...")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "url must have no user, password, query or fragment; the key goes into key_env or "
+                "key_file"
+            )
+        if self.key_env is not None and self.key_file is not None:
+            raise ValueError("key_env and key_file: one of them at most")
+        return self
+
+
 class BaseModelSettings(Section):
     """One base model and the replicas that serve it."""
 
     id: ModelId = Field(description="Name under which clients ask for it.")
-    path: str = Field(description="Local folder or hub id of the checkpoint; ~ expands.")
-    engine: Literal["vllm", "echo"] = Field(
-        "vllm", description="`echo` is the test engine: it repeats the prompt."
+    path: str = Field(
+        description="Local folder or hub id of the checkpoint; ~ expands. With `engine: openai`, "
+        "what the endpoint calls the model."
+    )
+    engine: Literal["vllm", "openai", "echo"] = Field(
+        "vllm",
+        description="`openai` asks an `endpoint` elsewhere; `echo` is the test engine: it repeats "
+        "the prompt.",
+    )
+    endpoint: EndpointSettings | None = Field(
+        None, description="The endpoint that `engine: openai` asks."
+    )
+    fallback: tuple[ModelId, ...] = Field(
+        (),
+        description="Base models that answer, the first that can, when this one cannot before its "
+        "first byte: it is not there, is too busy, or fails. Not for adapters that a client has "
+        "named.",
     )
     replicas: int = Field(1, ge=1, description="How many engines, at least.")
     max_replicas: int | None = Field(
@@ -312,7 +407,9 @@ class BaseModelSettings(Section):
         0.7, gt=0, le=1, description="Of a replica's `max_ongoing`, what counts as nearly full."
     )
     tensor_parallel_size: int = Field(1, ge=1, description="Devices (or CPU workers) per engine.")
-    cpus_per_replica: float = Field(1, ge=0, description="CPUs that Ray reserves per replica.")
+    cpus_per_replica: float = Field(
+        1, ge=0, description="CPUs that Ray reserves per replica; 0.1 for `engine: openai`."
+    )
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that Ray reserves per TP worker.")
     node_labels: NodeLabels = Field(default_factory=dict)
     max_ongoing: int = Field(32, ge=1, description="Requests that one replica takes at a time.")
@@ -331,7 +428,40 @@ class BaseModelSettings(Section):
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment of the replica's processes."
     )
-    price: float = Field(0, ge=0, description="What it costs, in a unit of your own.")
+    price: float | None = Field(
+        None,
+        ge=0,
+        description="What a thousand requests cost, in a unit of your own. Default: 0; of an "
+        f"endpoint, what {_TYPICAL_IN} tokens in and {_TYPICAL_OUT} out cost, a thousand times.",
+    )
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether prompts leave this cluster for it."""
+        return self.engine == "openai"
+
+    @property
+    def weighed_price(self) -> float:
+        """What the router weighs."""
+        if self.price is not None or self.endpoint is None:
+            return self.price or 0.0
+        prices = self.endpoint
+        return (_TYPICAL_IN * prices.price_in + _TYPICAL_OUT * prices.price_out) / 1000
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weighs_little(cls, tree: Any) -> Any:
+        is_light = isinstance(tree, dict) and tree.get("engine") == "openai"
+        return _LIGHT | tree if is_light else tree
+
+    @model_validator(mode="after")
+    def _has_what_it_asks(self) -> Self:
+        if self.is_elsewhere != (self.endpoint is not None):
+            raise ValueError("engine: openai and endpoint need each other")
+        for name in ("engine_args", "server_args", "max_replicas"):
+            if self.is_elsewhere and getattr(self, name):
+                raise ValueError(f"{name}: of no use to engine: openai")
+        return self
 
     @model_validator(mode="after")
     def _can_scale(self) -> Self:
@@ -584,6 +714,9 @@ class ApiKey(Section):
         "and a prefix cache of its own. Default: the key's name; of an admin's key, one that no "
         "client's is of.",
     )
+    local_only: bool = Field(
+        False, description="Nothing that is sent with it may go to a model elsewhere."
+    )
 
     @model_validator(mode="after")
     def _is_no_admins_tenant(self) -> Self:
@@ -701,6 +834,12 @@ class Settings(BaseSettings):
             raise ValueError(f"default_model {self.default_model!r} is not one of {ids}")
         if (problem := strange_base_model(self.router.rules, tuple(ids))) is not None:
             raise ValueError(f"router.{problem}")
+        for model in self.models:
+            for name in model.fallback:
+                if name not in ids or name == model.id:
+                    raise ValueError(
+                        f"fallback of {model.id}: {name!r} is not one of the other models, {ids}"
+                    )
         return self
 
     @property
@@ -711,6 +850,14 @@ class Settings(BaseSettings):
     @property
     def fallback_model(self) -> str:
         return self.default_model or self.models[0].id
+
+    @property
+    def local_model(self) -> str:
+        """The one that answers, or that an adapter is for, where nothing may leave; where all are
+        elsewhere, the default one."""
+        here = [m.id for m in self.models if not m.is_elsewhere]
+        default = self.fallback_model
+        return default if default in here or not here else here[0]
 
     def model(self, model_id: str) -> BaseModelSettings:
         return next(m for m in self.models if m.id == model_id)

@@ -146,12 +146,12 @@ def _setting_rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _section_of(annotation: object) -> tuple[type[BaseModel] | None, bool]:
-    """The section behind an annotation, and whether it is a list of them."""
+    """The section behind an annotation, which may be left out, and whether it is a list of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     inner = next(iter(typing.get_args(annotation)), None)
     if isinstance(inner, type) and issubclass(inner, BaseModel):
-        return inner, True
+        return inner, typing.get_origin(annotation) is tuple
     return None, False
 
 

@@ -186,6 +186,31 @@ ROWS: dict[str, list[Panel]] = {
             {"median": _quantiles("roundhouse_routing_confidence_ratio")["P50"]},
         ),
     ],
+    "Models elsewhere": [
+        Panel(
+            "Requests to endpoints",
+            "By what came of them, retries included.",
+            "reqps",
+            {
+                "{{model}} {{outcome}}": _rate(
+                    "roundhouse_endpoint_requests_total", "model", "outcome"
+                ),
+                "{{model}} left alone": "max by (model) (roundhouse_endpoint_left_alone)",
+            },
+        ),
+        Panel(
+            "Cost",
+            "An hour, at the present rate, in the unit of the settings' prices.",
+            "short",
+            {"{{model}}": f"3600 * {_rate('roundhouse_cost_total', 'model')}"},
+        ),
+        Panel(
+            "Fallbacks",
+            "Answers by another model than the one that was to answer.",
+            "reqps",
+            {"{{model}} to {{to}}": _rate("roundhouse_fallbacks_total", "model", "to")},
+        ),
+    ],
     "Store and engines": [
         Panel(
             "Store",
@@ -278,6 +303,16 @@ ALERTS = [
         "warning",
         "The prompt router does not answer: `auto` goes to the base model.",
         "router-falls-back",
+    ),
+    Alert(
+        "RoundhouseEndpointFails",
+        'sum by (model) (increase(roundhouse_endpoint_requests_total{outcome="failed"}[5m])) > 0'
+        " unless sum by (model)"
+        ' (increase(roundhouse_endpoint_requests_total{outcome="ok"}[5m])) > 0',
+        "2m",
+        "warning",
+        "An endpoint elsewhere answers nothing; its fallbacks do, or nobody.",
+        "endpoint-fails",
     ),
     Alert(
         "RoundhouseFirstTokenIsSlow",

@@ -341,14 +341,26 @@ def admin_key() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
+def far_port() -> int:
+    """Where `locked` looks for its model `far`; who needs it there serves it."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
 def standing_locked(
-    tmp_path_factory: pytest.TempPathFactory, admin_key: tuple[str, str]
+    tmp_path_factory: pytest.TempPathFactory, admin_key: tuple[str, str], far_port: int
 ) -> Iterator[Standing]:
+    from tests.elsewhere import KEY, far_model
+
     keys = [{"name": "ops", "sha256": admin_key[1], "scope": "admin"}]
     auth = {"enabled": True, "keys": keys}
-    settings = {"models": [ECHO | {"replicas": 1}], "auth": auth}
-    it = Standing(tmp_path_factory.mktemp("locked"), settings)
-    yield it
+    endpoint = {"key_env": "ROUNDHOUSE_FAR_KEY", "retries": 0, "breaker_failures": 3}
+    far = far_model(f"http://127.0.0.1:{far_port}/v1", **endpoint)
+    settings = {"models": [ECHO | {"replicas": 1}, far], "auth": auth}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROUNDHOUSE_FAR_KEY", KEY)
+        it = Standing(tmp_path_factory.mktemp("locked"), settings)
+        yield it
     it.stop()
 
 

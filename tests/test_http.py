@@ -22,7 +22,6 @@ from cluster.errors import Overloaded, ReplicaLost, StoreUnavailable, Unavailabl
 from cluster.members import DeploymentState, Replica, Residency
 from cluster.plans import Happening
 from cluster.settings import parse_settings
-from deployments.engines.echo import EchoEngine
 from deployments.ingress.auth import new_key
 from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.http import build_http
@@ -34,6 +33,7 @@ from deployments.process.process import Process
 from deployments.process.telemetry import Telemetry
 from deployments.replica.adapter_cache import AdapterCache
 from deployments.replica.adapter_files import AdapterFiles
+from deployments.replica.model_server import make_engine
 from deployments.replica.serve_call import serve_call
 from deployments.replica.trials import Trials
 from router.adapters.prompt_router import PromptRouter
@@ -67,10 +67,10 @@ ROUTES = {
 
 
 class LocalPool:
-    """One echo replica in this process, with the switches that tests need."""
+    """One replica in this process, with the switches that tests need."""
 
     def __init__(self, settings, blobs, node_cache) -> None:
-        self.engine = EchoEngine(settings)
+        self.engine = make_engine(settings)
         files = AdapterFiles(blobs, node_cache, self.engine)
         self.cache = AdapterCache(self.engine, files, settings.lora)
         self.trials = Trials(self.cache)
@@ -135,6 +135,7 @@ class World:
     app: FastAPI
     client: httpx.AsyncClient
     pool: LocalPool
+    pools: dict[str, LocalPool]
     chooser: LocalChooser
     log: RoutingLog
     store: Store
@@ -144,15 +145,18 @@ class World:
 
 @asynccontextmanager
 async def world(
-    store_settings, prompt_router, tmp_path, engine_args=None, **changes
+    store_settings, prompt_router, tmp_path, engine_args=None, others=(), fallback=(), **changes
 ) -> AsyncIterator[World]:
+    """Args: others: models beside `echo`; fallback: of `echo`."""
     model = {"id": "echo", "path": "none", "engine": "echo", "max_ongoing": 4}
-    model["engine_args"] = engine_args or {}
-    tree = {"models": [model], "store": {"data_dir": str(tmp_path / "data")}} | changes
+    model |= {"engine_args": engine_args or {}, "fallback": list(fallback)}
+    tree = {"models": [model, *others], "store": {"data_dir": str(tmp_path / "data")}} | changes
     settings = parse_settings(tree)
     blobs = open_blobs(settings.store)
     it = World()
-    it.pool = LocalPool(settings.models[0], blobs, NodeCache(tmp_path / "node", 2**30))
+    node = NodeCache(tmp_path / "node", 2**30)
+    it.pools = {m.id: LocalPool(m, blobs, node) for m in settings.models}
+    it.pool = it.pools["echo"]
     it.chooser = LocalChooser(prompt_router)
 
     process = Process(store_settings, "test")
@@ -167,9 +171,7 @@ async def world(
     async def deployments():
         return (DeploymentState(name="Model-echo", status="HEALTHY", running=1),)
 
-    offered = operations(
-        settings, process, it.chooser, {"echo": it.pool}, lambda *_: None, deployments
-    )
+    offered = operations(settings, process, it.chooser, it.pools, lambda *_: None, deployments)
     it.admin = offered.admin
     it.telemetry, it.store = process.telemetry, process.store
     it.log = RoutingLog(process.store.server, keep_s=settings.router.keep_decisions_s)
@@ -186,11 +188,17 @@ async def world(
     )
     await process.start()
     transport = httpx.ASGITransport(app=it.app)
+    for pool in it.pools.values():
+        facts = await pool.engine.start()
+        if pool is not it.pool:
+            await it.store.registry.put_base_model(facts)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as it.client:
             yield it
     finally:
         await process.stop()
+        for pool in it.pools.values():
+            await pool.engine.stop()
 
 
 @pytest.fixture

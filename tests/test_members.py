@@ -43,6 +43,7 @@ FULL = {
         kv_use=0.5,
         leaving=BOTH,
         problems={OURS: "torn", THEIRS: "secret@1 is torn"},
+        trouble="left alone",
     ),
     "router": Router(
         id="p1",

@@ -117,6 +117,10 @@ CASES = {
         'roundhouse_routing_decisions_total{outcome="adapter"}': "0+9x30",
         'roundhouse_routing_decisions_total{outcome="fallback"}': "0+1x30",
     },
+    "RoundhouseEndpointFails": {
+        'roundhouse_endpoint_requests_total{outcome="failed"}': "0+1x40",
+        'roundhouse_endpoint_requests_total{outcome="ok"}': "7x40",
+    },
     "RoundhouseFirstTokenIsSlow": {
         'roundhouse_time_to_first_token_seconds_bucket{le="5"}': "0+1x40",
         'roundhouse_time_to_first_token_seconds_bucket{le="10"}': "0+9x40",
@@ -140,6 +144,8 @@ QUIET = {
     'roundhouse_time_to_first_token_seconds_bucket{le="+Inf"}': "0+9x40",
     'roundhouse_event_lag_seconds_bucket{le="5"}': "0+9x40",
     'roundhouse_event_lag_seconds_bucket{le="+Inf"}': "0+9x40",
+    'roundhouse_endpoint_requests_total{outcome="failed"}': "0+1x40",
+    'roundhouse_endpoint_requests_total{outcome="ok"}': "0+1x40",
 }
 
 

@@ -60,7 +60,7 @@ def _weight_routers(settings: Settings) -> dict[str, ArrowRouter]:
     return {
         model.id: ArrowRouter(str(Path(model.path).expanduser()), layers, everyday_prompts())
         for model in settings.models
-        if layers and model.engine != "echo"
+        if layers and model.engine == "vllm"
     }
 
 

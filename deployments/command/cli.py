@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -134,13 +134,19 @@ def status(url: Url = LOCAL, api_key: Key = None, as_json: AsJson = False) -> No
             escape(f"{len(held['slots'])}/{held['slot_capacity']}: {', '.join(held['slots'])}"),
             f"{len(held['host'])}/{held['host_capacity'] - held['slot_capacity']}",
             str(member["ongoing"]),
-            escape("; ".join(f"{k}: {v}" for k, v in member["problems"].items())),
+            escape("; ".join(_problems(member))),
         )
     console.print(table)
     for found in cluster["deployments"]:
         if found["reason"]:
             console.print(f"[red]{found['name']} {found['status']}[/]: {escape(found['reason'])}")
     console.print(f"{cluster['adapters']} adapters registered; store {cluster['store']}")
+
+
+def _problems(member: dict[str, Any]) -> list[str]:
+    """Of a replica; one of the release before knows of no trouble."""
+    found = [f"{key}: {why}" for key, why in member["problems"].items()]
+    return found + ([member["trouble"]] if member.get("trouble") else [])
 
 
 @app.command()
@@ -236,13 +242,17 @@ def keys_new(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
     scope: Annotated[str, typer.Option(help="client or admin.")] = "client",
     owner: Annotated[str, typer.Option(help="The tenant that it is of. Default: its name.")] = "",
+    local_only: Annotated[
+        bool, typer.Option("--local-only", help="Nothing sent with it goes to a model elsewhere.")
+    ] = False,
 ) -> None:
     """Make a key: the key itself is shown once, its hash goes into the settings."""
     from cluster.settings import ApiKey
     from deployments.ingress.auth import new_key
 
     key, sha256 = new_key()
-    entry = parse(ApiKey, {"name": name, "sha256": sha256, "scope": scope, "owner": owner})
+    said = {"name": name, "scope": scope, "owner": owner, "local_only": local_only}
+    entry = parse(ApiKey, said | {"sha256": sha256})
     console.out(f"key: {key}", highlight=False)
     console.out(f"for auth.keys: {json.dumps(entry.model_dump())}", highlight=False)
 

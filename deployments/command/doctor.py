@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adapter_store.files.blobs import CONFIG
 from cluster.errors import ConfigError, RoundhouseError
-from cluster.settings import Settings, door_problem, load_settings
+from cluster.settings import BaseModelSettings, Settings, door_problem, load_settings
 from deployments.engines.vllm_plugin import SUPPORTED_VLLM
 
 _MIN_FREE_DISK_BYTES = 2 * 2**30
@@ -41,6 +41,7 @@ def examine(config: Path) -> list[Finding]:
     findings += [check(settings) for check in checks]
     findings += [_base_model(settings, m.id) for m in settings.models if m.engine == "vllm"]
     findings += [_engine_args(settings, m.id) for m in settings.models if m.engine == "vllm"]
+    findings += [_endpoint(m) for m in settings.models if m.endpoint is not None]
     return findings + [_adapter_folder(source) for source in settings.preload]
 
 
@@ -191,6 +192,20 @@ def _engine_args(settings: Settings, model_id: str) -> Finding:
     except RoundhouseError as e:
         return Finding(check, False, e.message)
     return Finding(check, True, "vLLM knows them all")
+
+
+def _endpoint(model: BaseModelSettings) -> Finding:
+    """That its key is there; the endpoint itself is not asked."""
+    from deployments.engines.endpoint.key import read_key
+
+    check, endpoint = f"endpoint {model.id}", model.endpoint
+    if endpoint is None:
+        return Finding(check, False, "there is none")
+    try:
+        key = read_key(endpoint, model.id)
+    except ConfigError as e:
+        return Finding(check, False, e.message)
+    return Finding(check, True, f"{endpoint.url}, {'with its' if key else 'without a'} key")
 
 
 def _adapter_folder(source: str) -> Finding:

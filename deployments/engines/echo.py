@@ -149,6 +149,9 @@ class EchoEngine:
     def unfinished(self) -> int:
         return self._unfinished
 
+    def trouble(self) -> str:
+        return ""
+
     @asynccontextmanager
     async def answer(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Reply]:
         try:

@@ -61,6 +61,9 @@ class Engine(Protocol):
     def unfinished(self) -> int:
         """Requests that the engine itself is working on, waiting ones included."""
 
+    def trouble(self) -> str:
+        """Why it cannot answer now, although it is well itself; empty when it can."""
+
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AbstractAsyncContextManager[Reply]:

@@ -149,6 +149,9 @@ class VllmEngine:
     def unfinished(self) -> int:
         return int(self.llm.get_num_unfinished_requests())
 
+    def trouble(self) -> str:
+        return ""
+
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AbstractAsyncContextManager[Reply]:

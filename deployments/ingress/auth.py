@@ -45,7 +45,9 @@ class Authoriser:
             raise Unauthenticated("this API key is not known here")
         if scope == ADMIN and found.scope != ADMIN:
             raise Forbidden(f"the key {found.name!r} has scope 'client'; this needs 'admin'")
-        return Viewer(owner=found.tenant, sees_all=found.scope == ADMIN)
+        return Viewer(
+            owner=found.tenant, sees_all=found.scope == ADMIN, local_only=found.local_only
+        )
 
     def _find(self, key: str) -> ApiKey | None:
         sent = hash_key(key)

@@ -12,7 +12,13 @@ from cluster.settings import Settings
 from deployments.ingress.apart import kept_apart
 from deployments.ingress.directory import AUTO
 from deployments.ingress.terms import Terms, terms_of
-from router.adapters.constraints import Constraints, constraints_in_headers, merged, take_flags
+from router.adapters.constraints import (
+    Constraints,
+    asks_local_only,
+    constraints_in_headers,
+    merged,
+    take_flags,
+)
 from router.rules.matching import Asked
 
 # A body's prompt without its flags, and the cost weights that they ask for.
@@ -121,7 +127,9 @@ def parse_constraints(value: Any, viewer: Viewer, headers: Mapping[str, str]) ->
     if value is None or isinstance(value, dict):
         value = merged(constraints_in_headers(headers), value or {})
     sent = parse(Constraints, value, "constraints")
-    return sent.model_copy(update={"viewer": viewer})
+    # Whoever says that nothing may leave is right: body, header (of a proxy, maybe) or key.
+    local_only = sent.local_only or viewer.local_only or asks_local_only(headers)
+    return sent.model_copy(update={"viewer": viewer, "local_only": local_only})
 
 
 def encode_json(value: Any) -> bytes:

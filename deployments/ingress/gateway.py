@@ -24,8 +24,9 @@ from cluster.errors import (
     RoundhouseError,
     Unavailable,
 )
-from cluster.names import in_header
 from cluster.settings import Settings
+from deployments.ingress.answering.fallback import Answered, Fallbacks, first_to_answer
+from deployments.ingress.answering.start import start_of
 from deployments.ingress.completion import CHAT_PATH, Completion, encode_json
 from deployments.ingress.directory import AUTO, Chosen, Directory
 from deployments.ingress.resolver import Resolver
@@ -35,12 +36,11 @@ from deployments.ingress.traffic import Observed
 from deployments.process import metrics
 from deployments.process.call import (
     REPLICA_HEADER,
-    RESIDENCY_HEADER,
     Call,
     Reply,
-    ResponseStart,
 )
-from router.adapters.constraints import HEADER_PREFIX, Constraints
+from router.adapters.constraints import Constraints
+from router.adapters.policy import NOT_SERVED
 from router.adapters.prompts import in_conversation
 from router.rules.matching import Asked
 from router.rules.rulebook import Rulebook
@@ -48,9 +48,6 @@ from router.rules.rulebook import Rulebook
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
 EVALUATION_TOKENS = 256
 _LOGGED_PROMPT = 4000
-# Of the engine's own headers.
-CONVERSATION_HEADER = f"{HEADER_PREFIX}conversation"
-_PASSED = ("content-type", "retry-after", REPLICA_HEADER, RESIDENCY_HEADER)
 
 
 class ReplicaPool(Protocol):
@@ -91,6 +88,7 @@ class Gateway:
         self._record = record
         self._want = want
         self._resolver = resolver
+        self._fallbacks = Fallbacks(settings.models)
 
     async def complete(
         self,
@@ -118,18 +116,33 @@ class Gateway:
         return observed.passing(reply, held)
 
     async def _answer(self, asked: Completion, observed: Observed, held: AsyncExitStack) -> Reply:
-        request_id = observed.request_id
-        chosen = await self._choose(asked, asked.sticky_key or request_id)
+        chosen = await self._choose(asked, asked.sticky_key or observed.request_id)
         self._observe(observed, asked, chosen)
-        self._keep(chosen, request_id, asked.constraints)
-        self._refuse_when_out_of_scope(chosen)
-        # It counts from here on, not when its turn comes: time to have the adapter in place.
-        self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
-        if chosen.adapter is not None:
-            self._resolver.used(chosen.adapter.name)
-        content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
-        call = Call(asked.path, request_id, content, chosen.adapter, self._directory.position)
-        return await self._dispatch(chosen, call, asked.terms, held)
+        try:
+            self._fallbacks.refuse_elsewhere(chosen, asked.constraints)
+            self._refuse_when_out_of_scope(chosen)
+            # It counts from here on, not when its turn comes: time to have the adapter in place.
+            self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
+            if chosen.adapter is not None:
+                self._resolver.used(chosen.adapter.name)
+            answered = await self._first_to_answer(asked, chosen, observed.request_id, held)
+            chosen = answered.chosen
+        finally:
+            self._keep(chosen, observed.request_id, asked.constraints)
+        self._observe(observed, asked, chosen)
+        return Reply(start_of(answered), answered.reply.body)
+
+    async def _first_to_answer(
+        self, asked: Completion, chosen: Chosen, request_id: str, held: AsyncExitStack
+    ) -> Answered:
+        async def dispatch(chosen: Chosen, held: AsyncExitStack) -> Reply:
+            content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
+            position = self._directory.position
+            call = Call(asked.path, request_id, content, chosen.adapter, position)
+            return await self._dispatch(chosen, call, asked.terms, held)
+
+        chain = self._fallbacks.chain(chosen, asked.constraints)
+        return await first_to_answer(chain, dispatch, held)
 
     async def _choose(self, asked: Completion, key: str) -> Chosen:
         if asked.model != AUTO:
@@ -156,9 +169,12 @@ class Gateway:
 
     def _follow(self, decision: Decision, constraints: Constraints, key: str) -> Chosen:
         """What a decision means now."""
-        base_model = decision.model or constraints.base_model or self._settings.fallback_model
+        settings = self._settings
+        default = settings.local_model if constraints.local_only else settings.fallback_model
+        base_model = decision.model or constraints.base_model or default
         if decision.adapter is None:
-            if base_model in decision.excluded:
+            # One that does not answer now says so itself, or its fallback answers.
+            if decision.excluded.get(base_model, NOT_SERVED) != NOT_SERVED:
                 raise InvalidRequest(
                     f"constraints: they leave nothing, not even {base_model}: "
                     f"{decision.excluded[base_model]}",
@@ -233,7 +249,7 @@ class Gateway:
         except ReplicaLost:
             # Nothing was sent to the client yet, so another replica may start afresh.
             reply = await held.enter_async_context(pool.answer(call, terms))
-        return Reply(_start(reply.start, chosen), reply.body)
+        return reply
 
     async def ask(self, adapter: Adapter, version: Version, prompt: str) -> tuple[str, str]:
         """What a version answers to a prompt, and the replica that gave it.
@@ -265,22 +281,6 @@ class Gateway:
             raise (InvalidRequest if is_refused else Unavailable)(error["message"])
         text = content["choices"][0]["message"]["content"] or ""
         return text, reply.start.headers.get(REPLICA_HEADER, "")
-
-
-def _start(start: ResponseStart, chosen: Chosen) -> ResponseStart:
-    """What clients see of the engine's headers, and who answers."""
-    passed = {name: value for name, value in start.headers.items() if name in _PASSED}
-    if chosen.decision is not None and chosen.decision.conversation is not None:
-        passed[CONVERSATION_HEADER] = chosen.decision.conversation
-    return ResponseStart(
-        int(start.status),
-        {
-            "x-roundhouse-adapter": in_header(chosen.adapter.name) if chosen.adapter else "base",
-            "x-roundhouse-version": str(chosen.adapter.version) if chosen.adapter else "",
-            "x-roundhouse-route": chosen.route,
-            **passed,
-        },
-    )
 
 
 def _count(decision: Decision) -> None:

@@ -45,6 +45,7 @@ _EVERY_FIELD: dict[str, Any] = {
     **Router(id="").model_dump(mode="json"),
     **Replica(id="", model="").model_dump(mode="json"),
     "model": None,
+    "trouble": "",
 }
 
 

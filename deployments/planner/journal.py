@@ -101,6 +101,9 @@ def member_news(
             where = f" on {member.node}" if isinstance(member, Replica) and member.node else ""
             yield _of("replica", member.id, f"{_what(member)} {member.id} is there{where}")
         elif isinstance(member, Replica) and isinstance(was, Replica):
+            if member.trouble and not was.trouble:
+                text = f"{member.model} is not asked: {member.trouble}"
+                yield _of("failure", member.model, text, is_bad=True)
             for news, key in _loads(was, member):
                 adapter = adapters.get(key.name)
                 is_known = adapter and key in map(adapter.key, adapter.versions.values())

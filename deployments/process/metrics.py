@@ -159,6 +159,41 @@ kv_use = Gauge(
     registry=REGISTRY,
 )
 
+# -- models elsewhere (their replicas), and who answers for whom (ingress) ------------------------
+
+endpoint_requests = Counter(
+    "roundhouse_endpoint_requests_total",
+    "Requests that an endpoint elsewhere was sent, retries included, by what came of it: ok,"
+    " refused (the client's mistake), limited (429), failed.",
+    ("model", "outcome"),
+    registry=REGISTRY,
+)
+endpoint_tokens = Counter(
+    "roundhouse_endpoint_tokens_total",
+    "Tokens that an endpoint elsewhere has told in `usage`, by kind: prompt or completion;"
+    " estimated where it has not, as when a client left.",
+    ("model", "kind"),
+    registry=REGISTRY,
+)
+cost = Counter(
+    "roundhouse_cost_total",
+    "What these tokens cost by the prices in the settings, in their unit.",
+    ("model",),
+    registry=REGISTRY,
+)
+endpoint_open = Gauge(
+    "roundhouse_endpoint_left_alone",
+    "1 while an endpoint elsewhere is not asked: it has failed in a row, or asked for it.",
+    ("model",),
+    registry=REGISTRY,
+)
+fallbacks = Counter(
+    "roundhouse_fallbacks_total",
+    "Answers by a model of another one's `fallback`.",
+    ("model", "to"),
+    registry=REGISTRY,
+)
+
 # -- the store, as every process sees it ---------------------------------------------------------
 
 event_lag = Histogram(

@@ -146,6 +146,8 @@ class ModelServer:
         metrics.leases.labels(model).set(self._adapters.leases)
         if (kv_use := self.engine.kv_use()) is not None:
             metrics.kv_use.labels(model).set(kv_use)
+        if self._model.is_elsewhere:
+            metrics.endpoint_open.labels(model).set(bool(self.engine.trouble()))
 
     def report(self) -> Replica:
         """What the others should know of it now."""
@@ -166,6 +168,7 @@ class ModelServer:
             leases=self._adapters.leases,
             kv_use=self.engine.kv_use(),
             problems=self._adapters.problems,
+            trouble=self.engine.trouble(),
         )
 
 
@@ -174,6 +177,10 @@ def make_engine(model: BaseModelSettings) -> Engine:
         from deployments.engines.echo import EchoEngine
 
         return EchoEngine(model)
+    if model.is_elsewhere:
+        from deployments.engines.endpoint.endpoint_engine import EndpointEngine
+
+        return EndpointEngine(model)
     from deployments.engines.vllm_engine import VllmEngine
 
     return VllmEngine(model)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cluster.adapters import OPERATOR, Card, Viewer
+from cluster.errors import parse
 from cluster.names import from_header
 from cluster.values import Value
 
@@ -44,6 +45,7 @@ class Constraints(Value):
     max_price: float | None = Field(
         None, ge=0, allow_inf_nan=False, description="of the base model"
     )
+    local_only: bool = Field(False, description="nothing may leave this cluster")
     weights: CostWeights = Field(CostWeights(), description="quality that a unit of cost is worth")
     conversation: str | None = Field(
         None,
@@ -89,7 +91,9 @@ class Constraints(Value):
 
 _NAMES = ("adapters", "exclude")
 _LISTS = (*_NAMES, "tags")
-_PLAIN = ("conversation", "base_model", "min_confidence", "max_latency_s", "max_price")
+_PLAIN = (
+    *("conversation", "base_model", "min_confidence", "max_latency_s", "max_price", "local_only"),
+)
 _HEADERS = {f"{HEADER_PREFIX}{name.replace('_', '-')}": name for name in (*_LISTS, *_PLAIN)} | {
     f"{HEADER_PREFIX}weight-{name}": f"weights.{name}" for name in CostWeights.model_fields
 }
@@ -124,6 +128,12 @@ def constraints_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
             value = [from_header(part) for part in value]
         (found.setdefault(group, {}) if group else found)[name] = value
     return found
+
+
+def asks_local_only(headers: Mapping[str, str]) -> bool:
+    """Whether the header says so, whatever the body says; what is neither yes nor no is refused."""
+    said = constraints_in_headers(headers).get("local_only", False)
+    return parse(Constraints, {"local_only": said}, "constraints").local_only
 
 
 # Tryage's flags: a user writes "[Flag: fastest]" into the prompt (2023, section 3.2).

@@ -23,6 +23,7 @@ class Cost:
     load: float = 0.0
     residency: Tier | None = None
     is_served: bool = True
+    is_elsewhere: bool = False
 
     def as_dict(self) -> dict[str, float]:
         named = {
@@ -51,10 +52,16 @@ class LiveCosts:
 
     def base_model(self, model: str) -> Cost:
         """Of a request that needs no adapter."""
-        replicas = self.replicas.get(model, ())
+        replicas = tuple(m for m in self.replicas.get(model, ()) if not m.trouble)
         wait = min((_queue_s(m) for m in replicas), default=0.0)
-        served = bool(replicas) or not self.replicas
-        return Cost(wait, self._price(model), 0.0, _load(replicas), is_served=served)
+        return Cost(
+            wait,
+            self._price(model),
+            0.0,
+            _load(replicas),
+            is_served=bool(replicas) or not self.replicas,
+            is_elsewhere=model in self.models and self.models[model].is_elsewhere,
+        )
 
     def adapter(self, model: str, key: AdapterKey, version: Version) -> Cost:
         """Of a request for `key` (``name@version``): on the replica where it is soonest."""
@@ -74,7 +81,7 @@ class LiveCosts:
         )
 
     def _price(self, model: str) -> float:
-        return self.models[model].price if model in self.models else 0.0
+        return self.models[model].weighed_price if model in self.models else 0.0
 
 
 def _load_s(member: Replica, key: AdapterKey, version: Version) -> float:

@@ -14,6 +14,7 @@ from router.adapters.constraints import Constraints, CostWeights
 from router.adapters.costs import Cost
 
 SHOWN_CANDIDATES = 5
+NOT_SERVED = "no live replica can serve it"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def _cost(cost: Cost, weights: dict[str, float]) -> float:
 
 def _objection(cost: Cost, constraints: Constraints) -> str | None:
     if not cost.is_served:
-        return "no live replica can serve it"
+        return NOT_SERVED
+    if constraints.local_only and cost.is_elsewhere:
+        return "local_only: it is elsewhere"
     if constraints.max_latency_s is not None and cost.latency_s > constraints.max_latency_s:
         return f"max_latency_s: {cost.latency_s:.3g} s expected"
     if constraints.max_price is not None and cost.price > constraints.max_price:

@@ -107,7 +107,7 @@ class PromptRouter:
     def _choose(
         self, index: Index, prompts: list[Prompt], features: Features, constraints: Constraints
     ) -> list[Decision]:
-        models = tuple(model.id for model in self._base_models)
+        models = self._models_for(constraints)
         terms = Terms(constraints, self._settings, self._costs, models, self._versions(index))
         staying = Staying(terms, index.by_name)
         decisions = self._by_cards(index, [*map(staying.told, prompts)], features, terms)
@@ -119,6 +119,12 @@ class PromptRouter:
                 found = terms.by_weights(prompt, index.silent, self._weights)
                 decisions[i] = found or decisions[i]
         return decisions
+
+    def _models_for(self, constraints: Constraints) -> tuple[str, ...]:
+        """The base models, those first that may be the default."""
+        if not constraints.local_only:
+            return tuple(model.id for model in self._base_models)
+        return tuple(m.id for m in sorted(self._base_models, key=lambda m: m.is_elsewhere))
 
     def _by_cards(
         self, index: Index, prompts: list[Prompt], features: Features, terms: Terms

@@ -116,7 +116,7 @@ class AdapterAdmin:
             wait=False,
             tell=nobody,
             tenant=f"{tenant} {_ASKED_FOR}",
-            default_base=self._settings.fallback_model,
+            default_base=self._settings.local_model,
             resolved_from=source,
         )
 
@@ -140,7 +140,7 @@ class AdapterAdmin:
             wait=True,
             tell=nobody,
             tenant=tenant,
-            default_base=self._settings.fallback_model,
+            default_base=self._settings.local_model,
         )
 
     # -- one adapter ------------------------------------------------------------------------

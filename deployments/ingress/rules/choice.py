@@ -108,7 +108,9 @@ class Choice:
         viewer = constraints.viewer
         adapter = self._directory.seen(rule.adapter, viewer) if rule.adapter else None
         costs = await self._costs(constraints)
-        default = self._base(constraints.base_model or self._settings.fallback_model, costs)
+        settings = self._settings
+        local = settings.local_model if constraints.local_only else settings.fallback_model
+        default = self._base(constraints.base_model or local, costs)
         if adapter is None:
             said = default
             if isinstance(rule.base_model, str):

@@ -11,7 +11,7 @@ export function replicaTable(page) {
     { title: "node", cell: (m) => foreign(m.node) },
     { title: "replica", cell: (m) => replicaLink(m.id) },
     { title: "base model", cell: (m) => foreign(m.model) },
-    { title: "state", cell: (m) => Object.keys(m.problems).length ? el("span", { class: "bad", text: "cannot load some" }) : m.loading.length ? "loading" : "ok", tip: "As the replica reports it; one that does not report is not listed" },
+    { title: "state", cell: (m) => m.trouble ? el("span", { class: "bad", title: m.trouble, text: "not asked" }) : Object.keys(m.problems).length ? el("span", { class: "bad", text: "cannot load some" }) : m.loading.length ? "loading" : "ok", tip: "As the replica reports it; one that does not report is not listed" },
     { title: "requests", number: true, cell: (m) => `${count(m.ongoing)}/${count(m.max_ongoing)}`, tip: "Requests that the engine works on, of those it takes at a time" },
     { title: "load", cell: (m) => bar(m.ongoing / (m.max_ongoing || 1), `load ${percent(m.ongoing / (m.max_ongoing || 1))}`), tip: "The same as a bar" },
     { title: "slots", number: true, cell: shareOfSlots, tip: "Adapters in slots of the engine, of its slots" },

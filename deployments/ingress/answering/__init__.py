@@ -1,0 +1,5 @@
+"""Who answers a request, and what its client is told of that.
+
+`fallback` goes along the chain of models until one answers; `start` has the headers. Neither knows
+HTTP, nor how a request comes to a replica.
+"""
