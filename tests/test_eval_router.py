@@ -47,7 +47,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(files, tmp_path, o
 
 
 def run(options: dict[str, str], *flags: str):
-    words = [word for pair in options.items() for word in pair]
+    words = [word for pair in ({"--reader": "none"} | options).items() for word in pair]
     result = CliRunner().invoke(app, ["eval-router", *words, *flags])
     if isinstance(result.exception, ConfigError):
         return result.exception.message

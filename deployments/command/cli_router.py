@@ -73,14 +73,23 @@ def eval_router(
     config: Annotated[
         Path | None, typer.Option(help="Take the router's settings from this file.")
     ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            help="The router's reader, or none. Default: CONFIG's; without one, the demo's base "
+            "model, where `make demo` has prepared it."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the choice: of adapters (CARDS and PROMPTS) or of expert models (OUTCOMES, TEST)."""
     from cluster.settings import RouterSettings, load_settings
 
     settings = load_settings(config) if config else None
-    chosen = settings.router if settings else RouterSettings()
+    chosen = settings.router if settings else RouterSettings(reader=_prepared())
     models = settings.models if settings else ()
+    if reader is not None:
+        chosen = chosen.model_copy(update={"reader": None if reader == "none" else reader})
     _check_writable("--out", out)
     _check_writable("--pareto", pareto)
     if pareto is not None and pareto.suffix not in _PICTURES:
@@ -103,6 +112,13 @@ def eval_router(
         if name != "points":
             table.add_row(name, json.dumps(value) if isinstance(value, list | dict) else str(value))
     console.print(table)
+
+
+def _prepared() -> str | None:
+    """The demo's base model, if it is there."""
+    cache = Path(os.environ.get("ROUNDHOUSE_CACHE") or "~/.cache/roundhouse").expanduser()
+    folder = cache / "smollm2-135m-instruct"
+    return str(folder) if folder.is_dir() else None
 
 
 def _check_writable(option: str, path: Path | None) -> None:
