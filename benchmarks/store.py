@@ -15,27 +15,28 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
+from fastapi import FastAPI
 from rich.console import Console
 
-from adapter_store.catalogue import Catalogue
 from adapter_store.embedded import embedded_server
-from adapter_store.plans import Plans
-from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.store import Store
 from benchmarks.adapters import write_adapter
 from cluster.adapters import Card, Version
 from cluster.errors import RoundhouseError
+from cluster.members import DeploymentState
 from cluster.settings import Settings, StoreSettings, parse_settings
 from deployments.command.client import Client
-from deployments.ingress.gateway import Gateway
+from deployments.ingress.http import build_http
+from deployments.ingress.operations import operations
+from deployments.process.process import Process
 from examples.vary import vary
 
 RESULT = Path(__file__).parent / "results" / "store.json"
@@ -111,15 +112,15 @@ PARTS = {
 async def catalogue(folder: Path, size: int) -> dict[str, Any]:
     with embedded_server(folder) as server:
         settings = StoreSettings(url=server.url, data_dir=folder)
-        store = Store(settings)
+        process = Process(settings, "bench")
         started = time.perf_counter()
-        await _fill(store, size)
+        await _fill(process.store, size)
         written_s = time.perf_counter() - started
-        known = Catalogue(store)
         started = time.perf_counter()
-        await known.start()
+        await process.catalogue.start()
         start_s = time.perf_counter() - started
-        gateway = _gateway(parse_settings({"models": [ECHO]}), store, known)
+        tree = {"models": [ECHO], "store": {"data_dir": str(folder)}}
+        endpoint = _endpoint(parse_settings(tree), process)
         found = {
             "adapters": size,
             "write_ms_each": round(1000 * written_s / size, 3),
@@ -133,9 +134,9 @@ async def catalogue(folder: Path, size: int) -> dict[str, Any]:
             "search that finds one": {"limit": 100, "search": f"number {size - 1:06}"},
             "search that finds nothing": {"limit": 100, "search": "nowhere to be found"},
         }.items():
-            found[name] = _percentiles(await _ask(gateway, params))
-        await known.stop()
-        await store.close()
+            found[name] = _percentiles(await _ask(endpoint, params))
+        await process.catalogue.stop()
+        await process.store.close()
         return found
 
 
@@ -159,36 +160,18 @@ async def _fill(store: Store, size: int) -> None:
     await asyncio.gather(*(put(i) for i in range(size)))
 
 
-def _gateway(settings: Settings, store: Store, known: Catalogue) -> Any:
-    from fastapi import FastAPI
+def _endpoint(settings: Settings, process: Process) -> FastAPI:
+    """As an ingress has it, without prompts and replicas."""
 
-    from deployments.ingress.changes.admin import AdapterAdmin
-    from deployments.ingress.feedback import Feedback
-    from deployments.ingress.http import build_http
-
-    async def deployments():
+    async def deployments() -> tuple[DeploymentState, ...]:
         return ()
 
-    class _Lifespan:
-        def __init__(self, app: FastAPI) -> None: ...
+    @asynccontextmanager
+    async def no_lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
 
-        async def __aenter__(self) -> None: ...
-
-        async def __aexit__(self, *_: object) -> None: ...
-
-    log, plans = RoutingLog(settings.store, keep_s=1), Plans(settings.store)
-    record = RoutingRecorder(log).record
-    gateway = Gateway(
-        settings, store, known, None, {"echo": None}, deployments, plans.newest, record, print
-    )
-    return build_http(
-        gateway,
-        AdapterAdmin(settings, store, known),
-        Feedback(log),
-        settings.http,
-        settings.auth,
-        lifespan=_Lifespan,
-    )
+    offered = operations(settings, process, None, {"echo": None}, lambda *_: None, deployments)
+    return build_http(offered, settings.http, settings.auth, lifespan=no_lifespan)
 
 
 async def _ask(app: Any, params: dict[str, Any], times: int = 50) -> list[float]:
