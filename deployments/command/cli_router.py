@@ -83,13 +83,7 @@ def eval_router(
     as_json: AsJson = False,
 ) -> None:
     """Measure the choice: of adapters (CARDS and PROMPTS) or of expert models (OUTCOMES, TEST)."""
-    from cluster.settings import RouterSettings, load_settings
-
-    settings = load_settings(config) if config else None
-    chosen = settings.router if settings else RouterSettings(reader=_prepared())
-    models = settings.models if settings else ()
-    if reader is not None:
-        chosen = chosen.model_copy(update={"reader": None if reader == "none" else reader})
+    chosen, models = _settings_of(config, reader)
     _check_writable("--out", out)
     _check_writable("--pareto", pareto)
     if pareto is not None and pareto.suffix not in _PICTURES:
@@ -112,6 +106,18 @@ def eval_router(
         if name != "points":
             table.add_row(name, json.dumps(value) if isinstance(value, list | dict) else str(value))
     console.print(table)
+
+
+def _settings_of(
+    config: Path | None, reader: str | None
+) -> tuple[RouterSettings, Sequence[BaseModelSettings]]:
+    from cluster.settings import RouterSettings, load_settings
+
+    settings = load_settings(config) if config else None
+    chosen = settings.router if settings else RouterSettings(reader=_prepared())
+    if reader is not None:
+        chosen = chosen.model_copy(update={"reader": None if reader == "none" else reader})
+    return chosen, settings.models if settings else ()
 
 
 def _prepared() -> str | None:
