@@ -27,6 +27,7 @@ class Held(Record):
     """What answered a turn of a conversation."""
 
     adapter: str | None = Field(description="None: a base model")
+    model: str = Field("", description="the base model, where it was one")
     at: float = Field(description="Unix time in seconds")
 
 
@@ -114,7 +115,9 @@ class RoutedRequest(Record):
     def held(self) -> Held:
         """What the next turn of its conversation may stay with."""
         is_adapter = self.answered_by == self.decision.adapter
-        return Held(adapter=self.answered_by if is_adapter else None, at=self.at)
+        if is_adapter:
+            return Held(adapter=self.answered_by, at=self.at)
+        return Held(adapter=None, model=self.answered_by, at=self.at)
 
 
 class Outcome(Record):

@@ -941,6 +941,10 @@ def _variable(match: re.Match[str], source: str) -> str:
     return found
 
 
+# Where a key may be that belongs elsewhere.
+_OF_KEYS = (("key_env",), ("key_file",))
+
+
 def _explain_one(err: ErrorDetails) -> str:
     if err["type"] == "extra_forbidden":
         return "no such setting"
@@ -950,5 +954,9 @@ def _explain_one(err: ErrorDetails) -> str:
         return "is required"
     message = str(err["msg"]).removeprefix("Value error, ")
     # A whole section may have a password in it, and a key be where its hash belongs.
-    is_secret = isinstance(err["input"], dict) or err["loc"][:2] == ("auth", "keys")
-    return message if is_secret else f"{message} (got {err['input']!r})"
+    is_secret = err["loc"][:2] == ("auth", "keys") or err["loc"][-1:] in _OF_KEYS
+    return (
+        message
+        if is_secret or isinstance(err["input"], dict)
+        else f"{message} (got {err['input']!r})"
+    )

@@ -61,6 +61,12 @@ def test_it_opens_after_failures_in_a_row_for_twice_as_long_each_time(breaker, c
     assert breaker.wait_s == 0
 
 
+def test_what_is_about_one_request_alone_does_not_count(breaker):
+    for _ in range(9):
+        fail(breaker, counts=False)
+    assert not breaker.is_open
+
+
 def test_only_one_request_tries_an_open_one(breaker, clock):
     for _ in range(3):
         fail(breaker)

@@ -8,13 +8,13 @@ from adapter_store import routing_log
 from adapter_store.routing_log import RoutingLog
 from cluster.decisions import Conversation, Decision, Held, Prompt, Route, RoutedRequest
 from cluster.errors import StoreUnavailable
-from cluster.settings import RouterSettings
+from cluster.settings import RouterSettings, parse_settings
 from deployments.ingress.auth import new_key
 from router.adapters.constraints import Constraints, CostWeights
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.prompt_router import PromptRouter
 from router.adapters.prompts import in_conversation, prompt_of
-from tests.conftest import until
+from tests.conftest import ECHO, until
 from tests.test_prompt_router import CARDS, adapter
 
 FOLLOW_UP = "and the same for the other one?"
@@ -119,6 +119,18 @@ def test_what_may_not_answer_again_leaves_a_turn_to_be_read_with_those_before(ro
     (decision,) = router.choose([prompt], Constraints(exclude=("cron",)))
     assert (decision.adapter, decision.conversation) == ("sql", Conversation.SWITCHED)
     assert "by the conversation" in decision.reason
+
+
+def test_another_base_model_is_not_called_the_same():
+    """Which of them answers is chosen anew, by costs and outcomes."""
+    models = parse_settings({"models": [ECHO, ECHO | {"id": "large"}]}).models
+    router = PromptRouter(SentenceEncoder.of(RouterSettings()), RouterSettings(), models)
+    router.update(TASKS)
+    stayed, switched = Conversation.STAYED, Conversation.SWITCHED
+    for before, what in (("echo", stayed), ("", stayed), ("large", switched)):
+        prompt = Prompt(text=FOLLOW_UP, held=Held(adapter=None, model=before, at=0))
+        (decision,) = router.choose([prompt], ANY)
+        assert (decision.model, decision.conversation) == ("echo", what), before
 
 
 def test_an_adapter_without_a_card_is_stayed_with(router):
@@ -362,6 +374,16 @@ async def test_a_fallback_is_nothing_to_stay_with(make_world, make_adapter):
         rh.chooser.is_down = False
         texts = [message["content"] for message in TALK]
         assert told(await chat(rh, said(*texts, "hm", "and then?"))) == ("cron", "stayed")
+
+
+@pytest.mark.redis
+async def test_what_has_not_answered_is_nothing_to_stay_with(make_world, make_adapter):
+    async with make_world() as rh:
+        await add_tasks(rh, make_adapter)
+        rh.pool.is_full = True
+        assert (await chat(rh, TALK[:1])).status_code == 429
+        rh.pool.is_full = False
+        assert "x-roundhouse-conversation" not in (await chat(rh, TALK)).headers
 
 
 @pytest.mark.redis

@@ -48,6 +48,7 @@ from router.rules.rulebook import Rulebook
 # Long enough for what evaluation prompts expect, short enough for a version that babbles.
 EVALUATION_TOKENS = 256
 _LOGGED_PROMPT = 4000
+_OK = 200
 
 
 class ReplicaPool(Protocol):
@@ -118,6 +119,7 @@ class Gateway:
     async def _answer(self, asked: Completion, observed: Observed, held: AsyncExitStack) -> Reply:
         chosen = await self._choose(asked, asked.sticky_key or observed.request_id)
         self._observe(observed, asked, chosen)
+        has_answered = False
         try:
             self._fallbacks.refuse_elsewhere(chosen, asked.constraints)
             self._refuse_when_out_of_scope(chosen)
@@ -127,8 +129,9 @@ class Gateway:
                 self._resolver.used(chosen.adapter.name)
             answered = await self._first_to_answer(asked, chosen, observed.request_id, held)
             chosen = answered.chosen
+            has_answered = answered.reply.start.status == _OK
         finally:
-            self._keep(chosen, observed.request_id, asked.constraints)
+            self._keep(chosen, observed.request_id, asked.constraints, has_answered=has_answered)
         self._observe(observed, asked, chosen)
         return Reply(start_of(answered), answered.reply.body)
 
@@ -195,14 +198,16 @@ class Gateway:
         if self._settings.logging.prompts:
             observed.prompt = asked.prompt_json[:_LOGGED_PROMPT].decode(errors="replace")
 
-    def _keep(self, chosen: Chosen, request_id: str, constraints: Constraints) -> None:
+    def _keep(
+        self, chosen: Chosen, request_id: str, constraints: Constraints, *, has_answered: bool
+    ) -> None:
         """Remember where an `auto` request went."""
         if chosen.decision is None or chosen.prompt is None:
             return
         kept = self._settings.router.keep_prompts
-        # A fallback is nothing to stay with.
+        # What has not answered is nothing to stay with, nor is a fallback.
         turn = in_conversation(chosen.prompt, constraints.conversation)
-        mark = turn.mark if chosen.route is Route.AUTO else ""
+        mark = turn.mark if has_answered and chosen.route is Route.AUTO else ""
         self._record(
             RoutedRequest(
                 request_id=request_id,

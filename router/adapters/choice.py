@@ -75,6 +75,7 @@ class Terms:
             route=Route.AUTO,
             reason=reason,
             candidates=choice.candidates,
+            excluded=choice.excluded,
             versions=self.versions,
         )
 

@@ -131,9 +131,22 @@ def constraints_in_headers(headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def asks_local_only(headers: Mapping[str, str]) -> bool:
-    """Whether the header says so, whatever the body says; what is neither yes nor no is refused."""
-    said = constraints_in_headers(headers).get("local_only", False)
-    return parse(Constraints, {"local_only": said}, "constraints").local_only
+    """Whether the header says so, whatever the body says; what is neither yes nor no is refused.
+
+    Of several, one is enough: what a proxy adds, a client's own cannot undo.
+    """
+    said = all_of(headers, f"{HEADER_PREFIX}local-only")
+    asked = (parse(Constraints, {"local_only": s.strip()}, "constraints").local_only for s in said)
+    return any([*asked])
+
+
+def all_of(headers: Mapping[str, str], name: str) -> list[str]:
+    """The values of a header, which a request may have more than once: Starlette's mapping gives
+    the first alone, and has a method for all."""
+    of_request: Callable[[str], list[str]] | None = getattr(headers, "getlist", None)
+    if of_request is not None:
+        return of_request(name)
+    return [headers[name]] if name in headers else []
 
 
 # Tryage's flags: a user writes "[Flag: fastest]" into the prompt (2023, section 3.2).

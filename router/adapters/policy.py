@@ -91,12 +91,11 @@ def _cost(cost: Cost, weights: dict[str, float]) -> float:
 
 
 def _objection(cost: Cost, constraints: Constraints) -> str | None:
-    if not cost.is_served:
-        return NOT_SERVED
     if constraints.local_only and cost.is_elsewhere:
         return "local_only: it is elsewhere"
     if constraints.max_latency_s is not None and cost.latency_s > constraints.max_latency_s:
         return f"max_latency_s: {cost.latency_s:.3g} s expected"
     if constraints.max_price is not None and cost.price > constraints.max_price:
         return f"max_price: costs {cost.price:.3g}"
-    return None
+    # Last: it may be served soon, or by another, and what it must not be still holds then.
+    return None if cost.is_served else NOT_SERVED

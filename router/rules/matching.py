@@ -11,6 +11,7 @@ from typing import Any
 from cluster.decisions import Prompt
 from cluster.patterns import search_of, searched
 from cluster.rules import ANY, When
+from router.adapters.constraints import all_of
 from router.adapters.prompts import ends_of, prompt_of, whole
 
 # Of longer texts what lies between is not searched: the worst pattern takes 0.1 s for so much.
@@ -94,8 +95,9 @@ class Matcher:
 
 
 def _has(headers: Mapping[str, str], name: str, value: str) -> bool:
-    found = headers.get(name)
-    return found is not None and value in (ANY, found)
+    """Any of several: one that a proxy adds counts, whatever the client has sent."""
+    found = all_of(headers, name)
+    return value in found or (value == ANY and bool(found))
 
 
 def _tests(when: When) -> list[Test]:

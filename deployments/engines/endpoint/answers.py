@@ -23,8 +23,10 @@ LONGEST_EVENT = 8 * 2**20
 LONGEST_ERROR = 64 * 2**10
 _LONGEST_MESSAGE = 1000
 
-# Of what the client has sent; any other 4xx is for the operator to mend.
+# Of what the client has sent; any other 4xx is for the operator to mend. Only what is about our key
+# or account is so for every request: a path that is not there is not.
 _OF_THE_CLIENT = (400, 413, 422)
+_OF_THE_KEY = (401, 402)
 _BUSY = 429
 
 
@@ -60,9 +62,12 @@ class Teller:
             text = text.replace(self.key, "***")
         return text.replace(self.name_there, self.model)[:_LONGEST_MESSAGE]
 
-    def failed(self, why: str, *, again: bool = False, told_s: float | None = None) -> Failed:
+    def failed(
+        self, why: str, *, again: bool = False, told_s: float | None = None, counts: bool = True
+    ) -> Failed:
         """A try that brought no answer."""
-        return Failed(EndpointUnavailable(f"{self.model}: {why}"), again=again, told_s=told_s)
+        error = EndpointUnavailable(f"{self.model}: {why}")
+        return Failed(error, again=again, told_s=told_s, counts=counts)
 
     def refused(self, status: int, headers: Mapping[str, str], body: bytes) -> bytes | Failed:
         """Of an answer that is none: the client's mistake as the body of an answer, or a failure.
@@ -80,7 +85,8 @@ class Teller:
             return self.failed(f"the endpoint failed ({status})", again=True, told_s=told_s)
         if 300 <= status < 400:
             return self.failed("the endpoint leads elsewhere, which is not followed")
-        return self.failed(f"the endpoint refuses us ({status}); the log says more")
+        why = f"the endpoint refuses us ({status}); the log says more"
+        return self.failed(why, counts=status in _OF_THE_KEY)
 
     def _mistake(self, body: bytes) -> bytes:
         error = _object(body).get("error")

@@ -21,6 +21,7 @@ class Failed(Exception):
         error: as the client is told.
         again: whether it is worth another try at once: nothing of it was worked on.
         told_s: how long the endpoint says that it wants to be left alone.
+        counts: whether others would fare the same.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Failed(Exception):
         *,
         again: bool = False,
         told_s: float | None = None,
+        counts: bool = True,
     ) -> None:
         super().__init__(error.message)
+        self.counts = counts
         self.error = error
         self.again = again
         self.told_s = None if told_s is None else min(told_s, _LONGEST_TOLD_S)
@@ -94,7 +97,8 @@ class Breaker:
         try:
             yield
         except Failed as e:
-            self._has_failed(e)
+            if e.counts:
+                self._has_failed(e)
             raise
         else:
             self._in_a_row, self._until, self._last = 0, 0.0, None

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -40,14 +41,10 @@ logger = logging.getLogger(__name__)
 
 _NO_ADAPTERS = "is a model elsewhere, which takes no adapters"
 _FIRST_PAUSE_S = 0.25
-# No connection, or one that the endpoint had left meanwhile.
-_NOT_BEGUN = (
-    httpx.ConnectError,
-    httpx.ConnectTimeout,
-    httpx.ReadError,
-    httpx.RemoteProtocolError,
-    httpx.WriteError,
-)
+_NOT_CONNECTED = (httpx.ConnectError, httpx.ConnectTimeout)
+# A connection that the endpoint had left meanwhile ends so, and at once. What ends so later may
+# have been worked on, and paid for.
+_HUNG_UP, _AT_ONCE_S = (httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError), 1.0
 
 
 @dataclass(frozen=True)
@@ -202,11 +199,14 @@ class EndpointEngine:
         url = self._endpoint.url.rstrip("/") + path.removeprefix("/v1")
         told = {**headers, **_key_in(teller.key), **JSON}
         request = self._http.build_request("POST", url, content=asked.body, headers=told)
+        began = time.monotonic()
         try:
             return await self._http.send(request, stream=True)
         except httpx.RequestError as e:
             logger.warning("%s: %r", teller.model, e)
-            raise teller.failed(_why(e), again=isinstance(e, _NOT_BEGUN)) from None
+            is_stale = isinstance(e, _HUNG_UP) and time.monotonic() - began < _AT_ONCE_S
+            is_begun = not isinstance(e, _NOT_CONNECTED) and not is_stale
+            raise teller.failed(_why(e), again=not is_begun) from None
 
     async def _stream(
         self, first: bytes, rest: AsyncGenerator[bytes, None], asked: Asked, bill: Bill

@@ -52,7 +52,11 @@ class Fallbacks:
         """Who may answer, in order. An adapter that a client has named is answered by no other."""
         if chosen.adapter is not None and chosen.route is Route.EXPLICIT:
             return [chosen]
-        wanted = (self._models[name] for name in self._models[chosen.base_model].fallback)
+        first = self._models[chosen.base_model]
+        wanted = [self._models[name] for name in first.fallback]
+        if chosen.decision is not None and chosen.decision.rule and not first.is_elsewhere:
+            # Whoever wrote the rule may have meant just that: what is here stays here.
+            wanted = [model for model in wanted if not model.is_elsewhere]
         return [
             chosen,
             *(

@@ -54,13 +54,15 @@ class Staying:
         adapter = self.known.get(held.adapter or "")
         name = held.adapter or "the base model"
         if alone.adapter == held.adapter:
-            return _told(alone, Conversation.STAYED, f"stayed with {name}")
+            return _as_before(alone, held, f"stayed with {name}")
         if not self._may_answer(held):
             return _told(alone, Conversation.SWITCHED, f"{name} may not be chosen any more")
         staying = 1 - (1 - goes_on) * (1 - _fit(alone, held.adapter))
         leaving = _leaving(alone, staying)
         if 2 * leaving - 1 >= self.terms.settings.stay_margin or self._is_told(alone):
             return _told(alone, Conversation.SWITCHED, f"left {name}, {1 - leaving:.2f} likely")
+        if adapter is None:
+            return _as_before(self._with_base(alone), held, "stayed with the base model")
         return self._stayed(alone, adapter, 1 - leaving)
 
     def _may_answer(self, held: Held) -> bool:
@@ -76,19 +78,13 @@ class Staying:
             return alone.in_scope >= alone.threshold > 0
         return self.terms.constraints.weights != CostWeights()
 
-    def _stayed(self, alone: Decision, adapter: Adapter | None, confidence: float) -> Decision:
+    def _with_base(self, alone: Decision) -> Decision:
+        scope = {"in_scope": alone.in_scope, "threshold": alone.threshold}
+        return self.terms.nothing(_why(alone)).model_copy(update=scope)
+
+    def _stayed(self, alone: Decision, adapter: Adapter, confidence: float) -> Decision:
         """The same again, unless the constraints forbid that."""
         least = self.terms.constraints.min_confidence
-        reason = "the turn goes on with what was said, and fits no adapter by itself"
-        if alone.adapter is not None:
-            reason = f"{alone.adapter} does not fit clearly better"
-        elif alone.in_scope >= alone.threshold:
-            reason = "the turn goes on with what was said"
-        if adapter is None:
-            stayed = self.terms.nothing(reason)
-            update = {"in_scope": alone.in_scope, "threshold": alone.threshold}
-            stayed = stayed.model_copy(update=update)
-            return _told(stayed, Conversation.STAYED, "stayed with the base model")
         choice = self.terms.choose([self.terms.option(adapter, confidence)])
         if choice.best is None or (least is not None and confidence < least):
             why = choice.excluded.get(adapter.name, "min_confidence")
@@ -100,7 +96,7 @@ class Staying:
                 "version": adapter.stable.number,
                 "model": adapter.card.base_model,
                 "confidence": round(confidence, 4),
-                "reason": reason,
+                "reason": _why(alone),
                 "candidates": (*choice.candidates, *others)[:SHOWN_CANDIDATES],
                 "evidence": (),
             }
@@ -122,6 +118,21 @@ def _leaving(alone: Decision, staying: float) -> float:
         logit(min(max(p, _NEVER_SURE), 1 - _NEVER_SURE)) for p in (alone.confidence, staying)
     )
     return float(expit(for_another - for_the_same))
+
+
+def _why(alone: Decision) -> str:
+    if alone.adapter is not None:
+        return f"{alone.adapter} does not fit clearly better"
+    if alone.in_scope >= alone.threshold:
+        return "the turn goes on with what was said"
+    return "the turn goes on with what was said, and fits no adapter by itself"
+
+
+def _as_before(decision: Decision, held: Held, what: str) -> Decision:
+    """A base model is chosen anew each time, by costs and outcomes: it may be another one."""
+    if not held.model or decision.model in (None, held.model):
+        return _told(decision, Conversation.STAYED, what)
+    return _told(decision, Conversation.SWITCHED, f"{held.model} had answered")
 
 
 def _told(decision: Decision, conversation: Conversation, what: str) -> Decision:
