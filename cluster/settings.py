@@ -955,8 +955,6 @@ def _explain_one(err: ErrorDetails) -> str:
     message = str(err["msg"]).removeprefix("Value error, ")
     # A whole section may have a password in it, and a key be where its hash belongs.
     is_secret = err["loc"][:2] == ("auth", "keys") or err["loc"][-1:] in _OF_KEYS
-    return (
-        message
-        if is_secret or isinstance(err["input"], dict)
-        else f"{message} (got {err['input']!r})"
-    )
+    if is_secret or isinstance(err["input"], dict):
+        return message
+    return f"{message} (got {err['input']!r})"

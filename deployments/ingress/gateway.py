@@ -278,7 +278,7 @@ class Gateway:
             reply = await self._dispatch(chosen, call, terms, held)
             content = json.loads(await reply.read())
         status = reply.start.status
-        if status != 200:
+        if status != _OK:
             error = content["error"]
             if error["code"] in (AdapterLoadFailed.code, EngineRefused.code):
                 raise AdapterLoadFailed(error["message"])

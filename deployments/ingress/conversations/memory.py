@@ -4,7 +4,6 @@ The store shares it between ingresses. What this one has chosen itself it rememb
 there at once, and while the store is away.
 """
 
-import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable
 from adapter_store.routing_log import RoutingLog
 from cluster.decisions import Decision, Held, Prompt, RoutedRequest
 from cluster.errors import StoreUnavailable
+from cluster.tasks import soon
 from deployments.ingress.rules.choice import Chooser
 from router.adapters.constraints import Constraints
 from router.adapters.prompts import in_conversation
@@ -80,10 +80,9 @@ class Conversations:
         if self._is_away():
             return {}
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                return await self._log.held(owner, marks)
-        except (StoreUnavailable, TimeoutError) as e:
-            logger.warning("a conversation is known by this process alone: %r", e)
+            return await soon(self._log.held(owner, marks), within_s=_PATIENCE_S)
+        except StoreUnavailable as e:
+            logger.warning("a conversation is known by this process alone: %s", e)
             return {}
 
 
