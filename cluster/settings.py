@@ -859,6 +859,10 @@ class Settings(BaseSettings):
         default = self.fallback_model
         return default if default in here or not here else here[0]
 
+    def default_base(self, *, local_only: bool) -> str:
+        """Who answers where nothing else says who."""
+        return self.local_model if local_only else self.fallback_model
+
     def model(self, model_id: str) -> BaseModelSettings:
         return next(m for m in self.models if m.id == model_id)
 

@@ -172,8 +172,7 @@ class Gateway:
 
     def _follow(self, decision: Decision, constraints: Constraints, key: str) -> Chosen:
         """What a decision means now."""
-        settings = self._settings
-        default = settings.local_model if constraints.local_only else settings.fallback_model
+        default = self._settings.default_base(local_only=constraints.local_only)
         base_model = decision.model or constraints.base_model or default
         if decision.adapter is None:
             # One that does not answer now says so itself, or its fallback answers.

@@ -50,7 +50,9 @@ class PromptRouter:
         self._base_models = tuple(base_models)
         self._weights = weights or {}
         self._cards = CardLearner(self._extract, settings, everyday_prompts())
-        self._follow_ups = FollowUps(self._extract.glance, everyday_prompts())
+        self._follow_ups = (
+            FollowUps(self._extract.glance, everyday_prompts()) if settings.stay_margin else None
+        )
         self._outcomes = OutcomeLearner(self._extract, shared=settings.shared_feedback)
         self._costs = LiveCosts.of(base_models, ())
 
@@ -165,7 +167,7 @@ class PromptRouter:
     ) -> None:
         """Put what a conversation stays with in the place of what its last turn alone says."""
         rows = [i for i, prompt in enumerate(prompts) if prompt.held is not None]
-        if not rows or not self._settings.stay_margin:
+        if not rows or self._follow_ups is None:
             return
         likely = self._follow_ups(features[np.array(rows)])
         for i, goes_on in zip(rows, likely, strict=True):

@@ -108,9 +108,8 @@ class Choice:
         viewer = constraints.viewer
         adapter = self._directory.seen(rule.adapter, viewer) if rule.adapter else None
         costs = await self._costs(constraints)
-        settings = self._settings
-        local = settings.local_model if constraints.local_only else settings.fallback_model
-        default = self._base(constraints.base_model or local, costs)
+        usual = self._settings.default_base(local_only=constraints.local_only)
+        default = self._base(constraints.base_model or usual, costs)
         if adapter is None:
             said = default
             if isinstance(rule.base_model, str):
