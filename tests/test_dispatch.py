@@ -41,6 +41,14 @@ def test_a_slot_is_better_than_host_memory_and_that_than_a_load():
     assert found == list(Standing)
 
 
+def test_who_has_it_in_a_slot_is_asked_however_fast_a_load_is_elsewhere():
+    names = [AdapterKey(f"x{i}@1") for i in range(20)]
+    for key in names:
+        # Some of them have their home on the other one.
+        holder, quick = replica("holder", slots=[key]), replica("quick", load_s=1e-6)
+        assert best(key, holder, quick).replica == "holder"
+
+
 def test_a_load_is_worth_it_where_the_holder_is_crowded():
     idle, holder = replica("idle"), replica("holder", slots=[A], running={A: 3})
     assert best(A, idle, holder, crowding=0.1).replica == "holder"

@@ -238,14 +238,15 @@ def _first_token_s(
     ask: Ask, replica: ReplicaView, standing: Standing, settings: DispatchSettings
 ) -> float:
     load_s = replica.load_s or settings.load_s
+    # What is loaded still goes into a slot: no load, however fast, is nearer than host memory.
     way_s = {
         Standing.SLOT: 0.0,
         Standing.HOST: settings.swap_s,
-        Standing.COMING: load_s * settings.coming,
-        Standing.ROOM: load_s,
-        Standing.EVICTABLE: load_s,
+        Standing.COMING: settings.swap_s + load_s * settings.coming,
+        Standing.ROOM: settings.swap_s + load_s,
+        Standing.EVICTABLE: settings.swap_s + load_s,
         # Half of a request's time passes, on average, before a slot's last request ends.
-        Standing.SATURATED: load_s + replica.service_s / 2,
+        Standing.SATURATED: settings.swap_s + load_s + replica.service_s / 2,
     }[standing]
     each_s = replica.service_s / replica.max_ongoing
     crowd_s = settings.crowding * each_s * replica.ongoing
