@@ -173,7 +173,7 @@ def test_rules_of_the_command_line_hold_at_all_ingresses_within_a_second(cluster
 
 
 def test_a_cold_adapter_is_loaded_once_and_found_again(http, make_adapter):
-    # Of ten, eight fit: the last ones are nowhere until they are asked for.
+    # Of ten, eight fit: the last ones are at most where they were tried.
     names = [f"cold-{i}" for i in range(10)]
     for name in names:
         add(http, make_adapter(name))
