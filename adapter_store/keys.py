@@ -182,6 +182,37 @@ class Keys:
         """Sorted set: mark -> Unix time in ms, of the store's clock; the oldest go first."""
         return self._of(owner, "conversations-at")
 
+    def batch(self, owner: str, batch_id: str) -> str:
+        """Hash: a tenant's batch: ``order`` and ``progress``, JSON, and ``cancelling_at``; expires
+        some time after it has ended."""
+        return self._of(owner, "batch", batch_id)
+
+    def batches(self, owner: str) -> str:
+        """Sorted set: a tenant's batch -> Unix time of its making."""
+        return self._of(owner, "batches")
+
+    @property
+    def open_batches(self) -> str:
+        """Sorted set: tenant and batch as JSON -> Unix time of its making, until it has ended."""
+        return self._key("open-batches")
+
+    def batch_worker(self, batch_id: str) -> str:
+        """Who works on a batch; expires, so that another takes over."""
+        return self._key("batch-worker", batch_id)
+
+    def batch_file(self, owner: str, file_id: str) -> str:
+        """What a tenant's file is, as JSON; the content is beside the blobs."""
+        return self._of(owner, "batch-file", file_id)
+
+    def batch_files(self, owner: str) -> str:
+        """Sorted set: a tenant's file -> Unix time of its making."""
+        return self._of(owner, "batch-files")
+
+    @property
+    def expiring(self) -> str:
+        """Sorted set: tenant and file as JSON -> Unix time of the file's end."""
+        return self._key("batch-files-expiring")
+
     def metrics(self, member_id: str) -> str:
         """A process's metrics, packed; expires soon after it has stopped to renew them."""
         return self._key("metrics", member_id)

@@ -144,6 +144,11 @@ class Server:
         found: list[tuple[str, float]] = await self._ask(reply)
         return dict(found)
 
+    async def due(self, key: str, until: float) -> list[str]:
+        """Of a sorted set, the members with that score at most."""
+        found: list[str] = await self._ask(self.redis.zrangebyscore(key, "-inf", until))
+        return found
+
     async def members_after(self, key: str, after: str, *, limit: int) -> list[str]:
         """Of a sorted set whose scores are all the same: those that sort behind `after`."""
         least = f"({after}" if after else "-"

@@ -652,10 +652,39 @@ class AdmissionSettings(Section):
         ge=0,
         description="How long requests for running adapters may pass one that needs another slot.",
     )
+    idle_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Of a replica's places, up to which requests of the priority -100, such as those "
+        "of batches, are sent there; and none while others wait.",
+    )
     prefetch: bool = Field(
         True,
         description="Load, before their turn, what requests in the queue wait for and no replica "
         "has; as long as `placement.prefetch` is on.",
+    )
+
+
+class BatchSettings(Section):
+    """Batches of requests that nobody waits for, and their files."""
+
+    at_once: int = Field(
+        32, ge=1, le=1000, description="Requests of one batch that wait or are answered at a time."
+    )
+    max_requests: int = Field(50_000, ge=1, description="Batches with more are refused.")
+    max_file_bytes: int = Field(
+        200 * 2**20,
+        gt=0,
+        description="Larger files get 413; what uploads have brought waits on disk.",
+    )
+    max_tenant_bytes: int = Field(
+        2 * 2**30, gt=0, description="Of all files that a tenant has at a time, results included."
+    )
+    keep_s: float = Field(
+        30 * 86_400,
+        ge=3600,
+        description="Files, and batches that have ended, are kept so long unless a file says less.",
     )
 
 
@@ -801,6 +830,9 @@ class Settings(BaseSettings):
     )
     admission: AdmissionSettings = Field(
         default_factory=AdmissionSettings, description="The queue before the replicas."
+    )
+    batch: BatchSettings = Field(
+        default_factory=BatchSettings, description="Work that nobody waits for."
     )
     placement: PlacementSettings = Field(
         default_factory=PlacementSettings, description="The plan of what is where."

@@ -435,3 +435,37 @@ async def test_nothing_is_loaded_before_its_turn_where_that_is_switched_off():
     desk = Desk(member(slots=("a@1",), places=1), prefetch=False)
     async with desk.request("a"), desk.request("c"):
         assert desk.admission.placed(call("a"), Place("r1")).missing is None
+
+
+IDLE = {"priority": -100}
+
+
+async def test_idle_work_takes_a_share_of_the_places_and_the_rest_is_for_others():
+    desk = Desk(member(places=4, capacity=4))
+    async with desk.request(None, **IDLE), desk.request(None, **IDLE), desk.request(None, **IDLE):
+        assert len(desk.started) == 2
+        async with desk.request(None):
+            assert len(desk.started) == 3
+
+
+async def test_idle_work_starts_when_nobody_else_waits():
+    desk = Desk(member(places=2, capacity=2))
+    async with AsyncExitStack() as first:
+        await first.enter_async_context(desk.request("a"))
+        await first.enter_async_context(desk.request("a"))
+        async with desk.request("idle", **IDLE), desk.request("b"), desk.request("c"):
+            assert [name for name, _ in desk.started] == ["a", "a"]
+            await first.aclose()
+            await settle()
+            # Both others have begun; an idle place there is none.
+            assert [name for name, _ in desk.started] == ["a", "a", "b", "c"]
+
+
+async def test_idle_work_is_no_reason_to_load_or_to_scale_and_has_a_limit_of_its_own():
+    desk = Desk(member(places=1), max_queued=1)
+    async with desk.request("a"), desk.request("idle", **IDLE):
+        assert not desk.admission.queued()
+        async with desk.request("b"), desk.request("more-idle", **IDLE) as refused:
+            assert desk.admission.queued() == {"b@1": 1}
+            with pytest.raises(Overloaded, match="queue is full"):
+                await refused

@@ -5,6 +5,9 @@ is in a slot that is in use or can get one. Until then it waits here, where orde
 chosen: requests for adapters that run pass those that need another slot (adapter clustering, S-LoRA
 section 5), but not for longer than `admission.patience_s`. It leaves with 429 as soon as it is
 known to be too late (early abort, S-LoRA section 5.2).
+
+Idle work, which is what has the lowest priority, has a queue of its own: it starts only where nobody
+else waits and a share of a replica's places is free, and neither scales nor loads anything ahead.
 """
 
 import asyncio
@@ -110,6 +113,7 @@ class Admission:
         self._settings = settings
         self._node = node
         self._queue: FairQueue[_Turn] = FairQueue()
+        self._idle_work: FairQueue[_Turn] = FairQueue()
         self._prefixes = PrefixIndex(dispatch)
         self._ended_at = 0.0
         self._first_tokens = FirstTokens()
@@ -142,14 +146,14 @@ class Admission:
             if call.key is not None and place.is_answered:
                 self._fleet.took(call.key, time.monotonic() - sent.at)
         finally:
-            self._queue.settle(turn, terms.prompt_tokens + place.answer_tokens)
+            self._line_of(terms).settle(turn, terms.prompt_tokens + place.answer_tokens)
             self._end(turn, replica, sent)
 
     def placed(self, call: Call, place: Place) -> Call:
         """The call as it goes to its replica: with what the replica should know of the queue."""
         waiting, missing = self._waiting(), None
         if waiting and self._settings.prefetch:
-            replicas = self._fleet.replicas(self._model.id)
+            replicas = self._replicas()
             missing = first_missing(waiting, place.replica, replicas, self._dispatch)
         return replace(call, replica=place.replica, waiting=waiting, missing=missing)
 
@@ -175,7 +179,8 @@ class Admission:
         turn.until = min(turn.needed_by, now + self._settings.max_wait_s)
         if not self._queue:
             self._ended_at = now
-        self._queue.push(turn)
+        line = self._line_of(terms)
+        line.push(turn)
         try:
             self._let_in()
             if not turn.given.done():
@@ -183,8 +188,8 @@ class Admission:
             await self._given(turn)
             return turn
         except BaseException:
-            if turn in self._queue:
-                self._queue.remove(turn)
+            if turn in line:
+                line.remove(turn)
             elif turn.given.done() and not turn.given.exception():
                 self._end(turn, *turn.given.result())
             raise
@@ -206,13 +211,16 @@ class Admission:
         Raises:
             Overloaded: it is this one that has to go.
         """
-        if len(self._queue) > self._model.max_queued:
+        line = self._line_of(turn.terms)
+        if len(line) > self._model.max_queued:
             why = f"every replica of {self._model.id} is busy and its queue is full"
-            surplus = self._queue.newest_of_most()
+            surplus = line.newest_of_most()
             if surplus is turn:
                 raise self._overloaded(why)
-            self._queue.remove(surplus)
+            line.remove(surplus)
             surplus.given.set_exception(self._overloaded(why))
+        if turn.terms.is_idle_work:
+            return  # whoever can wait does not ask how long
         ahead = self._queue.ahead_of(turn)
         expected_s = (ahead + 1) * self._pace_s()
         # Whoever is next may wait: how else would a wrong estimate be found out?
@@ -223,24 +231,45 @@ class Admission:
 
     def _let_in(self) -> None:
         """Give everyone who may start now the replica to start on."""
-        while self._queue:
-            replicas = self._fleet.replicas(self._model.id)
-            opening = Opening.of(replicas)
-            turn = self._queue.pop(partial(self._finds_place, replicas=replicas, opening=opening))
-            if turn is None:
+        while self._queue and (turn := self._next(self._queue, self._replicas())):
+            self._begin(turn)
+        # Of what nobody else wants.
+        while self._idle_work and not self._queue:
+            if not (idle := self._idle_replicas()) or not (
+                turn := self._next(self._idle_work, idle)
+            ):
                 return
-            if turn.best_s is not None:
-                self._queue.settle(turn, 0)
-                why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
-                turn.given.set_exception(self._overloaded(why, turn.best_s))
-                continue
-            replica = turn.replica
-            sent = self._first_tokens.send(replica, counts=not turn.loads)
-            if replica:
-                # It counts from now on; its own task comes to that later.
-                self._fleet.begin(replica, turn.key, turn.terms.sequences)
-                self._prefixes.note(turn.key, turn.terms.prefix, replica)
-            turn.given.set_result((replica, sent))
+            self._begin(turn)
+
+    def _replicas(self) -> list[ReplicaView]:
+        return self._fleet.replicas(self._model.id)
+
+    def _idle_replicas(self) -> list[ReplicaView]:
+        """Those with places that are free even for work that can wait."""
+        share = self._settings.idle_share
+        return [r for r in self._replicas() if r.ongoing < share * r.max_ongoing]
+
+    def _next(self, line: FairQueue[_Turn], replicas: list[ReplicaView]) -> _Turn | None:
+        """Who starts next on one of these replicas, or is told that it cannot be in time."""
+        opening = Opening.of(replicas)
+        return line.pop(partial(self._finds_place, replicas=replicas, opening=opening))
+
+    def _begin(self, turn: _Turn) -> None:
+        if turn.best_s is not None:
+            self._line_of(turn.terms).settle(turn, 0)
+            why = f"its first token would come in about {turn.best_s:.2f} s, which is too late"
+            turn.given.set_exception(self._overloaded(why, turn.best_s))
+            return
+        replica = turn.replica
+        sent = self._first_tokens.send(replica, counts=not turn.loads)
+        if replica:
+            # It counts from now on; its own task comes to that later.
+            self._fleet.begin(replica, turn.key, turn.terms.sequences)
+            self._prefixes.note(turn.key, turn.terms.prefix, replica)
+        turn.given.set_result((replica, sent))
+
+    def _line_of(self, terms: Terms) -> FairQueue[_Turn]:
+        return self._idle_work if terms.is_idle_work else self._queue
 
     def _finds_place(self, turn: _Turn, replicas: list[ReplicaView], opening: Opening) -> bool:
         """Whether a request has waited long enough: notes where it may start now, or that wherever
@@ -298,7 +327,7 @@ class Admission:
         """Time between two requests that end, while replicas are busy."""
         if self._interval_s.value:
             return self._interval_s.value
-        replicas = self._fleet.replicas(self._model.id)
+        replicas = self._replicas()
         each = [r.service_s / r.max_ongoing for r in replicas]
         return sum(each) / len(each) ** 2 if each else 0.0
 

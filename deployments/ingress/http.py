@@ -16,6 +16,7 @@ from adapter_store.search import Search
 from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
 from cluster.settings import AuthSettings, HttpSettings
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
+from deployments.ingress.batches.http import add_batches
 from deployments.ingress.bodies import NameRoute, read_json, request_id_of
 from deployments.ingress.changes.http import add_changes, add_uploads
 from deployments.ingress.completion import FORMS, parse_constraints
@@ -74,6 +75,7 @@ def build_http(
     _add_feedback(client, changes, offered.feedback, max_body_bytes)
     add_changes(changes, offered.admin, max_body_bytes)
     add_uploads(changes, offered.admin.uploads)
+    add_batches(client, offered.jobs, max_body_bytes)
     _add_overview(app, client, offered.overview)
     add_dashboard(client, changes, offered.dashboard)
     add_page(app)

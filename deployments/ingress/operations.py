@@ -3,13 +3,18 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from adapter_store.batches.contents import Contents
+from adapter_store.batches.ledger import Ledger
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
+from deployments.ingress.batches.jobs import Jobs
+from deployments.ingress.batches.runner import Runner
 from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver
+from deployments.ingress.completion import FORMS
 from deployments.ingress.conversations.memory import Conversations
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
@@ -40,6 +45,7 @@ class Operations:
     feedback: Feedback
     dashboard: Dashboard
     rules: Book
+    jobs: Jobs
 
 
 def operations(
@@ -81,4 +87,12 @@ def operations(
         Feedback(log, settings),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log),
         rules,
+        _jobs(settings, process, gateway),
     )
+
+
+def _jobs(settings: Settings, process: Process, gateway: Gateway) -> Jobs:
+    ledger = Ledger(process.store.server, keep_s=settings.batch.keep_s)
+    contents = Contents(settings.store)
+    runner = Runner(settings.batch, ledger, contents, gateway.complete, process.id)
+    return Jobs(settings.batch, ledger, contents, process.add(runner), FORMS)

@@ -16,6 +16,8 @@ from router.replicas.prefixes import chain_of
 PRIORITY_HEADER = "x-roundhouse-priority"
 FIRST_TOKEN_HEADER = "x-roundhouse-first-token-s"
 _PRIORITIES = range(-100, 101)
+# Whoever asks with the lowest gets what is idle.
+IDLE_WORK = _PRIORITIES[0]
 _BYTES_PER_TOKEN = 4
 # Of an answer whose length the client leaves open.
 _USUAL_TOKENS = 256
@@ -48,6 +50,11 @@ class Terms:
     prompt_tokens: float = 0.0
     sequences: int = 1
     prefix: tuple[bytes, ...] = ()
+
+    @property
+    def is_idle_work(self) -> bool:
+        """Whether it takes only places that nobody else wants."""
+        return self.priority == IDLE_WORK
 
 
 def terms_of(

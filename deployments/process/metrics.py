@@ -66,6 +66,21 @@ queued = Gauge(
     registry=REGISTRY,
 )
 
+# -- batches (ingress) ---------------------------------------------------------------------------
+
+batch_requests = Counter(
+    "roundhouse_batch_requests_total",
+    "Requests of batches that have their answer, by whether it is in the output (completed) or in"
+    " the error file (failed).",
+    ("outcome",),
+    registry=REGISTRY,
+)
+batches_running = Gauge(
+    "roundhouse_batches_running",
+    "Batches that are worked on now.",
+    registry=REGISTRY,
+)
+
 # -- the prompt router (ingress) -----------------------------------------------------------------
 
 decisions = Counter(
