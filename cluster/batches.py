@@ -1,4 +1,4 @@
-"""Work that nobody waits for: batches of requests and their files, in the shapes of OpenAI's API."""
+"""Work that nobody waits for: batches of requests and their files, in OpenAI's shapes."""
 
 import time
 import uuid

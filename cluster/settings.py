@@ -656,8 +656,8 @@ class AdmissionSettings(Section):
         0.5,
         gt=0,
         le=1,
-        description="Of a replica's places, up to which requests of the priority -100, such as those "
-        "of batches, are sent there; and none while others wait.",
+        description="Of a replica's places, up to which requests of the priority -100, such as "
+        "those of batches, are sent there; and none while others wait.",
     )
     prefetch: bool = Field(
         True,
@@ -676,7 +676,7 @@ class BatchSettings(Section):
     max_file_bytes: int = Field(
         200 * 2**20,
         gt=0,
-        description="Larger files get 413; what uploads have brought waits on disk.",
+        description="Larger files get 413.",
     )
     max_tenant_bytes: int = Field(
         2 * 2**30, gt=0, description="Of all files that a tenant has at a time, results included."

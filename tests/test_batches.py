@@ -1,7 +1,11 @@
 """Batches of requests: what comes of them, whose they are, and what outlives a process."""
 
+import asyncio
 import json
+import os
+import subprocess
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
@@ -13,7 +17,8 @@ from cluster.batches import Order, now
 from cluster.errors import Unavailable
 from deployments.ingress.batches import run, runner
 from deployments.ingress.batches.lines import examine
-from tests.conftest import until
+from tests.conftest import COMMAND, until
+from tests.elsewhere import served
 from tests.test_http import World, add, error
 from tests.test_tenants import CRON, tenants  # noqa: F401  (a fixture)
 
@@ -207,7 +212,7 @@ async def test_who_is_told_to_come_later_comes_later(rh, monkeypatch):
     monkeypatch.setattr(run, "_MOST_WAIT_S", 0.02)
     rh.pool.is_full = True
     batch = await begun(rh, request("a"))
-    await until(lambda: len(rh.pool.terms) > run._TRIES)
+    await until(lambda: len(rh.pool.terms) > 10)
     rh.pool.is_full = False
     batch = await ended(rh, batch)
     assert batch["request_counts"]["completed"] == 1
@@ -334,3 +339,31 @@ async def test_openais_own_client(rh, tmp_path):
         await ended(rh, {"id": second.id})
         assert {f.purpose async for f in client.files.list()} == {"batch", "batch_output"}
         assert (await client.files.delete(sent.id)).deleted
+
+
+async def test_the_command_hands_in_watches_and_saves(rh, tmp_path):
+    async with served(rh.app) as url:
+        await asyncio.to_thread(_by_command, url.removesuffix("/v1"), tmp_path)
+
+
+def _by_command(url: str, folder: Path) -> None:
+    def batch(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ROUNDHOUSE_URL": url, "COLUMNS": "200"}
+        command = [COMMAND, "batch", *words]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    file = folder / "night.jsonl"
+    file.write_bytes(lines(request("a", "hello"), request("b", model="missing")))
+    done = batch("run", file)
+    assert done.returncode == 1, "one of them failed"
+    assert "completed: 1 answered, 1 failed, of 2" in done.stdout
+    found = (folder / "night.answers.jsonl").read_text()
+    assert json.loads(found)["custom_id"] == "a"
+    assert json.loads((folder / "night.errors.jsonl").read_text())["custom_id"] == "b"
+    batch_id = done.stdout.split()[1]
+    assert batch("results", batch_id, folder / "again.jsonl").returncode == 0
+    assert (folder / "again.jsonl").read_text() == found
+    assert batch_id in batch("list").stdout
+    assert "is completed already" in batch("cancel", batch_id).stderr
+    file.write_text("hello")
+    assert "the first line is no request" in batch("run", file).stderr

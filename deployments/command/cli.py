@@ -16,6 +16,7 @@ from rich.table import Table
 from cluster.errors import RoundhouseError, parse
 from cluster.names import from_header
 from deployments.command import cli_adapters, cli_apply, cli_router, cli_store
+from deployments.command.batches import cli as cli_batches
 from deployments.command.cli_common import (
     DEFAULT_CONFIG,
     LOCAL,
@@ -37,6 +38,7 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 cli_adapters.app.command("apply")(cli_apply.apply)
 app.add_typer(cli_adapters.app, name="adapters")
+app.add_typer(cli_batches.app, name="batch")
 app.add_typer(cli_store.app, name="store")
 app.add_typer(keys_app, name="keys")
 app.command("eval-router")(cli_router.eval_router)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -147,6 +147,20 @@ class Client:
                 tell(offset)
         source: str = begun["source"]
         return source
+
+    def send_form(self, path: str, filename: str, data: IO[bytes], **fields: str) -> dict[str, Any]:
+        """Send a file as browsers do; `data` is read as it goes."""
+        return self._call("POST", path, files={"file": (filename, data)}, data=fields)
+
+    def save(self, path: str, target: Path) -> None:
+        """Write what is there into a file."""
+        with self._reached(), self._http.stream("GET", path) as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            with target.open("wb") as out:
+                for piece in answer.iter_bytes():
+                    out.write(piece)
 
     def _append(self, path: str, offset: int, part: bytes) -> int:
         headers = {

@@ -6,8 +6,8 @@ chosen: requests for adapters that run pass those that need another slot (adapte
 section 5), but not for longer than `admission.patience_s`. It leaves with 429 as soon as it is
 known to be too late (early abort, S-LoRA section 5.2).
 
-Idle work, which is what has the lowest priority, has a queue of its own: it starts only where nobody
-else waits and a share of a replica's places is free, and neither scales nor loads anything ahead.
+Idle work, which is what has the lowest priority, has a queue of its own: it starts when nobody else
+waits and a share of a replica's places is free, and neither scales nor loads anything ahead.
 """
 
 import asyncio

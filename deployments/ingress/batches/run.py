@@ -1,4 +1,4 @@
-"""The work on one batch: its requests asked, its answers kept, until all are, or its end is asked for.
+"""The work on one batch: ask its requests, keep the answers, until its end.
 
 Answers are kept every two seconds, and what is kept is what is done: whoever goes on after a crash
 asks again only what had no answer in the files.

@@ -1,0 +1,1 @@
+"""The commands that order batches, and look after them."""
