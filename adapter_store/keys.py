@@ -196,6 +196,11 @@ class Keys:
         """Sorted set: tenant and batch as JSON -> Unix time of its making, until it has ended."""
         return self._key("open-batches")
 
+    @property
+    def newest_batches(self) -> str:
+        """Sorted set: the newest of :attr:`open_batches`, for people; the ended ones stay."""
+        return self._key("newest-batches")
+
     def batch_worker(self, batch_id: str) -> str:
         """Who works on a batch; expires, so that another takes over."""
         return self._key("batch-worker", batch_id)

@@ -20,7 +20,7 @@ from deployments.ingress.batches.lines import examine
 from tests.conftest import COMMAND, until
 from tests.elsewhere import served
 from tests.test_http import World, add, error
-from tests.test_tenants import CRON, tenants  # noqa: F401  (a fixture)
+from tests.test_tenants import CRON, As, tenants  # noqa: F401  (a fixture)
 
 CHAT = "/v1/chat/completions"
 
@@ -234,6 +234,18 @@ async def test_a_place_that_cannot_be_written_for_a_while_costs_no_answer(rh, mo
     assert next(failures, None) is None
 
 
+async def until_shown(who: As, batch_id: str) -> None:
+    """On the page, with how far it is."""
+
+    async def is_shown() -> bool:
+        found = (await who.json("/v1/dashboard"))["batches"]
+        return [(b["id"], b["owner"], b["counts"]["total"]) for b in found] == [
+            (batch_id, "alice", 1)
+        ]
+
+    await until(is_shown)
+
+
 async def test_tenants_see_their_own(tenants):  # noqa: F811
     async with tenants() as (rh, alice, bob, ops):
         sent = await upload(rh, lines(request("a")), headers=alice.headers)
@@ -246,6 +258,9 @@ async def test_tenants_see_their_own(tenants):  # noqa: F811
             assert error(await bob.get(path), 404) and error(await ops.get(path), 404)
         assert error(await bob("POST", f"{paths[1]}/cancel"), 404)
         assert error(await bob("DELETE", paths[0]), 404)
+        await until_shown(alice, batch["id"])
+        await until_shown(ops, batch["id"])
+        assert (await bob.json("/v1/dashboard"))["batches"] == []
         for path in ("/v1/files", "/v1/batches"):
             assert (await bob.json(path))["data"] == []
             assert len((await alice.json(path))["data"]) >= 1

@@ -16,6 +16,7 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect, sync_playwright
 
+from deployments.ingress.completion import CHAT_PATH
 from tests.conftest import Running, wait_until
 from tests.test_serve import add, chat, family, replicas
 
@@ -114,6 +115,20 @@ def test_the_numbers_follow_the_load(page, cluster, http, make_adapter):
         row = page.get_by_role("row").filter(has_text="loaded")
         expect(row).to_contain_text("100 %", timeout=20_000)
         expect(row).to_contain_text("ms")
+
+
+def test_a_batch_is_followed_to_its_end(page, cluster, tmp_path):
+    requests = [
+        {"custom_id": f"r{i}", "method": "POST", "url": CHAT_PATH, "body": chat("one two three")}
+        for i in range(10)
+    ]
+    file = tmp_path / "night.jsonl"
+    file.write_text("\n".join(json.dumps(request) for request in requests))
+    open_view(page, "Traffic")
+    said = cluster.command("batch", "run", str(file)).stdout
+    row = page.get_by_role("row").filter(has_text=said.split()[1])
+    expect(row).to_contain_text("completed", timeout=10_000)
+    expect(row.get_by_role("img", name="10 of 10 done")).to_be_attached()
 
 
 def test_a_rollout_is_followed_and_rolled_back_from_the_page(page, http, make_adapter):

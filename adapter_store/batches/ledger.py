@@ -6,6 +6,8 @@ import time
 from adapter_store.server import Server
 from cluster.batches import Batch, Order, Progress, StoredFile, now
 
+# Of all tenants, for the eye.
+_SHOWN = 100
 _ORDER, _PROGRESS, _CANCELLING = "order", "progress", "cancelling_at"
 
 
@@ -65,8 +67,13 @@ class Ledger:
         keys, owner = self._keys, order.viewer.owner
         await self._server.run(
             "put_batch",
-            [keys.batch(owner, order.id), keys.batches(owner), keys.open_batches],
-            [order.model_dump_json(), order.id, time.time(), _place(owner, order.id)],
+            [
+                keys.batch(owner, order.id),
+                keys.batches(owner),
+                keys.open_batches,
+                keys.newest_batches,
+            ],
+            [order.model_dump_json(), order.id, time.time(), _place(owner, order.id), _SHOWN],
         )
         return Batch(order=order)
 
@@ -86,7 +93,14 @@ class Ledger:
 
     async def open(self) -> list[Batch]:
         """All that have not ended, of all tenants, the oldest first."""
-        places = await self._server.members(self._keys.open_batches)
+        return await self._named(self._keys.open_batches)
+
+    async def newest(self) -> list[Batch]:
+        """Of all tenants, the newest first."""
+        return (await self._named(self._keys.newest_batches))[::-1]
+
+    async def _named(self, key: str) -> list[Batch]:
+        places = await self._server.members(key)
         keys = [self._keys.batch(*json.loads(place)) for place in places]
         found = await self._server.many_fields(keys)
         return [batch for batch in map(_batch, found) if batch is not None]

@@ -78,6 +78,7 @@ def operations(
     rules = process.add(Book(settings.router.rules, store.rules, directory))
     choice = Choice(settings, directory, chooser, rules, store.members)
     gateway = Gateway(settings, directory, choice, pools, record, want, resolver)
+    ledger = Ledger(store.server, keep_s=settings.batch.keep_s)
     process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))
     return Operations(
         gateway,
@@ -85,14 +86,13 @@ def operations(
         overview,
         admin,
         Feedback(log, settings),
-        Dashboard(directory, overview, process.telemetry, store.telemetry, log),
+        Dashboard(directory, overview, process.telemetry, store.telemetry, log, ledger),
         rules,
-        _jobs(settings, process, gateway),
+        _jobs(settings, process, gateway, ledger),
     )
 
 
-def _jobs(settings: Settings, process: Process, gateway: Gateway) -> Jobs:
-    ledger = Ledger(process.store.server, keep_s=settings.batch.keep_s)
+def _jobs(settings: Settings, process: Process, gateway: Gateway, ledger: Ledger) -> Jobs:
     contents = Contents(settings.store)
     runner = Runner(settings.batch, ledger, contents, gateway.complete, process.id)
     return Jobs(settings.batch, ledger, contents, process.add(runner), FORMS)

@@ -6,9 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from adapter_store.batches.ledger import Ledger
 from adapter_store.routing_log import RoutingLog
 from adapter_store.telemetry import STEPS, TelemetryStore
 from cluster.adapters import Viewer
+from cluster.batches import Batch
 from cluster.decisions import RoutedRequest
 from cluster.errors import InvalidRequest, ModelNotFound, StoreUnavailable
 from cluster.members import ClusterSnapshot, Replica
@@ -34,6 +36,7 @@ class _Look:
     traffic: dict[str, Point]
     happenings: list[Happening]
     decisions: list[RoutedRequest]
+    batches: list[Batch]
 
 
 class Dashboard:
@@ -50,6 +53,7 @@ class Dashboard:
         telemetry: Telemetry,
         store: TelemetryStore,
         log: RoutingLog,
+        ledger: Ledger,
     ) -> None:
         self._directory = directory
         self._overview = overview
@@ -57,7 +61,8 @@ class Dashboard:
         self._store = store
         self._history = History(store)
         self._log = log
-        self._last = _Look(0.0, Sight((), None, ()), [], {}, [], [])
+        self._ledger = ledger
+        self._last = _Look(0.0, Sight((), None, ()), [], {}, [], [], [])
         self._tried_at = -math.inf
         self._is_stale = False
         self._looking = asyncio.Lock()
@@ -95,6 +100,11 @@ class Dashboard:
             ],
             "decisions": [
                 brief(d) for d in last.decisions if viewer.sees_all or d.owner == viewer.owner
+            ],
+            "batches": [
+                how_far(b)
+                for b in last.batches
+                if viewer.sees_all or b.order.viewer.owner == viewer.owner
             ],
         }
 
@@ -134,6 +144,7 @@ class Dashboard:
             await self._history.traffic(),
             await self._store.journal(_EVENTS),
             await self._log.newest(_DECISIONS),
+            await self._ledger.newest(),
         )
 
     def _tells(self, happening: Happening, viewer: Viewer) -> bool:
@@ -162,6 +173,17 @@ def health(cluster: ClusterSnapshot, missing: list[str]) -> dict[str, Any]:
     if failed:
         reasons.append(f"cannot be loaded: {', '.join(sorted(failed)[:5])}")
     return {"state": "degraded" if reasons else "ok", "reasons": reasons}
+
+
+def how_far(batch: Batch) -> dict[str, Any]:
+    """A batch as a line of a list; `GET /v1/batches/{id}` has the whole."""
+    return {
+        "id": batch.order.id,
+        "at": batch.order.created_at,
+        "owner": batch.order.viewer.owner,
+        "status": batch.status.value,
+        "counts": batch.progress.request_counts.model_dump(),
+    }
 
 
 def brief(request: RoutedRequest) -> dict[str, Any]:

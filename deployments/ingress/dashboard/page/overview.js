@@ -6,7 +6,7 @@ import { adapterLink, count, el, percent, rate, table, tiles, time } from "./dom
 import { live, together } from "./live.js";
 import { PlacementMap } from "./map.js";
 import { promptBox } from "./prompt.js";
-import { decisionTable, eventTable, replicaTable } from "./tables.js";
+import { batchTable, decisionTable, eventTable, replicaTable } from "./tables.js";
 
 function sum(points, of) {
   return points.reduce((total, point) => total + (of(point) ?? 0), 0);
@@ -86,7 +86,11 @@ export function traffic(parent) {
       })),
     ], rows, { empty: "No request in the last hour.", label: "Traffic by adapter" });
   });
-  return together(table_, charts(parent, ["requests", "ttft", "tpot", "tokens", "ratio", "hits", "loads", "load_s"]));
+  return together(
+    table_,
+    live(parent, "Batches", (page) => batchTable(page.batches), { tip: "Work that nobody waits for, in idle places; the newest first" }),
+    charts(parent, ["requests", "ttft", "tpot", "tokens", "ratio", "hits", "loads", "load_s"]),
+  );
 }
 
 export function routing(parent) {

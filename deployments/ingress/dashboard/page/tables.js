@@ -42,4 +42,18 @@ export function decisionTable(decisions) {
   ], decisions, { empty: "No request to the model `auto` is remembered.", label: "Newest choices" });
 }
 
+export function batchTable(batches) {
+  const done = (b) => b.counts.completed + b.counts.failed;
+  return table([
+    { title: "made", cell: (b) => clock(b.at) },
+    { title: "batch", cell: (b) => foreign(b.id, { most: 80, kind: "name" }) },
+    { title: "of", cell: (b) => b.owner ? foreign(b.owner) : el("span", { class: "soft", text: "nobody in particular" }), tip: "The tenant that has ordered it" },
+    { title: "status", cell: (b) => el("span", { class: ["failed", "expired"].includes(b.status) ? "bad" : null, text: b.status }) },
+    { title: "done", cell: (b) => bar(b.counts.total ? done(b) / b.counts.total : 0, `${count(done(b))} of ${count(b.counts.total)} done`) },
+    { title: "answered", number: true, cell: (b) => count(b.counts.completed) },
+    { title: "failed", number: true, cell: (b) => count(b.counts.failed), tip: "In the error file" },
+    { title: "requests", number: true, cell: (b) => count(b.counts.total) },
+  ], batches, { empty: "No batch is remembered. `roundhouse batch run FILE` makes one.", label: "Batches" });
+}
+
 const clipped = (text) => el("div", { class: "clip" }, foreign(text));
