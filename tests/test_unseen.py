@@ -1,6 +1,6 @@
 """Prompts of tasks that no adapter was made for, where outcomes say that one helps all the same."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from cluster.decisions import Outcome
 from cluster.settings import BaseModelSettings, RouterSettings
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.prompt_router import PromptRouter
-from router.adapters.unseen.nearby import FEWEST, Neighbours
+from router.adapters.unseen.nearby import FEWEST, Neighbours, Surroundings
+from tests.conftest import until
 from tests.test_http import World, add, ask, world
 from tests.test_prompt_router import CARDS, adapter, choose
 
@@ -26,18 +27,22 @@ SURE = 0.95
 # -- how sure it is ---------------------------------------------------------------------------
 
 
-def neighbours(**scores) -> Neighbours:
+def ring(**scores) -> Neighbours:
     found = {name: np.asarray(values, float) for name, values in scores.items()}
     ones = np.ones(len(next(iter(found.values()))))
     return Neighbours(found, ones, ones)
 
 
-def confidence(near: Neighbours) -> float:
+def neighbours(**scores) -> Surroundings:
+    return Surroundings((ring(**scores),))
+
+
+def confidence(near: Surroundings) -> float:
     gain = near.gains(["a"], "base").get("a")
     return gain.confidence if gain else 0.0
 
 
-def apart(ours: list[float], theirs: list[float]) -> Neighbours:
+def apart(ours: list[float], theirs: list[float]) -> Surroundings:
     """No prompt was answered by both."""
     gap = [np.nan] * max(len(ours), len(theirs))
     return neighbours(a=[*ours, *gap[: len(theirs)]], base=[*gap[: len(ours)], *theirs])
@@ -61,9 +66,18 @@ def test_on_the_same_prompts_a_small_gain_shows_sooner():
 def test_what_counts_little_is_little_known():
     scores = {"a": np.ones(20), "base": np.zeros(20)}
     quiet = np.full(20, 0.1)
-    assert Neighbours(scores, quiet, quiet).gains(["a"], "base") == {}
+    assert not Neighbours(scores, quiet, quiet).knows("a")
     far = np.r_[1.0, np.full(19, 1e-3)]
-    assert Neighbours(scores, far, np.ones(20)).gains(["a"], "base") == {}
+    assert not Neighbours(scores, far, np.ones(20)).knows("a")
+
+
+def test_the_nearest_evidence_comes_first():
+    good, bad = ring(a=[1] * 9, base=[0] * 9), ring(a=[0] * 9, base=[1] * 9)
+    few = ring(a=[1] * (FEWEST - 1), base=[0] * (FEWEST - 1))
+    assert confidence(Surroundings((good, bad))) > SURE
+    assert confidence(Surroundings((bad, good))) < SURE
+    assert confidence(Surroundings((few, bad))) < SURE
+    assert confidence(Surroundings((few, good))) > SURE
 
 
 @pytest.mark.parametrize("is_paired", [True, False])
@@ -160,27 +174,36 @@ def test_an_adapter_without_a_card_can_be_chosen_by_outcomes(make_router):
 TRIAL = {"name": "trial", "when": {"header": {"x-trial": "*"}}, "adapter": "sql"}
 
 
-async def rate(rh: World, text: str, request_id: str, score: float, **headers: str) -> None:
-    headers |= {"x-request-id": request_id}
+async def answered(rh: World, text: str, request_id: str, **headers: str) -> None:
     body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
+    headers |= {"x-request-id": request_id}
     (await rh.client.post("/v1/chat/completions", json=body, headers=headers)).raise_for_status()
+
+
+async def rated(rh: World, request_id: str, score: float) -> bool:
     sent = {"request_id": request_id, "score": score}
-    while (await rh.client.post("/v1/feedback", json=sent)).status_code == 404:
-        pass  # it is kept in the background
+    return (await rh.client.post("/v1/feedback", json=sent)).status_code == 200
 
 
 @pytest.mark.redis
 async def test_feedback_on_a_trial_sends_such_prompts_to_the_adapter(
-    make_router, store, store_settings, tmp_path, make_adapter
+    make_router,
+    store,  # noqa: ARG001  (it puts the base model)
+    store_settings,
+    tmp_path,
+    make_adapter,
 ):
     router = make_router()
     router.learn_outcomes([])
     async with world(store_settings, router, tmp_path, router={"rules": [TRIAL]}) as rh:
         await add(rh, make_adapter("sql", examples=list(CARDS["sql"])))
         assert (await ask(rh, "auto", ASKED)).headers["x-roundhouse-adapter"] == "base"
-        for i, text in enumerate(JOKES[:10]):
-            await rate(rh, text, f"base-{i}", 0)
-            await rate(rh, text, f"trial-{i}", 1, **{"x-trial": "1"})
+        for i, text in enumerate(JOKES[:6]):
+            await answered(rh, text, f"base-{i}")
+            await answered(rh, text, f"trial-{i}", **{"x-trial": "1"})
+        for i in range(6):
+            await until(partial(rated, rh, f"base-{i}", 0))
+            await until(partial(rated, rh, f"trial-{i}", 1))
         reader = OutcomeReader(rh.log)
         await reader.read()
         router.learn_outcomes(reader.known)

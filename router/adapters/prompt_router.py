@@ -176,10 +176,10 @@ class PromptRouter:
         ]
         owner = by_outcomes.terms.constraints.viewer.owner
         is_asked = rows and self._settings.overrule_scope < 1
-        near = self._outcomes.neighbours(features[np.array(rows)], owner) if is_asked else []
+        near = self._outcomes.around(features[np.array(rows)], owner) if is_asked else []
         # Of none where nothing is known.
-        for i, neighbours in zip(rows, near, strict=False):
-            decisions[i] = by_outcomes.decide(decisions[i], neighbours) or decisions[i]
+        for i, around in zip(rows, near, strict=False):
+            decisions[i] = by_outcomes.decide(decisions[i], around) or decisions[i]
 
     def _stay(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from cluster.decisions import Outcome
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
 from router.adapters.ridge import Examples, Ridge, without_own
-from router.adapters.unseen.nearby import Nearby, Neighbours
+from router.adapters.unseen.nearby import Nearby, Surroundings
 
 # Fewer records than this foretell nothing.
 MIN_RECORDS = 20
@@ -185,8 +185,8 @@ class OutcomeLearner:
             for row, near in zip(predicted.tolist(), nearest.tolist(), strict=True)
         ]
 
-    def neighbours(self, features: Features, owner: str = "") -> list[Neighbours]:
-        """What prompts like each of n of a tenant's were answered like; empty where nothing is
+    def around(self, features: Features, owner: str = "") -> list[Surroundings]:
+        """How well prompts like each of n of a tenant's were answered; empty where nothing is
         known."""
         nearby = self._nearby.get(owner if owner in self._predictors else "")
         return nearby(features) if nearby is not None else []

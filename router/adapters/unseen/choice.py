@@ -7,7 +7,7 @@ from cluster.adapters import Adapter
 from cluster.decisions import Decision
 from router.adapters.choice import Terms
 from router.adapters.policy import SHOWN_CANDIDATES, Option
-from router.adapters.unseen.nearby import Gain, Neighbours
+from router.adapters.unseen.nearby import Gain, Surroundings
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ByOutcomes:
     terms: Terms
     known: Mapping[str, Adapter]
 
-    def decide(self, alone: Decision, neighbours: Neighbours) -> Decision | None:
+    def decide(self, alone: Decision, around: Surroundings) -> Decision | None:
         """The adapter that is sure to answer better than the base model; None where none is, or
         where it costs more than it gains.
 
@@ -29,11 +29,11 @@ class ByOutcomes:
             alone: what was decided without outcomes; its base model would answer.
         """
         base = alone.model
-        helpful = self._helpful(base, neighbours) if base is not None else {}
+        helpful = self._helpful(base, around) if base is not None else {}
         if base is None or not helpful:
             return None
         options = [self.terms.option(self.known[name], g.adapter) for name, g in helpful.items()]
-        quality = next(iter(helpful.values())).base
+        quality = max(gain.base for gain in helpful.values())
         options.append(Option(None, base, quality, self.terms.costs.base_model(base)))
         choice = self.terms.choose(options)
         if choice.best is None or choice.best.adapter is None:
@@ -54,12 +54,12 @@ class ByOutcomes:
             }
         )
 
-    def _helpful(self, base: str, neighbours: Neighbours) -> dict[str, Gain]:
+    def _helpful(self, base: str, around: Surroundings) -> dict[str, Gain]:
         """Adapters that may be chosen, of which the outcomes leave little doubt."""
         constraints = self.terms.constraints
-        allowed = [n for n in neighbours.scores if self._may_answer(n)]
+        allowed = [name for name in around.candidates if self._may_answer(name)]
         least = max(self.terms.settings.overrule_scope, constraints.min_confidence or 0)
-        gains = neighbours.gains(allowed, base)
+        gains = around.gains(allowed, base)
         return {name: gain for name, gain in gains.items() if gain.confidence > least}
 
     def _may_answer(self, name: str) -> bool:

@@ -1,8 +1,9 @@
-"""Whether an adapter answers prompts like one better than the base model does, and how sure that is.
+"""Whether an adapter answers prompts like one better than the base model, and how sure that is.
 
 A prompt's neighbours are the prompts of known outcome that are at least so much like it (Nadaraya
-1964, with a window). With s the scores of a candidate on n of them, each counted by its likeness,
-how well it does is the mean of a Beta posterior under Jeffreys' prior,
+1964, with a window), and less alike ones only where there are too few of those. With s the scores
+of a candidate on n of them, each counted by its likeness, how well it does is the mean of a Beta
+posterior under Jeffreys' prior,
 
     q = (Σ s + 1/2) / (n + 1),     variance q (1 - q) / (n + 2),
 
@@ -16,7 +17,7 @@ standard deviations is above 0; z is that of the wanted confidence, shared among
 that are made (Bonferroni), so that the luckiest of many adapters is not taken for a good one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,10 @@ from scipy.stats import norm
 
 from router.adapters.features import Features, Kernel, KernelWeights
 
-# Likeness from which on a prompt's outcomes speak for another: prompts of one task of BBH are mostly
-# above it, everyday prompts and those of other tasks below.
-ALIKE = 0.35
+# Likeness from which on a prompt's outcomes speak for another, the nearest evidence first: everyday
+# prompts are seldom above the lower one with prompts of any task, and most prompts of one task of
+# BBH are above the upper one, with hardly any of two tasks.
+_WINDOWS = (0.35, 0.25)
 # Of each candidate; with fewer, normal bounds are not to be believed.
 FEWEST = 5
 # Prompts that others are compared with, the newest.
@@ -58,7 +60,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of one prompt.
+    """Of one prompt, those within a window.
 
     Attributes:
         scores: by candidate, (n,) of the neighbours; NaN where it was not tried.
@@ -70,13 +72,14 @@ class Neighbours:
     weights: np.ndarray
     whole: np.ndarray
 
-    def gains(self, adapters: list[str], base: str) -> dict[str, Gain]:
-        """Of those adapters that enough is known of, here, beside a base model."""
-        if self._count(base) < FEWEST:
-            return {}
-        tried = [name for name in adapters if self._count(name) >= FEWEST]
-        # Each is compared twice: on all prompts, and on those that both have answered.
-        return {name: self._gain(name, base, 2 * len(tried)) for name in tried}
+    def knows(self, name: str) -> bool:
+        """Whether a candidate was tried often enough here."""
+        return name in self.scores and self._count(name) >= FEWEST
+
+    def gain(self, adapter: str, base: str, compared: int) -> Gain:
+        """Of two that are known, one of so many gains that are looked at."""
+        # Each is told twice: on all prompts, and on those that both have answered.
+        return self._gain(adapter, base, 2 * compared)
 
     def _gain(self, adapter: str, base: str, tests: int) -> Gain:
         (ours, our_variance), (theirs, their_variance) = (self._mean(n) for n in (adapter, base))
@@ -100,7 +103,7 @@ class Neighbours:
         return mean, float(((square - mean**2) / (count + 2)) ** 0.5)
 
     def _count(self, name: str) -> float:
-        return self._effective(~np.isnan(self.scores[name])) if name in self.scores else 0.0
+        return self._effective(~np.isnan(self.scores[name]))
 
     def _effective(self, known: np.ndarray) -> float:
         """Prompts that these are worth: as many as would vary as much with equal weights (Kish
@@ -113,6 +116,32 @@ class Neighbours:
     def _average(self, values: np.ndarray) -> float:
         known = ~np.isnan(values)
         return float(np.average(values[known], weights=self.weights[known]))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Of one prompt.
+
+    Attributes:
+        rings: its neighbours, by window, the narrowest first.
+    """
+
+    rings: tuple[Neighbours, ...]
+
+    @property
+    def candidates(self) -> Iterable[str]:
+        return self.rings[-1].scores
+
+    def gains(self, adapters: Sequence[str], base: str) -> dict[str, Gain]:
+        """Of those adapters of which enough is known here, beside a base model."""
+        informed = [ring for ring in self.rings if ring.knows(base)]
+        nearest = {
+            name: ring
+            for ring in reversed(informed)
+            for name in adapters
+            if name != base and ring.knows(name)
+        }
+        return {name: ring.gain(name, base, len(nearest)) for name, ring in nearest.items()}
 
 
 @dataclass(frozen=True)
@@ -146,12 +175,15 @@ class Nearby:
         kept = {name: found[-_MOST:] for name, found in scores.items()}
         return cls(kernel, kept, weights[-_MOST:])
 
-    def __call__(self, features: Features) -> list[Neighbours]:
+    def __call__(self, features: Features) -> list[Surroundings]:
         """Of each of n prompts."""
-        return [self._near(likeness) for likeness in self.kernel(features)]
+        return [
+            Surroundings(tuple(self._within(window, likeness) for window in _WINDOWS))
+            for likeness in self.kernel(features)
+        ]
 
-    def _near(self, likeness: np.ndarray) -> Neighbours:
-        rows = np.flatnonzero(likeness >= ALIKE)
+    def _within(self, window: float, likeness: np.ndarray) -> Neighbours:
+        rows = np.flatnonzero(likeness >= window)
         counted = likeness[rows] * self.weights[rows]
         some = {name: found[rows] for name, found in self.scores.items()}
         return Neighbours(some, counted, np.minimum(self.weights[rows], 1))
