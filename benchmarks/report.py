@@ -290,13 +290,14 @@ def _conversations() -> Iterator[str]:
 def _unseen() -> Iterator[str]:
     report = json.loads((RESULTS / "unseen.json").read_text())
     yield from _heading("Topics that no adapter was made for", report, "bench-unseen")
-    yield f"{report['prompts']:,} prompts of MMLU-Pro in {len(report['topics'])} topics (clusters of"
-    yield f"their meaning) and recorded outcomes of seven small models; {report['base']} is the base"
-    yield "model, the other six stand for adapters that were made for something else. Each topic in"
-    yield "turn is new. Roundhouse, *k*: what outcomes of *k* of its prompts, and all of the other"
-    yield "topics, choose for the rest, the topic not told. Best mean, *k*: the topic is told, and the"
-    yield "best of seven on *k* prompts is taken for all, without a bound. Nearest topic's best:"
-    yield "LORAUTER's way, of the topics known. The oracle is the best single one on the very prompts"
+    yield f"{report['prompts']:,} prompts of MMLU-Pro in {len(report['topics'])} topics (clusters"
+    yield "of their meaning) and recorded outcomes of seven small models. One in the middle,"
+    yield f"{report['base']}, is the base model; the others stand for adapters that were made for"
+    yield "something else. Each topic in turn is new. Roundhouse, *k*: what outcomes of *k* of its"
+    yield "prompts, and all of the other topics, choose for the rest, the topic not told. Best"
+    yield "mean, *k*: the topic is told, and the best of seven on *k* prompts is taken for all,"
+    yield "without a bound. Nearest topic's best: LORAUTER's way, of the topics known. Base is to"
+    yield "abstain. The oracle is the best single one on the very prompts"
     yield "that it is measured on. No adapter is composed here: that takes their weights."
     yield ""
     yield "| | right, % | gained | percent of oracle's gain | percent of oracle |"

@@ -25,9 +25,9 @@ from benchmarks.unseen_scores import PARTS, Found, means, table
 from cluster.settings import RouterSettings
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.features import FeatureExtractor, Features
+from router.adapters.outcomes.nearby import Nearby, Neighbours, Surroundings
 from router.adapters.prompt_router import everyday_prompts
 from router.adapters.prompts import clip
-from router.adapters.unseen.nearby import Nearby, Neighbours, Surroundings
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "unseen.json"
@@ -72,7 +72,7 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {p: version(p) for p in packages},
         "command": "python -m benchmarks.unseen",
-        "prompts": TOPICS * EACH,
+        "prompts": len(topics.labels),
         "base": topics.names[topics.base],
         "topics": table(found),
         "mean": means([f.right for f in found.values()]),

@@ -10,8 +10,8 @@ from cluster.adapters import Viewer
 from cluster.decisions import Outcome
 from cluster.settings import BaseModelSettings, RouterSettings
 from router.adapters.encoder import SentenceEncoder
+from router.adapters.outcomes.nearby import FEWEST, Neighbours, Surroundings
 from router.adapters.prompt_router import PromptRouter
-from router.adapters.unseen.nearby import FEWEST, Neighbours, Surroundings
 from tests.conftest import until
 from tests.test_http import World, add, ask, world
 from tests.test_prompt_router import CARDS, adapter, choose

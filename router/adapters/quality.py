@@ -9,8 +9,8 @@ import numpy as np
 
 from cluster.decisions import Outcome
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
+from router.adapters.outcomes.nearby import Nearby, Surroundings
 from router.adapters.ridge import Examples, Ridge, without_own
-from router.adapters.unseen.nearby import Nearby, Surroundings
 
 # Fewer records than this foretell nothing.
 MIN_RECORDS = 20

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from cluster.adapters import Adapter
 from cluster.decisions import Decision
 from router.adapters.choice import Terms
+from router.adapters.outcomes.nearby import Gain, Surroundings
 from router.adapters.policy import SHOWN_CANDIDATES, Option
-from router.adapters.unseen.nearby import Gain, Surroundings
 
 
 @dataclass(frozen=True)
