@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    parts = (_router(), _conversations(), _cluster(), _engine(), _store(), _chaos())
+    parts = (_router(), _conversations(), _unseen(), _cluster(), _engine(), _store(), _chaos())
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -285,6 +285,42 @@ def _conversations() -> Iterator[str]:
         yield f"{met['prompts']} questions that people asked a system that could not help with"
         yield "them (CLINC150, out of scope), each as the second turn of a chat with an adapter,"
         yield f"go to the base model: {', '.join(shares)}."
+
+
+def _unseen() -> Iterator[str]:
+    report = json.loads((RESULTS / "unseen.json").read_text())
+    yield from _heading("Topics that no adapter was made for", report, "bench-unseen")
+    yield f"{report['prompts']:,} prompts of MMLU-Pro in {len(report['topics'])} topics (clusters"
+    yield "of their meaning) and recorded outcomes of seven small models. One in the middle,"
+    yield f"{report['base']}, is the base model; the others stand for adapters that were made for"
+    yield "something else. Each topic in turn is new. Roundhouse, *k*: what outcomes of *k* of its"
+    yield "prompts, and all of the other topics, choose for the rest, the topic not told. Best"
+    yield "mean, *k*: the topic is told, and the best of seven on *k* prompts is taken for all,"
+    yield "without a bound. Nearest topic's best: LORAUTER's way, of the topics known. Base is to"
+    yield "abstain. The oracle is the best single one on the very prompts"
+    yield "that it is measured on. No adapter is composed here: that takes their weights."
+    yield ""
+    yield "| | right, % | gained | percent of oracle's gain | percent of oracle |"
+    yield "|---|---:|---:|---:|---:|"
+    for method, m in report["mean"].items():
+        yield (
+            f"| {method} | {m['right']} | {m['gain']} ± {m['gain_error']} | {m['of_oracle']} ± "
+            f"{m['of_oracle_error']} | {m['to_oracle']} ± {m['to_oracle_error']} |"
+        )
+    methods = [name for name in report["mean"] if name != "oracle"]
+    yield ""
+    yield "By topic, right answers in %, ± the standard error of what is gained on the base model;"
+    yield "helpful: models that all outcomes together show to be better than it (95 %)."
+    yield ""
+    yield f"| | oracle | helpful | {' | '.join(methods)} |"
+    yield "|---|---:|---:|" + "---:|" * len(methods)
+    for topic, found in report["topics"].items():
+        right, error = found["right"], found["error"]
+        cells = (
+            f"{right[name]}" + (f" ± {error[name]}" if name != "base" else "") for name in methods
+        )
+        helpful = len(found["helpful"]) or "none"
+        yield f"| {topic} | {right['oracle']} | {helpful} | {' | '.join(cells)} |"
 
 
 _CLUSTER_COLUMNS = {

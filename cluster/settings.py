@@ -541,6 +541,14 @@ class RouterSettings(Section):
     out_of_scope: Literal["base", "refuse"] = Field(
         "base", description="Out-of-scope prompts go to the base model, or get 422."
     )
+    overrule_scope: float = Field(
+        0.95,
+        ge=0.5,
+        le=1,
+        description="How sure outcomes of prompts like it must make it that an adapter answers "
+        "better than the base model, for the adapter to be chosen for a prompt out of scope; 1: "
+        "never.",
+    )
     near_tie: float = Field(
         0.05,
         ge=0,

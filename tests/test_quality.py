@@ -104,7 +104,7 @@ def test_what_a_tenant_says_counts_for_itself_on_top_of_what_all_say():
 
 def test_a_tenant_has_a_predictor_of_its_own_from_enough_outcomes_on(extract, monkeypatch):
     """Each costs seconds, and is used while the next is learnt."""
-    learner = OutcomeLearner(extract)
+    learner = OutcomeLearner(extract, extract(["hello"]))
     fit, ready = QualityPredictor.fit, []
 
     def noting(*args, **kwargs):

@@ -84,7 +84,7 @@ class CardLearner:
         self.index = Index()
         self._extract = extract
         self._settings = settings
-        self._background = extract(background)
+        self.background = extract(background)
         self._features: dict[Texts, Features] = {}
         self._changing = threading.Lock()
 
@@ -155,7 +155,7 @@ class CardLearner:
         return Cascade.fit(
             Features.stack(parts),
             _labels(parts),
-            self._background,
+            self.background,
             accept_rate=settings.accept_rate,
             in_scope_share=settings.in_scope_share,
             max_landmarks=settings.max_landmarks,

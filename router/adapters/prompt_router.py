@@ -22,6 +22,7 @@ from router.adapters.features import FeatureExtractor, Features
 from router.adapters.index import CardLearner, Index
 from router.adapters.quality import OutcomeLearner
 from router.adapters.reader import Reader
+from router.adapters.unseen.choice import ByOutcomes
 
 _EVERYDAY = Path(__file__).parent / "data" / "everyday_prompts.txt"
 
@@ -53,7 +54,9 @@ class PromptRouter:
         self._follow_ups = (
             FollowUps(self._extract.glance, everyday_prompts()) if settings.stay_margin else None
         )
-        self._outcomes = OutcomeLearner(self._extract, shared=settings.shared_feedback)
+        self._outcomes = OutcomeLearner(
+            self._extract, self._cards.background.unread, shared=settings.shared_feedback
+        )
         self._costs = LiveCosts.of(base_models, ())
 
     # -- learning ---------------------------------------------------------------------------
@@ -113,11 +116,11 @@ class PromptRouter:
         terms = Terms(constraints, self._settings, self._costs, models, self._versions(index))
         staying = Staying(terms, index.by_name)
         decisions = self._by_cards(index, [*map(staying.told, prompts)], features, terms)
+        self._help(ByOutcomes(terms, index.by_name), prompts, features, decisions)
         self._stay(staying, prompts, features, decisions)
         for i, prompt in enumerate(prompts):
-            is_out = decisions[i].in_scope <= decisions[i].threshold
             stayed = decisions[i].conversation is Conversation.STAYED
-            if decisions[i].adapter is None and is_out and not stayed:
+            if _fits_no_card(decisions[i]) and not stayed:
                 found = terms.by_weights(prompt, index.silent, self._weights)
                 decisions[i] = found or decisions[i]
         return decisions
@@ -157,6 +160,26 @@ class PromptRouter:
                     reason = f"by the conversation: {decision.reason}"
                     decisions[i] = decision.model_copy(update={"reason": reason})
         return decisions
+
+    def _help(
+        self,
+        by_outcomes: ByOutcomes,
+        prompts: list[Prompt],
+        features: Features,
+        decisions: list[Decision],
+    ) -> None:
+        """Put an adapter that outcomes speak for in the place of none."""
+        rows = [
+            i
+            for i, prompt in enumerate(prompts)
+            if _fits_no_card(decisions[i]) and _says_something(prompt)
+        ]
+        owner = by_outcomes.terms.constraints.viewer.owner
+        is_asked = rows and self._settings.overrule_scope < 1
+        near = self._outcomes.around(features[np.array(rows)], owner) if is_asked else []
+        # Of none where nothing is known.
+        for i, around in zip(rows, near, strict=False):
+            decisions[i] = by_outcomes.decide(decisions[i], around) or decisions[i]
 
     def _stay(
         self,
@@ -224,6 +247,10 @@ class PromptRouter:
 
     def _versions(self, index: Index) -> dict[str, str]:
         return {"features": self._extract.version, "cards": index.position}
+
+
+def _fits_no_card(decision: Decision) -> bool:
+    return decision.adapter is None and decision.in_scope <= decision.threshold
 
 
 def _says_something(prompt: Prompt) -> bool:

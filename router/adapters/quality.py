@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster.decisions import Outcome
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
+from router.adapters.outcomes.nearby import Nearby, Surroundings
 from router.adapters.ridge import Examples, Ridge, without_own
 
 # Fewer records than this foretell nothing.
@@ -123,14 +124,19 @@ class OutcomeLearner:
     and only tenants whose outcomes have changed learn anew.
 
     Args:
+        background: prompts of all kinds.
         shared: whether what one says of its answers teaches the choices of all.
     """
 
-    def __init__(self, extract: FeatureExtractor, *, shared: bool = False) -> None:
+    def __init__(
+        self, extract: FeatureExtractor, background: Features, *, shared: bool = False
+    ) -> None:
         self._extract = extract
+        self._background = background
         self._shared = shared
         self._lessons: Lessons = {}
         self._predictors: dict[str, QualityPredictor | None] = {}
+        self._nearby: dict[str, Nearby] = {}
         self._features: dict[str, Features] = {}
 
     @property
@@ -145,10 +151,11 @@ class OutcomeLearner:
         self._embed({o.input for lesson in lessons.values() for o in lesson.outcomes})
         for owner in self._lessons.keys() - lessons.keys():
             del self._lessons[owner], self._predictors[owner]
+            self._nearby.pop(owner, None)
         # Each is used as soon as it is there, the one for everybody first.
         for owner, lesson in lessons.items():
             if self._lessons.get(owner) != lesson:
-                self._predictors[owner] = self._fit(lesson)
+                self._predictors[owner] = self._fit(owner, lesson)
                 self._lessons[owner] = lesson
 
     def _embed(self, texts: set[str]) -> None:
@@ -158,11 +165,13 @@ class OutcomeLearner:
             known |= {text: read[i : i + 1] for i, text in enumerate(new)}
         self._features = known
 
-    def _fit(self, lesson: Lesson) -> QualityPredictor | None:
+    def _fit(self, owner: str, lesson: Lesson) -> QualityPredictor | None:
         texts, scores, weights = weighed_table(lesson)
         if not texts:
+            self._nearby.pop(owner, None)
             return None
         features = Features.stack([self._features[t] for t in texts])
+        self._nearby[owner] = Nearby.of(features, scores, weights, self._background)
         return QualityPredictor.fit(features, scores, weights=weights)
 
     def foretell(self, features: Features, owner: str = "") -> list[Foretold]:
@@ -175,6 +184,12 @@ class OutcomeLearner:
             Foretold(dict(zip(predictor.candidates, row, strict=True)), near)
             for row, near in zip(predicted.tolist(), nearest.tolist(), strict=True)
         ]
+
+    def around(self, features: Features, owner: str = "") -> list[Surroundings]:
+        """How well prompts like each of n of a tenant's were answered; empty where nothing is
+        known."""
+        nearby = self._nearby.get(owner if owner in self._predictors else "")
+        return nearby(features) if nearby is not None else []
 
 
 def lessons_of(outcomes: Iterable[Outcome], *, shared: bool) -> Lessons:
