@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -16,9 +17,12 @@ from router.adapters.question.templates import Template
 _TAG = re.compile(r"<(/?)([A-Za-z_][A-Za-z0-9_.-]{0,63})(?:\s[^<>]{0,500})?(/?)>")
 # One plain word: people write of such tags, too, so they count where a line begins with them.
 _PLAIN = re.compile(r"[a-z]+")
+_AFTER = re.compile(r"[ \t\r]*(?:\n|<|\Z)")
 _BLANK_LINES = re.compile(r"\n{3,}")
 # Before a tag, where its line is looked at.
 _NEAR = 200
+# Of one text; what stands behind more is taken as it is.
+_MOST_TAGS = 5000
 TEMPLATE = "a template"
 
 
@@ -51,6 +55,7 @@ class Wrappers:
         self._left_out = frozenset(settings.left_out)
         self._asked = frozenset(settings.asked)
         self._names = self._left_out | self._asked
+        self._plain = frozenset(filter(_PLAIN.fullmatch, self._names))
         self._templates = [Template(written) for written in settings.templates]
 
     def unwrapped(self, text: str) -> Unwrapped:
@@ -87,12 +92,11 @@ class Wrappers:
 
     def _regions(self, text: str) -> Iterator[_Region]:
         opened: dict[str, list[tuple[int, int, bool]]] = {}
-        for tag in _TAG.finditer(text):
+        known = (tag for tag in _TAG.finditer(text) if tag[2] in self._names)
+        for tag in islice(known, _MOST_TAGS):
             closes, name, is_empty = tag[1], tag[2], tag[3]
-            if name not in self._names:
-                continue
             if not closes:
-                counts = not _PLAIN.fullmatch(name) or _begins_line(text, tag.start())
+                counts = name not in self._plain or _begins_line(text, tag.start())
                 if is_empty:
                     if counts:
                         yield _Region(tag.start(), tag.end(), tag.end(), tag.end(), name)
@@ -136,8 +140,8 @@ def _outermost_not_in(hidden: Sequence[_Region], regions: Sequence[_Region]) -> 
 def _telling(
     text: str, hidden: Sequence[_Region], asked: Sequence[_Region]
 ) -> Iterator[_Region]:
-    """Those that say what was asked: of a plain word, a tag before which nothing else stands. Else
-    the user may be writing of it."""
+    """Those that say what was asked: of a plain word, a tag before which nothing else stands, and
+    nothing else behind it in its line. Else the user may be writing of it."""
     ends = 0
     is_first = True
     for region in asked:
@@ -145,7 +149,7 @@ def _telling(
             continue  # within another
         if _PLAIN.fullmatch(region.name):
             is_first = is_first and not _without(text, ends, region.start, hidden).strip()
-            if not is_first:
+            if not is_first or not _AFTER.match(text, region.end):
                 continue
         ends = region.end
         yield region
