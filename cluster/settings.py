@@ -30,7 +30,7 @@ from cluster.errors import ConfigError
 from cluster.rules import Rules, strange_base_model
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
-RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)"})
+RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)", "(several)"})
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 

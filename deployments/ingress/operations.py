@@ -7,14 +7,16 @@ from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
+from deployments.ingress.answering.pools import ReplicaPool
 from deployments.ingress.changes.admin import AdapterAdmin
+from deployments.ingress.changes.evaluation import Evaluation
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver
 from deployments.ingress.conversations.memory import Conversations
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
-from deployments.ingress.gateway import Gateway, ReplicaPool
+from deployments.ingress.gateway import Gateway
 from deployments.ingress.overview import Overview
 from deployments.ingress.resolver import Resolver
 from deployments.ingress.rules.book import Book
@@ -72,7 +74,8 @@ def operations(
     rules = process.add(Book(settings.router.rules, store.rules, directory))
     choice = Choice(settings, directory, chooser, rules, store.members)
     gateway = Gateway(settings, directory, choice, pools, record, want, resolver)
-    process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))
+    ask = Evaluation(pools, directory).ask
+    process.add(RolloutDriver(store, catalogue, process.id, ask))
     return Operations(
         gateway,
         directory,

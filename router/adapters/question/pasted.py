@@ -24,7 +24,7 @@ _KINDS = {
     "quoted text": r"[ \t]*>|(?:From|To|Cc|Sent|Date|Subject): |-{3,} ?(?:Original|Forwarded)|"
     r"On .{5,80} wrote:$",
     "a table": r"[ \t]*\|.*\||[ \t]*[+|][-=+|: ]{4,}|[^\t]*\t[^\t]*\t|[^,]*(?:,[^ ,][^,]*){3}",
-    "a log": r"[ \t\[]*(?:\d{4}-\d\d-\d\d[ T]|\d\d:\d\d:\d\d\b|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)|"
+    "a log": r"[ \t\[]*(?:\d{4}-\d\d-\d\d[ T]|(?:[A-Z][a-z]{2} [ \d]\d )?\d\d:\d\d:\d\d\b)|"
     r"[ \t\[]*(?:TRACE|DEBUG|INFO|WARN|WARNING|ERROR|FATAL|CRITICAL)\b[\]: ]|"
     r"[ \t]*(?:at [\w.$<>]+\(|File \"|Traceback \(|Caused by: |\.\.\. \d+ more)",
     "a listing": r"[-dl][rwx-]{9}|[ \t]*[│├└]|[ \t]*(?:[-*] )?[\w.@~+-]*[/\\][\w.@~+/\\-]*$|"

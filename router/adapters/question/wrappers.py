@@ -137,9 +137,7 @@ def _outermost_not_in(hidden: Sequence[_Region], regions: Sequence[_Region]) -> 
     return found
 
 
-def _telling(
-    text: str, hidden: Sequence[_Region], asked: Sequence[_Region]
-) -> Iterator[_Region]:
+def _telling(text: str, hidden: Sequence[_Region], asked: Sequence[_Region]) -> Iterator[_Region]:
     """Those that say what was asked: of a plain word, a tag before which nothing else stands, and
     nothing else behind it in its line. Else the user may be writing of it."""
     ends = 0
