@@ -14,6 +14,7 @@ pytestmark = pytest.mark.redis
 CRON = ["every weekday at half past nine", "each hour", "sundays at midnight"]
 SQL = ["orders from Paris", "customers older than 30", "average price of all products"]
 PROMPTS = ["every friday at ten in the morning", "tell me a joke", "orders from Rome", "each day"]
+LONG = {"cron": "every friday at eight in the morning", "sql": "orders from Oslo"}
 ANSWERS = ["0 10 * * 5", "tell me a joke", "SELECT one", "0 0 * * *"]
 
 
@@ -23,6 +24,7 @@ async def rh(make_world, make_adapter):
         knows = {"cron": (PROMPTS[0], PROMPTS[3]), "sql": (PROMPTS[2],)}
         for name, examples in (("cron", CRON), ("sql", SQL)):
             said = {p: ANSWERS[PROMPTS.index(p)] for p in knows[name]}
+            said[LONG[name]] = "word " * 3000
             folder = make_adapter(name, examples=examples, config={"echo_answers": said})
             added = await it.client.post("/v1/adapters", json={"source": str(folder)})
             assert added.status_code == 201, added.text
@@ -130,11 +132,10 @@ async def test_one_that_dies_in_mid_stream_ends_all_with_one_error(rh):
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_hangs_up_frees_all_places(rh, stream):
-    long = [f"{prompt} {'word ' * 3000}" for prompt in PROMPTS]
-    body = {"model": "auto", "prompt": long, "stream": stream}
+    body = {"model": "auto", "prompt": [*LONG.values()], "stream": stream}
     request = rh.client.build_request("POST", "/v1/completions", json=body)
     task = asyncio.create_task(rh.client.send(request))
-    await until(lambda: rh.pool.open_answers >= 2)
+    await until(lambda: rh.pool.open_answers == 2)
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

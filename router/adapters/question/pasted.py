@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 # So much of it at least, and this share of the text.
-_LEAST_CHARS, _LEAST_SHARE = 400, 0.5
+_LEAST_CHARS, _LEAST_SHARE = 200, 0.5
 # Of unmarked text, a paragraph at an end that asks something of all the rest.
 _LONG_TEXT, _LONGEST_ASKING, _LEAST_WORDS = 1200, 300, 4
 # Lines of one kind that follow each other.
