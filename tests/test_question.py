@@ -29,7 +29,7 @@ def user(content) -> dict:
     [
         f"{ASKED}\n<system-reminder>\nToday is Monday.\n</system-reminder>",
         f"{ASKED} <system-reminder>note</system-reminder>",
-        f"<system-reminder>a <context> b</system-reminder>\n<git_status>M a.py</git_status>\n{ASKED}",
+        f"<system-reminder>a <context> b</system-reminder>\n<git_status>M</git_status>\n{ASKED}",
         f"<context>a<context>b</context>c</context>\n{ASKED}",
         f'<attachment id="1" />\n{ASKED}',
         f"<task>\n{ASKED}\n</task>\n\n<environment_details>\na.py\n</environment_details>",
@@ -162,9 +162,9 @@ def test_time_grows_with_the_text_and_with_it_alone(piece):
         text = "Context information is below.\n" + piece * (chars // len(piece))
         tries = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             prompt_of(text)
-            tries.append(time.perf_counter() - began)
+            tries.append(time.process_time() - began)
         return min(tries)
 
     assert took_s(400_000) < 40 * max(took_s(40_000), 0.001)

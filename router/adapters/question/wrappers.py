@@ -14,7 +14,7 @@ from cluster.settings import WrapperSettings
 from router.adapters.question.templates import Template
 
 # Bounded, so that a text of openings alone is read in time that grows with its length.
-_TAG = re.compile(r"<(/?)([A-Za-z_][A-Za-z0-9_.-]{0,63})(?:\s[^<>]{0,500})?(/?)>")
+_TAG = re.compile(r"<(/?)([A-Za-z_][A-Za-z0-9_.-]{0,63})(?:\s[^<>]{0,500})?/?>")
 # One plain word: people write of such tags, too, so they count where a line begins with them.
 _PLAIN = re.compile(r"[a-z]+")
 _AFTER = re.compile(r"[ \t\r]*(?:\n|<|\Z)")
@@ -94,7 +94,7 @@ class Wrappers:
         opened: dict[str, list[tuple[int, int, bool]]] = {}
         known = (tag for tag in _TAG.finditer(text) if tag[2] in self._names)
         for tag in islice(known, _MOST_TAGS):
-            closes, name, is_empty = tag[1], tag[2], tag[3]
+            closes, name, is_empty = tag[1], tag[2], tag[0].endswith("/>")
             if not closes:
                 counts = name not in self._plain or _begins_line(text, tag.start())
                 if is_empty:
