@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import routing_data
-from benchmarks.conversations import Remembering, _adapter
+from benchmarks.conversations import Remembering, demo_adapter
 from benchmarks.harness_styles import STYLES, Messages
 from cluster.adapters import Adapter, Card, Version
 from cluster.decisions import Prompt
@@ -87,7 +87,7 @@ def main() -> None:
 
 def demo(args: argparse.Namespace) -> World:
     """The demo's cards, and prompts that no card has."""
-    adapters = {skill: _adapter(skill) for skill in SKILLS}
+    adapters = {skill: demo_adapter(skill) for skill in SKILLS}
     fitting = [e.prompt for skill in SKILLS for e in held_out(skill)[: args.each]]
     return adapters, fitting, strangers(args, "test")
 

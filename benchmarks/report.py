@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    parts = (_router(), _conversations(), _cluster(), _engine(), _store(), _chaos())
+    parts = (_router(), _conversations(), _harness(), _cluster(), _engine(), _store(), _chaos())
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -285,6 +285,23 @@ def _conversations() -> Iterator[str]:
         yield f"{met['prompts']} questions that people asked a system that could not help with"
         yield "them (CLINC150, out of scope), each as the second turn of a chat with an adapter,"
         yield f"go to the base model: {', '.join(shares)}."
+
+
+def _harness() -> Iterator[str]:
+    report = json.loads((RESULTS / "harness.json").read_text())
+    yield from _heading("Prompts as programs send them", report, "bench-harness")
+    counts = report["prompts"]
+    yield f"{counts['for adapters']} held-out prompts of the demo's skills and {counts['for none']}"
+    yield "that are for none of them (CLINC150), in the shapes of ten programs and two of people's own, made"
+    yield "up around them. How many go where the bare prompt goes, in %; as many as that are in scope or not;"
+    yield "and of those for none alone: by what the user asked, and by all of the last turn (the bar: 98)."
+    yield ""
+    yield "| | what the user asked | in scope or not | of those for none | all of the turn | in scope or not | of those for none |"
+    yield "|---|" + "---:|" * 6
+    for name, found in (*report["styles"].items(), ("mean", report["all"])):
+        ways = (found["asked"], found["whole turn"])
+        cells = " | ".join(str(way[of]) for way in ways for of in ("choice", "scope", "for none"))
+        yield f"| {name} | {cells} |"
 
 
 _CLUSTER_COLUMNS = {

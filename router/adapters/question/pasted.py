@@ -20,6 +20,8 @@ _LEAST_LINES = 3
 _LINE_CHARS = 300
 _FENCE = re.compile(r"[ \t>]{0,8}(?:```|~~~)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
+# A word or a number, for what may be a sum.
+_SAID = re.compile(r"[^\W_]+")
 _KINDS = {
     "quoted text": r"[ \t]*>|(?:From|To|Cc|Sent|Date|Subject): |-{3,} ?(?:Original|Forwarded)|"
     r"On .{5,80} wrote:$",
@@ -104,7 +106,7 @@ def _blocks(kinds: Sequence[str]) -> list[str]:
 
 
 def _says_something(text: str) -> bool:
-    return len(_WORD.findall(text)) >= 2
+    return len(_SAID.findall(text)) >= 2
 
 
 def _beside_text(found: Beside) -> Beside:
