@@ -292,11 +292,13 @@ def _harness() -> Iterator[str]:
     yield from _heading("Prompts as programs send them", report, "bench-harness")
     counts = report["prompts"]
     yield f"{counts['for adapters']} held-out prompts of the demo's skills and {counts['for none']}"
-    yield "that are for none of them (CLINC150), in the shapes of ten programs and two of people's own, made"
-    yield "up around them. How many go where the bare prompt goes, in %; as many as that are in scope or not;"
-    yield "and of those for none alone: by what the user asked, and by all of the last turn (the bar: 98)."
+    yield "that are for none of them (CLINC150), in the shapes of ten programs and two of people's own,"
+    yield "with matter made up around them. How many go where the bare prompt goes, in % (the bar: 98);"
+    yield "how many are in scope, or not, as that is; and of those for none alone, how many go where it"
+    yield "goes. By what the user asked, and by all of the last turn."
     yield ""
-    yield "| | what the user asked | in scope or not | of those for none | all of the turn | in scope or not | of those for none |"
+    columns = ("in scope or not", "of those for none")
+    yield f"| | {' | '.join(('what the user asked', *columns, 'all of the turn', *columns))} |"
     yield "|---|" + "---:|" * 6
     for name, found in (*report["styles"].items(), ("mean", report["all"])):
         ways = (found["asked"], found["whole turn"])
