@@ -293,9 +293,9 @@ def _harness() -> Iterator[str]:
     counts = report["prompts"]
     yield f"{counts['for adapters']} held-out prompts of the demo's skills and {counts['for none']}"
     yield "that are for none of them (CLINC150), in the shapes of ten programs and two of people's"
-    yield "own, with matter made up around them. How many go where the bare prompt goes, in % (the bar:"
-    yield "98); how many are in scope, or not, as that is; and of those for none alone, how many go"
-    yield "where it goes. By what the user asked, and by all of the last turn."
+    yield "own, with matter made up around them. How many go where the bare prompt goes, in % (the"
+    yield "bar: 98); how many are in scope, or not, as that is; of those for none, how many"
+    yield "go where it goes. By what the user asked, and by all of the last turn."
     yield ""
     columns = ("in scope or not", "of those for none")
     yield f"| | {' | '.join(('what the user asked', *columns, 'all of the turn', *columns))} |"

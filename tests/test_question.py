@@ -43,6 +43,7 @@ def user(content) -> dict:
         f"{CODE}\n\n{ASKED}",
         f"{ASKED}\n{MAIL}",
         f"{ARTICLE}\n\n{ASKED}?",
+        f"{CODE[10:-3]}\n\n{ASKED}",
     ],
 )
 def test_what_is_not_the_users_is_left_out(sent):

@@ -33,7 +33,8 @@ _KINDS = {
     r"[ \t]*[\w@+-]+\.[a-z]{1,4}$",
     "markup": r"[ \t]*</?[A-Za-z!?]",
     "a diff": r"diff --git |@@ |(?:---|\+\+\+) [\w/.]|index [0-9a-f]+\.\.",
-    "code": r".*[{};]\s*$|.*[)\]}],?\s*$|.*\):\s*$|[ \t]+\S.*[=(:{\[]|\t\S| {4,}\S|"
+    "code": r".*[{};]\s*$|[^(\[{]*[(\[{].*[)\]}],?\s*$|[ \t]*[)\]}]|.*\):\s*$|"
+    r"[ \t]+\S.*[=(:{\[]|\t\S| {4,}\S|"
     r"[ \t]*(?:import|from|#include|package|using) [\w.<\"/]+(?: import .*)?$|"
     r"[ \t]*[\w.]+ ?(?:[-+*|]|:)?= ?\S|[ \t]*[\"'][\w-]+[\"'] ?:|[ \t]*(?://|/\*)|\$ \S",
 }
@@ -58,7 +59,7 @@ def beside_pasted(text: str) -> Beside:
     """The text without its pasted matter, where that is long and not all of it."""
     if len(text) < _LEAST_CHARS:
         return Beside(text)
-    lines = text.split("\n")
+    lines = text.strip().split("\n")
     kinds = _blocks(_kinds(lines))
     pasted = sum(len(line) + 1 for line, kind in zip(lines, kinds, strict=True) if kind)
     found = Beside(text)
@@ -86,6 +87,11 @@ def _kinds(lines: Sequence[str]) -> list[str]:
         else:
             found = _LINE.match(line[:_LINE_CHARS])
             kinds.append(_NAMES[int((found.lastgroup or "k0")[1:])] if found else "")
+    for i, beside in ((0, 1), (-1, -2)):
+        # What is said may end in a bracket :)
+        stands_alone = len(kinds) > 2 and kinds[i] == CODE and kinds[beside] == " "
+        if stands_alone and not _FENCE.match(lines[i]):
+            kinds[i] = ""
     return kinds
 
 
