@@ -54,8 +54,10 @@ async def test_each_prompt_of_a_list_goes_to_its_own_adapter(rh):
     assert answer.headers["x-roundhouse-version"] == "1,,1"
     assert answer.headers["x-roundhouse-route"] == "auto"
     assert sorted(terms.sequences for terms in rh.pool.terms[-3:]) == [1, 1, 2], "each counts"
-    kept = [(await until_kept(rh, f"many-{i}"))["answered_by"] for i in range(4)]
-    assert kept == ["cron", "echo", "sql", "cron"]
+    kept = [await until_kept(rh, f"many-{i}") for i in range(4)]
+    assert [one["answered_by"] for one in kept] == ["cron", "echo", "sql", "cron"]
+    assert [one["input"] for one in kept] == PROMPTS
+    assert not any(one["decision"]["decided_by"] for one in kept), "where prompts are not kept, too"
 
 
 async def until_kept(rh, request_id: str) -> dict:
