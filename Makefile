@@ -30,7 +30,8 @@ WORKERS ?= 2
 COUNT := awk -v total="$$(grep -c '==' requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-conversations bench-unseen bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
+.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-conversations bench-unseen bench-harness bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
+
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -97,6 +98,9 @@ bench-conversations: $(DEV_STAMP) ## Measure whether chats stay with their adapt
 
 bench-unseen: $(DEV_STAMP) ## Measure what outcomes make of topics that no adapter was made for (2 min; DATA=folder).
 	@$(BIN)/python -m benchmarks.unseen $(if $(DATA),--data $(DATA))
+
+bench-harness: $(DEV_STAMP) ## Measure whether prompts go where they should as programs send them (5 min; DATA=folder).
+	@$(BIN)/python -m benchmarks.harness $(if $(DATA),--data $(DATA))
 
 bench-store: $(DEV_STAMP) ## Measure the adapter store: 10,000 adapters, 64 replicas, updates under load (10 min).
 	@$(BIN)/python -m benchmarks.store

@@ -28,7 +28,7 @@ _SKEW_MS = 60_000
 _MAX_WAITING = 10_000
 # The release that shares the store in an upgrade does not know these; left out where they say
 # nothing.
-_NEW_IN_DECISIONS = ("rule", "narrowed_by", "conversation", "has_read")
+_NEW_IN_DECISIONS = ("rule", "narrowed_by", "conversation", "has_read", "left_out")
 _BATCH = 256
 _RETRY_S = 1.0
 
@@ -115,8 +115,9 @@ class RoutingLog:
 
 def _as_kept(request: RoutedRequest) -> str:
     """Without what the release before does not know; the mark stands in what conversations are
-    found by."""
+    found by, and the text that decided is the input, where prompts are kept."""
     quiet = {name for name in _NEW_IN_DECISIONS if not getattr(request.decision, name)}
+    quiet.add("decided_by")
     return request.model_dump_json(exclude={"conversation": True, "decision": quiet})
 
 

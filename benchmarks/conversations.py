@@ -186,7 +186,7 @@ def _methods(encoder: Remembering) -> Iterator[tuple[str, Choose]]:
     """By name; without a margin nothing stays."""
     for margin in MARGINS:
         router = PromptRouter(encoder, RouterSettings(stay_margin=margin))
-        router.update({skill: _adapter(skill) for skill in SKILLS})
+        router.update({skill: demo_adapter(skill) for skill in SKILLS})
         if margin:
             yield f"Roundhouse, margin {margin}", partial(_choose, router)
         else:
@@ -213,7 +213,7 @@ def _never_leaving(router: PromptRouter, prompts: list[Prompt]) -> list[str | No
     return [c if p.held is None else p.held.adapter for p, c in zip(prompts, chosen, strict=True)]
 
 
-def _adapter(skill: str) -> Adapter:
+def demo_adapter(skill: str) -> Adapter:
     told = json.loads((ADAPTERS / skill / "card.json").read_text())
     card = Card(**{name: told[name] for name in ("name", "description", "base_model", "examples")})
     first = Version(number=1, digest="", size_bytes=0, rank=0, target_modules=(), created_at=0)

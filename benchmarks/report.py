@@ -9,7 +9,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    parts = (_router(), _conversations(), _unseen(), _cluster(), _engine(), _store(), _chaos())
+    parts = (_router(), _conversations(), _harness(), _unseen(), _cluster(), _engine(), _store())
+    parts += (_chaos(),)
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -321,6 +322,25 @@ def _unseen() -> Iterator[str]:
         )
         helpful = len(found["helpful"]) or "none"
         yield f"| {topic} | {right['oracle']} | {helpful} | {' | '.join(cells)} |"
+
+
+def _harness() -> Iterator[str]:
+    report = json.loads((RESULTS / "harness.json").read_text())
+    yield from _heading("Prompts as programs send them", report, "bench-harness")
+    counts = report["prompts"]
+    yield f"{counts['for adapters']} held-out prompts of the demo's skills and {counts['for none']}"
+    yield "that are for none of them (CLINC150), in the shapes of ten programs and two of people's"
+    yield "own, with matter made up around them. How many go where the bare prompt goes, in % (the"
+    yield "bar: 98); how many are in scope, or not, as that is; of those for none, how many"
+    yield "go where it goes. By what the user asked, and by all of the last turn."
+    yield ""
+    columns = ("in scope or not", "of those for none")
+    yield f"| | {' | '.join(('what the user asked', *columns, 'all of the turn', *columns))} |"
+    yield "|---|" + "---:|" * 6
+    for name, found in (*report["styles"].items(), ("mean", report["all"])):
+        ways = (found["asked"], found["whole turn"])
+        cells = " | ".join(str(way[of]) for way in ways for of in ("choice", "scope", "for none"))
+        yield f"| {name} | {cells} |"
 
 
 _CLUSTER_COLUMNS = {

@@ -34,8 +34,12 @@ class Held(Record):
 class Prompt(Value):
     """What the choice is made by."""
 
-    text: str = Field(description="the last turn of the user")
-    context: str = Field("", description="the conversation that it ends, when there is one")
+    text: str = Field(description="what the user asked, in the last turn that asks something")
+    context: str = Field(
+        "", description="with the turns before it and what is pasted into it, where there is any"
+    )
+    setting: str = Field("", description="the system's message, where it is short")
+    left_out: tuple[str, ...] = Field((), description="what of the turn the user did not ask")
     mark: str = Field("", description="of the conversation up to this turn")
     marks: tuple[str, ...] = Field((), description="of its earlier turns, the newest first")
     held: Held | None = Field(None, description="what answered the conversation so far, if known")
@@ -78,6 +82,10 @@ class Decision(Record):
     threshold: float = Field(0.0, ge=0, le=1, description="of in_scope; below, it abstains")
     route: Route
     reason: str
+    decided_by: str = Field("", description="the text that decided; in the log it is the input")
+    left_out: tuple[str, ...] = Field(
+        (), description="what of the turn was not read: names of wrappers, kinds of pasted matter"
+    )
     rule: str = Field("", description="that said who answers, before anything else was asked")
     narrowed_by: tuple[str, ...] = Field((), description="rules that left fewer adapters")
     conversation: Conversation | None = Field(

@@ -75,8 +75,10 @@ class When(Value):
     )
     min_chars: int | None = Field(None, ge=0, description="It has so many characters at least.")
     max_chars: int | None = Field(None, ge=0, description="It has so many characters at most.")
-    within: Literal["turn", "conversation"] = Field(
-        "turn", description="What is read: the last turn of the user, or all messages."
+    within: Literal["question", "turn", "conversation"] = Field(
+        "turn",
+        description="What is read: the last turn of the user, all messages, or only what the user "
+        "asked, without what programs put around it (`router.wrappers`) and long pasted matter.",
     )
 
     @field_validator("words")

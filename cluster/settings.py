@@ -24,12 +24,13 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from cluster import wrappers
 from cluster.addresses import host_entry, is_loopback
 from cluster.errors import ConfigError
 from cluster.rules import Rules, strange_base_model
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
-RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)"})
+RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)", "(several)"})
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
@@ -485,6 +486,32 @@ class CostWeightSettings(Section):
     load: float = Field(0, ge=0, description="For replicas all of whose places are taken.")
 
 
+class WrapperSettings(Section):
+    """What programs put around a user's words; the choice is by the words alone."""
+
+    left_out: wrappers.LeftOut = Field(
+        (wrappers.DEFAULTS,),
+        validate_default=True,
+        description="Tags that are left out with all that is in them, such as system-reminder. One "
+        f"whose name is a plain word counts where a line begins with it. `{wrappers.DEFAULTS}` "
+        "stands for those that are shipped, of the harnesses that are in use.",
+    )
+    asked: wrappers.Asked = Field(
+        (wrappers.DEFAULTS,),
+        validate_default=True,
+        description="Tags in which the user's words are, such as user_query: where there is one, "
+        "only what is in it counts. One whose name is a plain word does where nothing stands "
+        f"before it. `{wrappers.DEFAULTS}`: those that are shipped.",
+    )
+    templates: wrappers.Templates = Field(
+        (wrappers.DEFAULTS,),
+        validate_default=True,
+        description="Prompts that programs make of a question, as they are written there: "
+        f"`{wrappers.QUESTION}` is what the user asked, `{wrappers.ANYTHING}` any text. Without a "
+        f"question, nothing of it is the user's. `{wrappers.DEFAULTS}`: those that are shipped.",
+    )
+
+
 class RouterSettings(Section):
     """The choice of the adapter by the prompt."""
 
@@ -568,6 +595,10 @@ class RouterSettings(Section):
     )
     keep_conversations_s: float = Field(
         86400, gt=0, description="How long a conversation may rest and still stay where it was."
+    )
+    wrappers: WrapperSettings = Field(
+        default_factory=WrapperSettings,
+        description="What of a turn is left out, since programs have put it there.",
     )
     prompt_flags: bool = Field(
         False, description="Obey [Flag: fastest|cheapest|smallest|best] in prompts."

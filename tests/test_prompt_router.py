@@ -224,6 +224,21 @@ def test_a_short_follow_up_is_read_with_the_conversation(trained):
     first, second = trained.choose([alone, within], Constraints())
     assert (first.adapter, second.adapter) == (None, "cron")
     assert "conversation" in second.reason
+    assert (first.decided_by, second.decided_by) == (alone.text, within.context)
+
+
+def test_what_needs_nothing_before_it_is_not_read_with_the_conversation(trained):
+    text = "Who wrote Faust?"
+    prompt = Prompt(text=text, context=f"every weekday at half past nine\n{text}", left_out=("a",))
+    (decision,) = trained.choose([prompt], Constraints())
+    assert (decision.adapter, decision.decided_by, decision.left_out) == (None, text, ("a",))
+
+
+def test_the_systems_message_says_what_a_turn_is_for(trained):
+    prompt = Prompt(text="and the other one?", setting="every weekday at half past nine")
+    (decision,) = trained.choose([prompt], Constraints())
+    assert decision.adapter == "cron"
+    assert decision.decided_by == f"{prompt.setting}\n{prompt.text}"
 
 
 def test_among_twins_the_resident_one_is_chosen_and_both_are_reported(prompt_router):

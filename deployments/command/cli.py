@@ -187,6 +187,9 @@ def route(
         return
     chosen = escape(decision["adapter"] or "base model")
     console.print(f"[bold]{chosen}[/]  {escape(decision['reason'])}")
+    if decision.get("left_out"):
+        left_out = ", ".join(decision["left_out"])
+        console.print(f"decided by {decision['decided_by']!r}, without {left_out}", markup=False)
     console.print(
         f"confidence {decision['confidence']:.2f}; in scope {decision['in_scope']:.2f}, threshold "
         f"{decision['threshold']:.2f}"

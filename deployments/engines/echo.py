@@ -61,6 +61,7 @@ class _Request(BaseModel):
     messages: list[dict[str, Any]] = []
     prompt: str | list[Any] = ""
     max_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1)
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     cache_salt: str | None = None
@@ -181,13 +182,14 @@ class EchoEngine:
     def _said(self, path: str, request: _Request, headers: dict[str, str]) -> "_Said":
         key = AdapterKey(request.model)
         is_chat = path.endswith("/chat/completions")
-        prompt = _prompt(request, is_chat)
-        text = self._answers.get(key, {}).get(prompt, prompt)
+        prompts = _prompts(request, is_chat)
+        texts = [self._answers.get(key, {}).get(prompt, prompt) for prompt in prompts]
+        answers = [text.split()[: request.max_tokens] for text in texts]
         return _Said(
-            cached=self._take_prefix(key, request.cache_salt, prompt.split()),
+            cached=self._take_prefix(key, request.cache_salt, " ".join(prompts).split()),
             id=headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
-            words=text.split()[: request.max_tokens],
+            answers=[words for words in answers for _ in range(request.n or 1)],
             is_chat=is_chat,
         )
 
@@ -241,31 +243,40 @@ class EchoEngine:
 
 @dataclass(frozen=True)
 class _Said:
-    """An answer, as OpenAI's protocol words it: a message of a chat, or a text."""
+    """An answer, as OpenAI's protocol words it: a message of a chat, or a text; one for each prompt
+    of a list, or `n`."""
 
     id: str
     model: str
-    words: list[str]
+    answers: list[list[str]]
     is_chat: bool
     cached: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def words(self) -> list[str]:
+        """Of all of it."""
+        return [word for answer in self.answers for word in answer]
+
     def whole(self) -> bytes:
-        text = " ".join(self.words)
+        choices = [self._choice(i, words) for i, words in enumerate(self.answers)]
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        return self._json(kind, choices, usage=self._counts())
+
+    def _choice(self, index: int, words: list[str]) -> dict[str, Any]:
+        text = " ".join(words)
         message = {"message": {"role": "assistant", "content": text}}
         content = message if self.is_chat else {"text": text}
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        return self._json(kind, [choice], usage=self._counts())
+        return {"index": index, "finish_reason": "stop", "logprobs": None, **content}
 
     def chunks(self) -> Iterator[bytes]:
         """Of a stream, one for each word."""
-        last = len(self.words) - 1
-        for i, word in enumerate(self.words):
-            text = word if i == 0 else f" {word}"
-            content = {"delta": {"content": text}} if self.is_chat else {"text": text}
-            choice = {"index": 0, "finish_reason": "stop" if i == last else None, **content}
-            yield self._chunk([choice])
+        for index, words in enumerate(self.answers):
+            for i, word in enumerate(words):
+                text = word if i == 0 else f" {word}"
+                content = {"delta": {"content": text}} if self.is_chat else {"text": text}
+                reason = "stop" if i == len(words) - 1 else None
+                yield self._chunk([{"index": index, "finish_reason": reason, **content}])
 
     def usage(self) -> bytes:
         """Of a stream, the last chunk."""
@@ -291,8 +302,10 @@ def _event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def _prompt(request: _Request, is_chat: bool) -> str:
+def _prompts(request: _Request, is_chat: bool) -> list[str]:
     if not is_chat:
-        return str(request.prompt)
+        prompt = request.prompt
+        is_list = isinstance(prompt, list) and all(isinstance(one, str | list) for one in prompt)
+        return [*map(str, prompt)] if is_list else [str(prompt)]
     content = request.messages[-1].get("content") or ""
-    return content if isinstance(content, str) else json.dumps(content)
+    return [content if isinstance(content, str) else json.dumps(content)]

@@ -1,14 +1,14 @@
 """One reading of a request for tokens: all that the ingress needs of it, as one frozen value."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from cluster.adapters import Viewer
 from cluster.errors import InvalidRequest, parse
-from cluster.settings import Settings
+from cluster.settings import DispatchSettings, Settings
 from deployments.ingress.apart import kept_apart
 from deployments.ingress.directory import AUTO
 from deployments.ingress.terms import Terms, terms_of
@@ -19,7 +19,11 @@ from router.adapters.constraints import (
     merged,
     take_flags,
 )
+from router.adapters.question.wrappers import Wrappers, wrappers_of
 from router.rules.matching import Asked
+
+# Of one request, prompts that are chosen for.
+MOST_PROMPTS = 1024
 
 # A body's prompt without its flags, and the cost weights that they ask for.
 Unflagged = tuple[Any, dict[str, float]]
@@ -60,6 +64,7 @@ class Completion:
     terms: Terms
     sticky_key: str | None
     headers: Mapping[str, str]
+    wrappers: Wrappers
 
     @classmethod
     def read(
@@ -103,6 +108,7 @@ class Completion:
             terms_of(fields, prompt_json, viewer, headers, settings.dispatch),
             constraints.conversation or _sticky_key(fields),
             headers,
+            wrappers_of(settings.router.wrappers),
         )
 
     @property
@@ -111,9 +117,30 @@ class Completion:
         return self.constraints.viewer
 
     @cached_property
-    def asked(self) -> Asked:
-        """What decides, where there is a choice."""
-        return Asked(self.fields[FORMS[self.path].field], self.headers)
+    def prompts(self) -> list[Asked]:
+        """What decides, where there is a choice: each prompt of a list by itself.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        value = self.fields[FORMS[self.path].field]
+        listed = value if _is_list_of_prompts(value) else [value]
+        if len(listed) > MOST_PROMPTS:
+            raise InvalidRequest(
+                f"prompt: {len(listed)} prompts, and an adapter is chosen for {MOST_PROMPTS} of a "
+                "request at most; send several requests, or name a model",
+                param="prompt",
+            )
+        return [Asked(prompt, self.headers, self.wrappers) for prompt in listed]
+
+    def only(self, places: Sequence[int], dispatch: DispatchSettings) -> "Completion":
+        """A request for some of its prompts."""
+        name = FORMS[self.path].field
+        fields = {**self.fields, name: [self.fields[name][place] for place in places]}
+        prompt_json = encode_json(fields[name])
+        terms = terms_of(fields, prompt_json, self.viewer, self.headers, dispatch)
+        terms = replace(terms, since=self.terms.since)
+        return replace(self, fields=fields, prompt_json=prompt_json, terms=terms)
 
     def for_engine(self, model: str) -> bytes:
         """The body, with the engine's name of the model in it."""
@@ -163,6 +190,14 @@ def _check_messages(messages: Any) -> None:
 def _check_prompt(prompt: Any) -> None:
     if not isinstance(prompt, str | list) or not prompt:
         raise InvalidRequest("prompt must be a string, or a list of them", param="prompt")
+
+
+def _is_list_of_prompts(value: Any) -> bool:
+    """Texts, or lists of tokens. What is neither is for an engine to refuse, whole."""
+    if not isinstance(value, list):
+        return False
+    are_texts = all(isinstance(prompt, str) for prompt in value)
+    return are_texts or all(isinstance(prompt, list) for prompt in value)
 
 
 def _unflag_messages(messages: list[dict[str, Any]]) -> Unflagged:

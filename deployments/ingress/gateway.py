@@ -4,69 +4,41 @@ Knows neither HTTP nor Ray: `http.py` authorises and calls this, `deployment.py`
 on Ray.
 """
 
-import json
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-from cluster.adapters import Adapter, AdapterRef, Version, Viewer
+from cluster.adapters import Viewer
 from cluster.decisions import Decision, Route, RoutedRequest
 from cluster.errors import (
-    AdapterLoadFailed,
-    EngineRefused,
     InvalidRequest,
     ModelNotFound,
     OutOfScope,
-    ReplicaLost,
     RoundhouseError,
-    Unavailable,
 )
 from cluster.settings import Settings
 from deployments.ingress.answering.fallback import Answered, Fallbacks, first_to_answer
+from deployments.ingress.answering.pools import ReplicaPool, answered_by
 from deployments.ingress.answering.start import start_of
-from deployments.ingress.completion import CHAT_PATH, Completion, encode_json
+from deployments.ingress.answering.together import Share, Told, all_answers, as_one, shares_of
+from deployments.ingress.completion import Completion
 from deployments.ingress.directory import AUTO, Chosen, Directory
 from deployments.ingress.resolver import Resolver
 from deployments.ingress.rules.choice import Choice
-from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import Observed
 from deployments.process import metrics
-from deployments.process.call import (
-    REPLICA_HEADER,
-    Call,
-    Reply,
-)
+from deployments.process.call import Call, Reply
 from router.adapters.constraints import Constraints
 from router.adapters.policy import NOT_SERVED
 from router.adapters.prompts import in_conversation
+from router.adapters.question.wrappers import wrappers_of
 from router.rules.matching import Asked
 from router.rules.rulebook import Rulebook
 
-# Long enough for what evaluation prompts expect, short enough for a version that babbles.
-EVALUATION_TOKENS = 256
 _LOGGED_PROMPT = 4000
 _OK = 200
-
-
-class ReplicaPool(Protocol):
-    """The replicas of one base model."""
-
-    def answer(self, call: Call, terms: Terms) -> AbstractAsyncContextManager[Reply]:
-        """Send the call to a replica when its turn comes.
-
-        Raises:
-            Overloaded: its turn would come too late.
-            ReplicaLost: the replica died while it had the call; from the body, too.
-        """
-
-    def running(self) -> list[str]:
-        """The replicas that live, those that are least busy first."""
-
-    def sent(self, call: Call) -> AbstractAsyncContextManager[Reply]:
-        """Send the call to the replica that it names, past the queue."""
 
 
 class Gateway:
@@ -90,6 +62,7 @@ class Gateway:
         self._want = want
         self._resolver = resolver
         self._fallbacks = Fallbacks(settings.models)
+        self.wrappers = wrappers_of(settings.router.wrappers)
 
     async def complete(
         self,
@@ -118,22 +91,40 @@ class Gateway:
 
     async def _answer(self, asked: Completion, observed: Observed, held: AsyncExitStack) -> Reply:
         chosen = await self._choose(asked, asked.sticky_key or observed.request_id)
-        self._observe(observed, asked, chosen)
-        has_answered = False
+        shares, request_id = shares_of(chosen), observed.request_id
+        self._observe(observed, asked, [share.chosen for share in shares])
+        told: list[Told] = []
         try:
-            self._fallbacks.refuse_elsewhere(chosen, asked.constraints)
-            self._refuse_when_out_of_scope(chosen)
-            # It counts from here on, not when its turn comes: time to have the adapter in place.
-            self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
-            if chosen.adapter is not None:
-                self._resolver.used(chosen.adapter.name)
-            answered = await self._first_to_answer(asked, chosen, observed.request_id, held)
-            chosen = answered.chosen
-            has_answered = answered.reply.start.status == _OK
+            for one in chosen:
+                self._admit(one, asked)
+
+            async def send(number: int, share: Share, held: AsyncExitStack) -> Answered:
+                if len(shares) == 1:
+                    return await self._first_to_answer(asked, share.chosen, request_id, held)
+                part = asked.only(share.prompts, self._settings.dispatch)
+                name = f"{request_id}-{number}"
+                return await self._first_to_answer(part, share.chosen, name, held)
+
+            told = await all_answers(shares, send, held)
         finally:
-            self._keep(chosen, observed.request_id, asked.constraints, has_answered=has_answered)
-        self._observe(observed, asked, chosen)
-        return Reply(start_of(answered), answered.reply.body)
+            self._keep(chosen, told, request_id, asked.constraints)
+        self._observe(observed, asked, [one.answered.chosen for one in told])
+        if len(told) > 1:
+            return as_one(told, request_id, asked.terms.sequences // len(chosen))
+        return Reply(start_of(told[0].answered), told[0].answered.reply.body)
+
+    def _admit(self, chosen: Chosen, asked: Completion) -> None:
+        """Let what was chosen for a prompt be asked.
+
+        Raises:
+            LocalOnly, OutOfScope: it may not.
+        """
+        self._fallbacks.refuse_elsewhere(chosen, asked.constraints)
+        self._refuse_when_out_of_scope(chosen)
+        # It counts from here on, not when its turn comes: time to have the adapter in place.
+        self._want(chosen.adapter.name if chosen.adapter else None, asked.viewer.owner)
+        if chosen.adapter is not None:
+            self._resolver.used(chosen.adapter.name)
 
     async def _first_to_answer(
         self, asked: Completion, chosen: Chosen, request_id: str, held: AsyncExitStack
@@ -142,22 +133,27 @@ class Gateway:
             content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
             position = self._directory.position
             call = Call(asked.path, request_id, content, chosen.adapter, position)
-            return await self._dispatch(chosen, call, asked.terms, held)
+            return await answered_by(self._pools[chosen.base_model], call, asked.terms, held)
 
         chain = self._fallbacks.chain(chosen, asked.constraints)
         return await first_to_answer(chain, dispatch, held)
 
-    async def _choose(self, asked: Completion, key: str) -> Chosen:
+    async def _choose(self, asked: Completion, key: str) -> list[Chosen]:
+        """What answers each prompt; of a model that was named, all of them."""
         if asked.model != AUTO:
-            return await self._named(asked, key)
+            return [await self._named(asked, key)]
         began = time.monotonic()
-        (decision,) = await self.route([asked.asked], asked.constraints)
+        prompts = asked.prompts
+        decisions = await self.route(prompts, asked.constraints)
         metrics.routing_time.observe(time.monotonic() - began)
-        _count(decision)
-        if decision.adapter is not None:
-            metrics.confidence.observe(decision.confidence)
-        chosen = self._follow(decision, asked.constraints, key)
-        return replace(chosen, decision=decision, prompt=asked.asked.prompt)
+        chosen = []
+        for one, decision in zip(prompts, decisions, strict=True):
+            _count(decision)
+            if decision.adapter is not None:
+                metrics.confidence.observe(decision.confidence)
+            found = self._follow(decision, asked.constraints, key)
+            chosen.append(replace(found, decision=decision, prompt=one.prompt))
+        return chosen
 
     async def _named(self, asked: Completion, key: str) -> Chosen:
         """What the client's own name means; an adapter may have to be fetched for it."""
@@ -190,31 +186,60 @@ class Gateway:
             return Chosen(base_model, None, Route.FALLBACK)
         return replace(found, route=Route.AUTO)
 
-    def _observe(self, observed: Observed, asked: Completion, chosen: Chosen) -> None:
-        observed.model, observed.route = chosen.base_model, chosen.route.value
-        observed.adapter = chosen.adapter.name if chosen.adapter else ""
-        observed.version = chosen.adapter.version if chosen.adapter else None
+    def _observe(self, observed: Observed, asked: Completion, chosen: Sequence[Chosen]) -> None:
+        first = chosen[0]
+        observed.model, observed.route = first.base_model, first.route.value
+        observed.adapter = first.adapter.name if first.adapter else ""
+        observed.version = first.adapter.version if first.adapter else None
+        if len(chosen) > 1:
+            observed.adapter, observed.version = metrics.SEVERAL, None
         if self._settings.logging.prompts:
             observed.prompt = asked.prompt_json[:_LOGGED_PROMPT].decode(errors="replace")
 
     def _keep(
-        self, chosen: Chosen, request_id: str, constraints: Constraints, *, has_answered: bool
+        self,
+        chosen: Sequence[Chosen],
+        told: Sequence[Told],
+        request_id: str,
+        constraints: Constraints,
     ) -> None:
-        """Remember where an `auto` request went."""
-        if chosen.decision is None or chosen.prompt is None:
+        """Remember where the prompts of an `auto` request went: of several, the one in place i is
+        known by `REQUEST_ID-i`."""
+        by = {place: one.answered for one in told for place in one.share.prompts}
+        has_answered = all(one.answered.reply.start.status == _OK for one in told)
+        for place, one in enumerate(chosen):
+            name = request_id if len(chosen) == 1 else f"{request_id}-{place}"
+            self._keep_one(one, by.get(place), name, constraints, has_answered=has_answered)
+
+    def _keep_one(
+        self,
+        chosen: Chosen,
+        answered: Answered | None,
+        request_id: str,
+        constraints: Constraints,
+        *,
+        has_answered: bool,
+    ) -> None:
+        decision, prompt = chosen.decision, chosen.prompt
+        if decision is None or prompt is None:
             return
+        if answered is not None:
+            chosen = answered.chosen
+            if answered.failed:
+                decision = decision.model_copy(update={"fallback": answered.failed})
         kept = self._settings.router.keep_prompts
         # What has not answered is nothing to stay with, nor is a fallback.
-        turn = in_conversation(chosen.prompt, constraints.conversation)
-        mark = turn.mark if has_answered and chosen.route is Route.AUTO else ""
+        turn = in_conversation(prompt, constraints.conversation)
+        is_stayed_with = answered is not None and has_answered and chosen.route is Route.AUTO
+        mark = turn.mark if is_stayed_with else ""
         self._record(
             RoutedRequest(
                 request_id=request_id,
                 at=time.time(),
                 owner=constraints.viewer.owner,
-                input=chosen.prompt.text if kept else None,
+                input=(decision.decided_by or prompt.text) if kept else None,
                 answered_by=chosen.name,
-                decision=chosen.decision,
+                decision=decision,
                 conversation=mark,
             )
         )
@@ -243,48 +268,6 @@ class Gateway:
                 known = self._directory.names_like(name, viewer)
                 raise ModelNotFound(name, known, param="constraints.adapters")
         return await self._choice.decide(asked, constraints, tried)
-
-    async def _dispatch(
-        self, chosen: Chosen, call: Call, terms: Terms, held: AsyncExitStack
-    ) -> Reply:
-        pool = self._pools[chosen.base_model]
-        try:
-            reply = await held.enter_async_context(pool.answer(call, terms))
-        except ReplicaLost:
-            # Nothing was sent to the client yet, so another replica may start afresh.
-            reply = await held.enter_async_context(pool.answer(call, terms))
-        return reply
-
-    async def ask(self, adapter: Adapter, version: Version, prompt: str) -> tuple[str, str]:
-        """What a version answers to a prompt, and the replica that gave it.
-
-        Raises:
-            AdapterLoadFailed: a replica cannot load it.
-            InvalidRequest: the engine refuses the prompt.
-            Unavailable, Overloaded: it cannot be asked now.
-        """
-        ref = AdapterRef.of(adapter, version)
-        body = {
-            "model": ref.key,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": EVALUATION_TOKENS,
-        }
-        call = Call(CHAT_PATH, uuid.uuid4().hex, encode_json(body), ref, self._directory.position)
-        chosen = Chosen(adapter.card.base_model, ref, Route.EXPLICIT)
-        async with AsyncExitStack() as held:
-            terms = Terms(tokens=EVALUATION_TOKENS)
-            reply = await self._dispatch(chosen, call, terms, held)
-            content = json.loads(await reply.read())
-        status = reply.start.status
-        if status != _OK:
-            error = content["error"]
-            if error["code"] in (AdapterLoadFailed.code, EngineRefused.code):
-                raise AdapterLoadFailed(error["message"])
-            is_refused = 400 <= status < 500 and status != 429
-            raise (InvalidRequest if is_refused else Unavailable)(error["message"])
-        text = content["choices"][0]["message"]["content"] or ""
-        return text, reply.start.headers.get(REPLICA_HEADER, "")
 
 
 def _count(decision: Decision) -> None:

@@ -104,7 +104,8 @@ def _add_route(router: APIRouter, gateway: Gateway, book: Book, max_body_bytes: 
         body = await read_json(request, max_body_bytes)
         rules, viewer = tried(body, book, request.state.viewer)
         constraints = parse_constraints(body.get("constraints"), viewer, request.headers)
-        asked = [Asked(value, request.headers) for value in route_inputs(body.get("input"))]
+        inputs = route_inputs(body.get("input"))
+        asked = [Asked(value, request.headers, gateway.wrappers) for value in inputs]
         decisions = await gateway.route(asked, constraints, rules)
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 

@@ -9,9 +9,11 @@ from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
+from deployments.ingress.answering.pools import ReplicaPool
 from deployments.ingress.batches.jobs import Jobs
 from deployments.ingress.batches.runner import Runner
 from deployments.ingress.changes.admin import AdapterAdmin
+from deployments.ingress.changes.evaluation import Evaluation
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver
 from deployments.ingress.completion import FORMS
@@ -19,7 +21,7 @@ from deployments.ingress.conversations.memory import Conversations
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
-from deployments.ingress.gateway import Gateway, ReplicaPool
+from deployments.ingress.gateway import Gateway
 from deployments.ingress.overview import Overview
 from deployments.ingress.resolver import Resolver
 from deployments.ingress.rules.book import Book
@@ -79,7 +81,8 @@ def operations(
     choice = Choice(settings, directory, chooser, rules, store.members)
     gateway = Gateway(settings, directory, choice, pools, record, want, resolver)
     ledger = Ledger(store.server, keep_s=settings.batch.keep_s)
-    process.add(RolloutDriver(store, catalogue, process.id, gateway.ask))
+    ask = Evaluation(pools, directory).ask
+    process.add(RolloutDriver(store, catalogue, process.id, ask))
     return Operations(
         gateway,
         directory,

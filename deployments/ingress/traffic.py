@@ -107,7 +107,7 @@ class Observed:
 
     @property
     def _name(self) -> str:
-        if self.adapter in ("", metrics.UNKNOWN):
+        if self.adapter in ("", metrics.UNKNOWN, metrics.SEVERAL):
             return self.adapter
         return metrics.named.use(self.adapter)
 

@@ -266,7 +266,7 @@ def labels_of(metric: MetricWrapperBase) -> tuple[str, ...]:
     return tuple(metric._labelnames)  # noqa: SLF001
 
 
-UNKNOWN, OTHER = "(unknown)", "(other)"
+UNKNOWN, OTHER, SEVERAL = "(unknown)", "(other)", "(several)"
 _BY_ADAPTER = (requests, tokens, ttft, tpot, lookups, loads, evictions)
 
 

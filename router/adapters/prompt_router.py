@@ -24,6 +24,8 @@ from router.adapters.quality import OutcomeLearner
 from router.adapters.reader import Reader
 from router.adapters.unseen.choice import ByOutcomes
 
+# How likely a turn goes on with what was said, from where it is read with that.
+_GOES_ON = 0.5
 _EVERYDAY = Path(__file__).parent / "data" / "everyday_prompts.txt"
 
 
@@ -51,9 +53,7 @@ class PromptRouter:
         self._base_models = tuple(base_models)
         self._weights = weights or {}
         self._cards = CardLearner(self._extract, settings, everyday_prompts())
-        self._follow_ups = (
-            FollowUps(self._extract.glance, everyday_prompts()) if settings.stay_margin else None
-        )
+        self._follow_ups = FollowUps(self._extract.glance, everyday_prompts())
         self._outcomes = OutcomeLearner(
             self._extract, self._cards.background.unread, shared=settings.shared_feedback
         )
@@ -123,7 +123,7 @@ class PromptRouter:
             if _fits_no_card(decisions[i]) and not stayed:
                 found = terms.by_weights(prompt, index.silent, self._weights)
                 decisions[i] = found or decisions[i]
-        return decisions
+        return [*map(_told, prompts, decisions)]
 
     def _models_for(self, constraints: Constraints) -> tuple[str, ...]:
         """The base models, those first that may be the default."""
@@ -144,21 +144,16 @@ class PromptRouter:
         for i, prompt in enumerate(prompts):
             if not _says_something(prompt):
                 decisions[i] = terms.nothing("the prompt has nothing to read")
-        # A last turn that says little by itself ("and in Python?") is read with those before,
-        # unless it is known what answered them.
-        unsure = [
-            i
-            for i, p in enumerate(prompts)
-            if p.context and p.held is None and decisions[i].adapter is None
-        ]
-        if unsure:
-            texts = [prompts[i].context for i in unsure]
+        more = self._with_more(prompts, features, decisions)
+        if more:
+            texts = [*more.values()]
             contexts = self._extract.glance(texts)
             again = self._decide(index, index.cascade, by_cards, texts, contexts)
-            for i, decision in zip(unsure, again, strict=True):
+            for (i, text), decision in zip(more.items(), again, strict=True):
                 if decision.adapter is not None:
                     reason = f"by the conversation: {decision.reason}"
-                    decisions[i] = decision.model_copy(update={"reason": reason})
+                    told = {"reason": reason, "decided_by": text}
+                    decisions[i] = decision.model_copy(update=told)
         return decisions
 
     def _help(
@@ -181,6 +176,29 @@ class PromptRouter:
         for i, around in zip(rows, near, strict=False):
             decisions[i] = by_outcomes.decide(decisions[i], around) or decisions[i]
 
+    def _with_more(
+        self, prompts: list[Prompt], features: Features, decisions: list[Decision]
+    ) -> dict[int, str]:
+        """What those that fit nothing by themselves are read with, by their places: where it is not
+        known what answered before, a turn that goes on ("and in Python?") with what was said."""
+        rows = [
+            i
+            for i, p in enumerate(prompts)
+            if (p.context or p.setting) and p.held is None and decisions[i].adapter is None
+        ]
+        if not rows:
+            return {}
+        likely = self._follow_ups(features[np.array(rows)])
+        more = {}
+        for i, goes_on in zip(rows, likely, strict=True):
+            prompt = prompts[i]
+            is_more = goes_on >= _GOES_ON or not _says_something(prompt)
+            said = prompt.context if is_more and prompt.context else prompt.text
+            text = "\n".join(part for part in (prompt.setting, said) if part)
+            if text != prompt.text:
+                more[i] = text
+        return more
+
     def _stay(
         self,
         staying: Staying,
@@ -190,7 +208,7 @@ class PromptRouter:
     ) -> None:
         """Put what a conversation stays with in the place of what its last turn alone says."""
         rows = [i for i, prompt in enumerate(prompts) if prompt.held is not None]
-        if not rows or self._follow_ups is None:
+        if not rows or not self._settings.stay_margin:
             return
         likely = self._follow_ups(features[np.array(rows)])
         for i, goes_on in zip(rows, likely, strict=True):
@@ -251,6 +269,12 @@ class PromptRouter:
 
 def _fits_no_card(decision: Decision) -> bool:
     return decision.adapter is None and decision.in_scope <= decision.threshold
+
+
+def _told(prompt: Prompt, decision: Decision) -> Decision:
+    """With what decided: the prompt, where nothing else did."""
+    by = {"decided_by": decision.decided_by or prompt.text, "left_out": prompt.left_out}
+    return decision.model_copy(update=by)
 
 
 def _says_something(prompt: Prompt) -> bool:

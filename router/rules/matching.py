@@ -12,7 +12,8 @@ from cluster.decisions import Prompt
 from cluster.patterns import search_of, searched
 from cluster.rules import ANY, When
 from router.adapters.constraints import all_of
-from router.adapters.prompts import ends_of, prompt_of, whole
+from router.adapters.prompts import SHIPPED, ends_of, prompt_of, whole
+from router.adapters.question.wrappers import Wrappers
 
 # Of longer texts what lies between is not searched: the worst pattern takes 0.1 s for so much.
 HEAD_CHARS = TAIL_CHARS = 20_000
@@ -49,15 +50,22 @@ class Asked:
 
     Attributes:
         value: a string, a list of them, or messages.
+        wrappers: what of it is not the user's.
     """
 
     value: Any
     headers: Mapping[str, str]
+    wrappers: Wrappers = SHIPPED
 
     @cached_property
     def prompt(self) -> Prompt:
         """What the classifier reads of it."""
-        return prompt_of(self.value)
+        return prompt_of(self.value, self.wrappers)
+
+    @cached_property
+    def question(self) -> Text:
+        """What the user asked, as the classifier reads it."""
+        return Text.of(self.prompt.text)
 
     @cached_property
     def turn(self) -> Text:
@@ -86,7 +94,7 @@ class Matcher:
             return False
         if not all(_has(asked.headers, name, value) for name, value in when.header.items()):
             return False
-        text = asked.turn if when.within == "turn" else asked.conversation
+        text: Text = getattr(asked, when.within)
         if not (when.min_chars or 0) <= text.chars:
             return False
         if when.max_chars is not None and text.chars > when.max_chars:
