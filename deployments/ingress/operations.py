@@ -78,7 +78,7 @@ def operations(
         directory,
         overview,
         admin,
-        Feedback(log, settings),
+        Feedback(log, settings, directory),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log),
         rules,
     )
