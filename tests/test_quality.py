@@ -2,22 +2,17 @@ import numpy as np
 import pytest
 
 from cluster.decisions import Outcome
+from cluster.settings import RouterSettings
 from router.adapters.encoder import SentenceEncoder
-from router.adapters.features import FeatureExtractor
-from router.adapters.quality import (
-    MIN_RECORDS,
-    OutcomeLearner,
-    QualityPredictor,
-    lessons_of,
-    table_of,
-)
+from router.adapters.experts.lessons import MIN_RECORDS, lessons_of, table_of, weighed_table
+from router.adapters.experts.predictor import QualityPredictor
+from router.adapters.features import FeatureExtractor, Glances
+from router.adapters.quality import OutcomeLearner
 from tests.test_prompt_router import CARDS
 
 
 @pytest.fixture(scope="module")
 def extract():
-    from cluster.settings import RouterSettings
-
     return FeatureExtractor(SentenceEncoder.of(RouterSettings()))
 
 
@@ -104,11 +99,12 @@ def test_what_a_tenant_says_counts_for_itself_on_top_of_what_all_say():
 
 def test_a_tenant_has_a_predictor_of_its_own_from_enough_outcomes_on(extract, monkeypatch):
     """Each costs seconds, and is used while the next is learnt."""
-    learner = OutcomeLearner(extract)
+    learner = OutcomeLearner(extract, RouterSettings())
+    asked = Glances(extract, ["x"], extract.glance(["x"]))
     fit, ready = QualityPredictor.fit, []
 
     def noting(*args, **kwargs):
-        ready.append([learner.foretell(extract(["x"]), o)[0].qualities for o in ("", "a")])
+        ready.append([learner.foretell(asked, o)[0].qualities for o in ("", "a")])
         return fit(*args, **kwargs)
 
     monkeypatch.setattr(QualityPredictor, "fit", noting)
@@ -122,4 +118,4 @@ def test_a_tenant_has_a_predictor_of_its_own_from_enough_outcomes_on(extract, mo
     learner.learn([*common, *few, *rated("a", MIN_RECORDS), *rated("b", MIN_RECORDS + 1)])
     assert len(ready) == 4, "only who has said more learns anew"
     learner.learn(common)
-    assert learner.foretell(extract(["x"]), "a") == learner.foretell(extract(["x"]))
+    assert learner.foretell(asked, "a") == learner.foretell(asked)

@@ -69,11 +69,6 @@ class Spectrum:
         found: np.ndarray = (self.examples @ self._shrunk(targets, noise) - h * targets) / (1 - h)
         return found
 
-    def error(self, targets: np.ndarray, noise: float) -> float:
-        """Mean square error of left-out predictions."""
-        errors = ((self.left_out(targets, noise) - targets) ** 2).mean(axis=1)
-        return float(np.average(errors, weights=self.weights))
-
     def shrinkage(self, noise: float) -> np.ndarray:
         """(m,) s / (s + n), by which the variance is made."""
         found: np.ndarray = self.strengths / (self.strengths + noise)
