@@ -1,4 +1,4 @@
-"""Candidates of whom little is known are tried for a share of the choices, under all constraints."""
+"""What little is known of is tried for a share of the choices, under all constraints."""
 
 import numpy as np
 import pytest

@@ -12,7 +12,6 @@ from cluster.settings import Settings
 from cluster.values import Value
 from deployments.ingress.directory import Directory
 
-
 # Candidates that one request's feedback may speak of.
 _MOST_SCORES = 64
 

@@ -1,4 +1,4 @@
-"""How well each candidate will answer a prompt, kept up to date from the outcomes of all tenants."""
+"""How well each candidate will answer a prompt, kept up to date from what tenants say."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

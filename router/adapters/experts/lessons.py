@@ -108,8 +108,6 @@ def weighed_table(
     return list(rows), scores, np.array(weights)
 
 
-
-
 def _mean(scores: list[tuple[float, float]]) -> float:
     values, counts = zip(*scores, strict=True)
     return float(np.average(values, weights=counts))
