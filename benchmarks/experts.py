@@ -1,18 +1,19 @@
-"""Expert models, chosen among while they answer: `make bench-experts` writes `results/experts.json`.
+"""Choosing expert models while they answer: `make bench-experts` writes `results/experts.json`.
 
 Recorded outcomes of seven small models on MMLU-Pro are played back as feedback: each prompt goes to
-`auto` on the real endpoint and is answered by an engine that costs nothing; its score is what the
-model that answered had, given at `POST /v1/feedback`; the prompt router learns every so many. Half
-way, in one of the scenes, the best and the worst model change places. Beside it stand the best model
-alone, a predictor that has learnt all outcomes of other prompts before, and the oracle.
+`auto` on the real endpoint, where engines answer that cost nothing; its score is what the model that
+answered had, given at `POST /v1/feedback`; the prompt router learns every so many. Half way, in one
+of the scenes, the best and the worst model change places. Beside it stand the best model alone, a
+predictor that has learnt all outcomes of other prompts before, and the oracle.
 """
 
 import argparse
 import asyncio
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def main() -> None:
             for name, (settings, all_rated) in policies.items():
                 task = progress.add_task(f"{scene}: {name}", total=len(played.texts))
                 got, explored = asyncio.run(
-                    _play(played, settings, all_rated, encoder, lambda: progress.advance(task))
+                    _play(played, settings, all_rated, encoder, partial(progress.advance, task))
                 )
                 result[scene][name] = _summary(played, got, offline) | {"explored": explored}
             args.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -150,10 +151,10 @@ def _prepare(
     texts = [distinct[i][0] for i in order]
     names = sorted(distinct[0][1].scores)
     scores = np.array([[distinct[i][1].scores[name] for name in names] for i in order])
-    extract, parts = FeatureExtractor(encoder), []
+    extract = FeatureExtractor(encoder)
     with Progress() as progress:
-        for i in progress.track(range(0, len(texts), 100), description="reading the prompts"):
-            parts.append(extract.glance(texts[i : i + 100]))
+        starts = progress.track(range(0, len(texts), 100), description="reading the prompts")
+        parts = [extract.glance(texts[i : i + 100]) for i in starts]
     features = Features.stack(parts)
     known = {name: scores[prompts:, i] for i, name in enumerate(names)}
     predictor = QualityPredictor.fit(features[prompts:], known)
@@ -173,7 +174,7 @@ async def _play(
     settings: dict[str, Any],
     all_rated: bool,
     encoder: _Remembering,
-    advance: Any,
+    advance: Callable[[], None],
 ) -> tuple[np.ndarray, int]:
     """(n,) what the answers were worth, and how many choices were explored."""
     default = _default(stream)

@@ -100,6 +100,20 @@ def test_the_reader_is_asked_only_where_it_foretells_more(extract):
         assert predictor.reads is reads
 
 
+def test_a_prompt_that_is_asked_again_is_known_again(extract, records):
+    """Though all prompts like it say otherwise."""
+    texts, scores = table_of(records)
+    odd = next(i for i, text in enumerate(texts) if scores["small"][i])
+    scores["small"][odd], scores["large"][odd] = 0.0, 1.0
+    predictor = QualityPredictor.fit(extract(texts), scores, texts=texts)
+    asked = [f" {texts[odd]}\n", texts[odd].replace("please", "kindly")]
+    (large, small), (other_large, other_small) = predictor.predict(extract(asked), asked)
+    assert large > small
+    assert other_large < other_small
+    new = ["count the orders of May"]
+    assert predictor.predict(extract(new), new) == pytest.approx(predictor.predict(extract(new)))
+
+
 def test_what_was_said_later_of_one_prompt_counts_more():
     said = [Outcome(input="x", candidate="a", score=s, at=at) for s, at in ((0, 0), (1, 60))]
     _, scores, weights = weighed_table(Lesson([*said], {"": 1.0}), half_life_s=60)

@@ -281,12 +281,12 @@ def evaluate_outcomes(
     learnt, asked = (_glance(extract, lines, progress) for lines in (train, test))
     progress("learning the outcomes", 0, 1)
     scores = {name: np.array([line.scores[name] for line in train]) for name in names}
-    predictor = QualityPredictor.fit(learnt.glanced, scores, read=learnt.read)
+    predictor = QualityPredictor.fit(learnt.glanced, scores, texts=learnt.texts, read=learnt.read)
     if predictor is None:
         raise ConfigError(f"outcomes: {len(train)} lines are too few to learn from")
     features = asked.read(np.arange(len(test))) if predictor.reads else asked.glanced
     curve = curve_of(
-        predictor.predict(features),
+        predictor.predict(features, asked.texts),
         np.array([[line.scores[name] for name in names] for line in test]),
         *_costs(train, test, names),
         names,

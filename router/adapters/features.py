@@ -124,7 +124,7 @@ class Glances:
 
     def __init__(self, extract: FeatureExtractor, texts: Sequence[str], glanced: Features) -> None:
         self._extract = extract
-        self._texts = texts
+        self.texts = texts
         self.glanced = glanced
         self._states: dict[int, np.ndarray] = {}
 
@@ -132,7 +132,7 @@ class Glances:
         """Features of some of the texts, with what the reader says where there is one."""
         glanced = self.glanced[rows]
         if new := [i for i in rows.tolist() if i not in self._states]:
-            states = self._extract.read([self._texts[i] for i in new], self.glanced[new]).states
+            states = self._extract.read([self.texts[i] for i in new], self.glanced[new]).states
             if states is None:
                 return glanced
             self._states |= dict(zip(new, states, strict=True))

@@ -98,6 +98,7 @@ class OutcomeLearner:
             Features.stack([self._features[text].unread for text in texts]),
             scores,
             weights=weights,
+            texts=texts,
             read=lambda rows: self._read([texts[i] for i in rows.tolist()]),
         )
         known = predictor.candidates if predictor else ()
@@ -119,20 +120,18 @@ class OutcomeLearner:
             return [Foretold(hints=learnt.hints if learnt else {})] * count
         predictor = learnt.predictor
         features = prompts.read(np.arange(count)) if predictor.reads else prompts.glanced
-        predicted, nearest = predictor.foretell(features)
+        predicted, nearest = predictor.foretell(features, prompts.texts)
         explores = self._settings.explore != "none"
-        doubts = predictor.doubts(features) if explores else np.zeros(predicted.shape)
+        doubts = predictor.doubts(features) if explores else np.zeros_like(predicted)
         names = predictor.candidates
         return [
-            Foretold(_named(names, row), near, _named(names, unsure), learnt.hints)
-            for row, near, unsure in zip(
-                predicted.tolist(), nearest.tolist(), doubts.tolist(), strict=True
-            )
+            Foretold(_named(names, row), float(near), _named(names, unsure), learnt.hints)
+            for row, near, unsure in zip(predicted, nearest, doubts, strict=True)
         ]
 
 
-def _named(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    return dict(zip(names, values, strict=True))
+def _named(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def _hints(

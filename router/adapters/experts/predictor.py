@@ -1,22 +1,24 @@
 """How well each candidate will answer a prompt, learnt from how well it did.
 
-    quality_c(x) = mean_c + d(x) + g_c(x)
+    quality_c(x) = mean_c + d(x) + g_c(x) + e_c(x)
 
 `d` is how easy the prompt is for all, learnt from the outcomes of all; `g_c` is what sets a
 candidate apart, which alone decides who is chosen. Both are Gaussian processes on the chooser's
 features: a coregionalisation (Bonilla et al., NIPS 2007; Alvarez et al. 2012, section 4.2) with the
 matrix a 1 1^T + b I, solved one after the other, each with the noise with which left-out outcomes
 are best foretold. The sum is the perceptive head of Tryage (2023); with `d` as difficulty and
-`mean_c + g_c` as ability it is a linear item-response model (IRT-Router, ACL 2025).
+`mean_c + g_c` as ability it is a linear item-response model (IRT-Router, ACL 2025). `e_c` is what was seen of the
+very prompt (`memory`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from router.adapters.experts.lessons import MIN_RECORDS
+from router.adapters.experts.memory import Memory
 from router.adapters.experts.spectrum import Spectrum, whitening
 from router.adapters.features import Features, Kernel, KernelWeights
 
@@ -121,7 +123,8 @@ class QualityPredictor:
     candidates: tuple[str, ...]
     coefficients: np.ndarray
     means: np.ndarray
-    _doubts: tuple[_Doubt, ...] = ()
+    memory: Memory
+    _doubts: tuple[_Doubt, ...]
 
     @classmethod
     def fit(
@@ -130,6 +133,7 @@ class QualityPredictor:
         scores: Mapping[str, np.ndarray],
         *,
         weights: np.ndarray | None = None,
+        texts: Sequence[str] = (),
         read: Read | None = None,
         max_landmarks: int = 1024,
         seed: int = 0,
@@ -139,6 +143,7 @@ class QualityPredictor:
         Args:
             scores: of each candidate (n,), NaN where it was not tried.
             weights: (n,) how much each prompt counts; 1 by default.
+            texts: (n) by which prompts are known again; without them none is.
             read: gives the features of some of the prompts with what the reader says of them. It is
                 asked about 2,000 at most, unless that makes predictions better.
         """
@@ -163,25 +168,38 @@ class QualityPredictor:
         kernel = Kernel(kind, features[:max_landmarks], features[:max_landmarks])
         learnt = _learn(kernel, features, outcomes)
         coefficients = np.empty((len(kernel.landmarks), len(names)), np.float32)
+        left = np.empty(outcomes.scores.shape)
         for apart in learnt:
             coefficients[:, apart.members] = apart.columns
+            left[:, apart.members] = -apart.errors
         doubts = tuple(_doubt_of(apart, outcomes) for apart in learnt)
-        return cls(kernel, tuple(names), coefficients, outcomes.means, doubts)
+        known = [texts[i] for i in rows[order]] if texts else []
+        memory = Memory.of(known, left[: len(known)], outcomes.weights[: len(known)])
+        return cls(kernel, tuple(names), coefficients, outcomes.means, memory, doubts)
 
     @property
     def reads(self) -> bool:
         """Whether prompts must be read to predict."""
         return self.kernel.weights.reads
 
-    def predict(self, features: Features) -> np.ndarray:
+    def predict(self, features: Features, texts: Sequence[str] = ()) -> np.ndarray:
         """(n, candidates); what is sure to fail or succeed may lie a little beyond 0 and 1."""
-        return self.foretell(features)[0]
+        return self.foretell(features, texts)[0]
 
-    def foretell(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
+    def foretell(
+        self, features: Features, texts: Sequence[str] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What `predict` gives, and (n,) the likeness of the nearest prompt of known outcome, among
-        the landmarks."""
+        the landmarks.
+
+        Args:
+            texts: (n) of the prompts, by which they are known again.
+        """
         likeness = self.kernel(features)
-        return likeness @ self.coefficients + self.means, likeness.max(axis=1)
+        found = likeness @ self.coefficients + self.means
+        if texts:
+            found += self.memory.of_each(texts, len(self.candidates))
+        return found, likeness.max(axis=1)
 
     def doubts(self, features: Features) -> np.ndarray:
         """(n, candidates) standard deviations of what sets each apart: of how easy the prompt is,
