@@ -1,15 +1,17 @@
 """Choosing expert models while they answer: `make bench-experts` writes `results/experts.json`.
 
 Recorded outcomes of seven small models on MMLU-Pro are played back as feedback: each prompt goes to
-`auto` on the real endpoint, where engines answer that cost nothing; its score is what the model that
-answered had, given at `POST /v1/feedback`; the prompt router learns every so many. Half way, in one
-of the scenes, the best and the worst model change places. Beside it stand the best model alone, a
-predictor that has learnt all outcomes of other prompts before, and the oracle.
+`auto` on the real endpoint, where engines answer that cost nothing; its score, given at
+`POST /v1/feedback`, is what the model had that answered; the prompt router learns every so many.
+Half way, in one of the scenes, the best and the worst model change places. Beside it stand the best
+model alone, a predictor that has learnt all outcomes of other prompts before, and the oracle.
 """
 
 import argparse
 import asyncio
 import json
+import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -25,6 +27,7 @@ from rich.progress import Progress
 from adapter_store.embedded import embedded_server
 from adapter_store.routing_log import OutcomeReader
 from adapter_store.store import Store
+from benchmarks.expert_outcomes import foretold
 from cluster.settings import BaseModelSettings, RouterSettings, StoreSettings
 from router.adapters.encoder import Embeddings, SentenceEncoder
 from router.adapters.evaluation import OutcomeLine, read_lines
@@ -32,6 +35,7 @@ from router.adapters.experts.predictor import QualityPredictor
 from router.adapters.features import FeatureExtractor, Features
 from router.adapters.prompt_router import PromptRouter
 from router.adapters.prompts import clip
+from router.adapters.reader import Reader
 from tests.conftest import ECHO_FACTS
 from tests.test_http import World, world
 
@@ -46,22 +50,19 @@ _HALF_LIFE_S = 150.0
 _SHARE = 0.2
 
 # Settings of the router, and whether all seven models are rated on every prompt.
-POLICIES: dict[str, tuple[dict[str, Any], bool]] = {
-    "none": ({}, False),
-    "none, all seven rated": ({}, True),
-    "ucb": ({"explore": "ucb", "explore_share": _SHARE}, False),
-    "thompson": ({"explore": "thompson", "explore_share": _SHARE}, False),
-}
-DRIFTING: dict[str, tuple[dict[str, Any], bool]] = {
-    "thompson": ({"explore": "thompson", "explore_share": _SHARE}, False),
-    "thompson, half-life": (
-        {
-            "explore": "thompson",
-            "explore_share": _SHARE,
-            "feedback_half_life_s": _HALF_LIFE_S,
-        },
-        False,
-    ),
+Policy = tuple[dict[str, Any], bool]
+_THOMPSON = {"explore": "thompson", "explore_share": _SHARE}
+SCENES: dict[str, dict[str, Policy]] = {
+    "steady": {
+        "none": ({}, False),
+        "none, all seven rated": ({}, True),
+        "ucb": (_THOMPSON | {"explore": "ucb"}, False),
+        "thompson": (_THOMPSON, False),
+    },
+    "drift": {
+        "thompson": (_THOMPSON, False),
+        "thompson, half-life": (_THOMPSON | {"feedback_half_life_s": _HALF_LIFE_S}, False),
+    },
 }
 
 
@@ -108,37 +109,57 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--prompts", type=int, default=600)
     parser.add_argument("--before", type=int, default=4000, help="prompts learnt from offline")
-    parser.add_argument("--only", choices=("steady", "drift"), help="keep the other's results")
+    parser.add_argument("--reader", help="of the router, for what is foretold")
+    parser.add_argument(
+        "--only", choices=("foretold", "steady", "drift"), help="keep the others' results"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
-    lines = read_lines(args.data / "mmlu_pro_outcomes" / "small7_train.jsonl", OutcomeLine)
     encoder = _Remembering(SentenceEncoder.of(RouterSettings()))
-    stream, offline = _prepare(lines, args.prompts, args.before, encoder)
     known = json.loads(args.out.read_text()) if args.only and args.out.exists() else {}
     result: dict[str, Any] = known | {
         "command": f"python -m benchmarks.experts --prompts {args.prompts} --before {args.before}",
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {p: version(p) for p in ("sentence-transformers", "torch", "numpy", "redis")},
-        "models": dict(
-            zip(stream.names, stream.scores.mean(axis=0).round(4).tolist(), strict=True)
-        ),
+    }
+    if args.only in (None, "foretold"):
+        reader = Reader.of(RouterSettings(reader=args.reader)) if args.reader else None
+        result["foretold"] = foretold(args.data, FeatureExtractor(encoder, reader))
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+    scenes = [scene for scene in SCENES if args.only in (None, scene)]
+    if scenes:
+        lines = read_lines(args.data / "mmlu_pro_outcomes" / "small7_train.jsonl", OutcomeLine)
+        stream, offline = _prepare(lines, args.prompts, args.before, encoder)
+        result |= _told(stream)
+        for scene in scenes:
+            result[scene] = _scene(scene, stream, offline, encoder)
+            args.out.write_text(json.dumps(result, indent=2) + "\n")
+    if SCENES.keys() <= result.keys():
+        _draw(result, args.out.with_suffix(".svg"))
+
+
+def _told(stream: Stream) -> dict[str, Any]:
+    means = stream.scores.mean(axis=0).round(4).tolist()
+    return {
+        "models": dict(zip(stream.names, means, strict=True)),
         "default model": _default(stream),
         "explore_share": _SHARE,
         "half_life": f"{_HALF_LIFE_S:g} prompts",
     }
-    scenes = {"steady": (stream, POLICIES), "drift": (stream.drifting(), DRIFTING)}
+
+
+def _scene(
+    scene: str, stream: Stream, offline: np.ndarray, encoder: _Remembering
+) -> dict[str, Any]:
+    played = stream.drifting() if scene == "drift" else stream
+    found: dict[str, Any] = {"bounds": _bounds(played, offline)}
     with Progress() as progress:
-        for scene in [args.only] if args.only else scenes:
-            played, policies = scenes[scene]
-            result[scene] = {"bounds": _bounds(played, offline)}
-            for name, (settings, all_rated) in policies.items():
-                task = progress.add_task(f"{scene}: {name}", total=len(played.texts))
-                got, explored = asyncio.run(
-                    _play(played, settings, all_rated, encoder, partial(progress.advance, task))
-                )
-                result[scene][name] = _summary(played, got, offline) | {"explored": explored}
-            args.out.write_text(json.dumps(result, indent=2) + "\n")
-    if scenes.keys() <= result.keys():
-        _draw(result, args.out.with_suffix(".svg"))
+        for name, (settings, all_rated) in SCENES[scene].items():
+            task = progress.add_task(f"{scene}: {name}", total=len(played.texts))
+            advance = partial(progress.advance, task)
+            got, explored = asyncio.run(_play(played, settings, all_rated, encoder, advance))
+            found[name] = _summary(played, got, offline) | {"explored": explored}
+    return found
 
 
 def _prepare(

@@ -9,7 +9,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    parts = (_router(), _conversations(), _cluster(), _engine(), _store(), _chaos())
+    parts = (_router(), _experts(), _conversations(), _cluster(), _engine(), _store(), _chaos())
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -246,6 +246,64 @@ def _router() -> Iterator[str]:
     holds = report["scale"]["shortlist holds the best"]
     yield "The rows of adapters are without the encoder. Of 10,000 adapters the shortlist holds"
     yield f"the one with the best score of all in {holds} % of the prompts."
+
+
+def _experts() -> Iterator[str]:
+    report = json.loads((RESULTS / "experts.json").read_text())
+    yield from _heading("Choosing among expert models", report, "bench-experts")
+    told = report["foretold"]
+    yield f"Seven small models on MMLU-Pro, outcomes of {told['learnt from']:,} prompts to learn"
+    yield f"from, {told['prompts']:,} to choose for, once (bar: 0.475); how many are answered rightly:"
+    yield ""
+    yield "| | all prompts | those not asked before |"
+    yield "|---|---:|---:|"
+    for method, worth in told["worth"].items():
+        yield f"| {method} | {worth:.4f} | {told['worth of new prompts'].get(method, '')} |"
+    yield ""
+    again, repeats = told["asked before, word for word"], told["repeats"]
+    by_count = (f"{worth:.4f} from {count}" for count, worth in told["by outcomes learnt"].items())
+    yield f"Roundhouse by the prompts learnt from: {', '.join(by_count)}. The reader is"
+    yield f"{'asked' if told['reads'] else 'not asked: it does not pay'}. {again} of the prompts were"
+    yield "asked before, word for word. What bounds it: of all prompts that are there twice"
+    yield f"({repeats['pairs']} pairs), {100 * repeats['same outcome']:.1f} % of the outcomes come"
+    yield f"again, and who was right the other time is worth {repeats['worth of who was right']:.3f}"
+    yield f"where the oracle is worth {repeats['oracle']:.3f}; who was right on the 200 nearest other"
+    yield "prompts is worth little more than the best model alone."
+    for scene, title in (
+        ("steady", "Learnt while it answers"),
+        ("drift", "Half way the best and the worst model change places"),
+    ):
+        yield ""
+        yield f"### {title}"
+        yield ""
+        yield from _replayed(report, scene)
+
+
+def _replayed(report: dict[str, Any], scene: str) -> Iterator[str]:
+    found = dict(report[scene])
+    bounds = found.pop("bounds")
+    if scene == "steady":
+        yield "Prompts to `auto` one after the other, rated at `POST /v1/feedback`; explored are"
+        yield f"{100 * report['explore_share']:.0f} % of the choices at most. The default model is"
+        yield f"{report['default model']}, the middle one ({bounds['default model']:.3f}); without"
+        yield "exploring no other ever answers, unless all seven are rated. Regret: answers lost"
+        yield "to a predictor that has learnt 4,000 other prompts before, and to the oracle."
+    else:
+        yield f"The half-life is {report['half_life']}. What was learnt before knows nothing of it."
+    yield ""
+    yield "![Regret](../benchmarks/results/experts.svg)"
+    yield ""
+    yield "| | right | first tenth | last tenth | second half | explored | regret | to the oracle |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for name, run in found.items():
+        by_tenth, regret = run["by tenth"], run["regret"]
+        cells = [f"{v:.3f}" for v in (run["mean"], by_tenth[0], by_tenth[-1], run["second half"])]
+        cells += [str(run["explored"]), str(regret["learnt before"][-1]), str(regret["oracle"][-1])]
+        yield f"| {name} | {' | '.join(cells)} |"
+    for name in ("best model alone", "learnt before", "oracle"):
+        bound = bounds[name]
+        worth = bound if isinstance(bound, float) else bound["mean"]
+        yield f"| {name} | {worth:.3f} | | | | | | |"
 
 
 # Of a turn after the first: what it is beside the one before.
