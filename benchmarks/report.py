@@ -253,7 +253,8 @@ def _experts() -> Iterator[str]:
     yield from _heading("Choosing among expert models", report, "bench-experts")
     told = report["foretold"]
     yield f"Seven small models on MMLU-Pro, outcomes of {told['learnt from']:,} prompts to learn"
-    yield f"from, {told['prompts']:,} to choose for, once (bar: 0.475); how many are answered rightly:"
+    yield f"from, {told['prompts']:,} to choose for, once (bar: 0.475); how many are answered"
+    yield "rightly:"
     yield ""
     yield "| | all prompts | those not asked before |"
     yield "|---|---:|---:|"
@@ -263,12 +264,16 @@ def _experts() -> Iterator[str]:
     again, repeats = told["asked before, word for word"], told["repeats"]
     by_count = (f"{worth:.4f} from {count}" for count, worth in told["by outcomes learnt"].items())
     yield f"Roundhouse by the prompts learnt from: {', '.join(by_count)}. The reader is"
-    yield f"{'asked' if told['reads'] else 'not asked: it does not pay'}. {again} of the prompts were"
-    yield "asked before, word for word. What bounds it: of all prompts that are there twice"
-    yield f"({repeats['pairs']} pairs), {100 * repeats['same outcome']:.1f} % of the outcomes come"
-    yield f"again, and who was right the other time is worth {repeats['worth of who was right']:.3f}"
-    yield f"where the oracle is worth {repeats['oracle']:.3f}; who was right on the 200 nearest other"
-    yield "prompts is worth little more than the best model alone."
+    yield f"{'asked' if told['reads'] else 'not asked: it does not pay'}."
+    yield f"{again} of the prompts were asked before, word for word."
+    yield ""
+    yield f"What bounds it: of all prompts that are there twice ({repeats['pairs']} pairs),"
+    yield f"{100 * repeats['same outcome']:.1f} % of the outcomes come again, and to choose who was"
+    yield f"right the other time is worth {repeats['worth of who was right']:.3f} of an oracle's"
+    yield f"{repeats['oracle']:.3f}. So being right is no luck; but it is a fact of one prompt, of"
+    yield "which the most alike other prompts tell little."
+    yield ""
+    yield "![Answers lost to what was learnt before](../benchmarks/results/experts.svg)"
     for scene, title in (
         ("steady", "Learnt while it answers"),
         ("drift", "Half way the best and the worst model change places"),
@@ -290,8 +295,6 @@ def _replayed(report: dict[str, Any], scene: str) -> Iterator[str]:
         yield "to a predictor that has learnt 4,000 other prompts before, and to the oracle."
     else:
         yield f"The half-life is {report['half_life']}. What was learnt before knows nothing of it."
-    yield ""
-    yield "![Regret](../benchmarks/results/experts.svg)"
     yield ""
     yield "| | right | first tenth | last tenth | second half | explored | regret | to the oracle |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"

@@ -6,9 +6,9 @@
 candidate apart, which alone decides who is chosen. Both are Gaussian processes on the chooser's
 features: a coregionalisation (Bonilla et al., NIPS 2007; Alvarez et al. 2012, section 4.2) with the
 matrix a 1 1^T + b I, solved one after the other, each with the noise with which left-out outcomes
-are best foretold. The sum is the perceptive head of Tryage (2023); with `d` as difficulty and
-`mean_c + g_c` as ability it is a linear item-response model (IRT-Router, ACL 2025). `e_c` is what was seen of the
-very prompt (`memory`).
+are best foretold. `e_c` is what was seen of the very prompt (`memory`). The sum is the perceptive
+head of Tryage (2023); with `d` as difficulty and `mean_c + g_c` as ability it is a linear
+item-response model (IRT-Router, ACL 2025).
 """
 
 from collections.abc import Callable, Mapping, Sequence
