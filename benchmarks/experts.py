@@ -42,7 +42,7 @@ from tests.test_http import World, world
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "experts.json"
 # Asked at once, and how many are rated before the router learns anew.
-_AT_ONCE, _LEARN_EVERY = 20, 100
+_AT_ONCE, _LEARN_EVERY = 25, 50
 _WINDOWS = 10
 # Of the replay's clock, on which one prompt comes a second.
 _HALF_LIFE_S = 150.0
@@ -54,7 +54,6 @@ Policy = tuple[dict[str, Any], bool]
 _THOMPSON = {"explore": "thompson", "explore_share": _SHARE}
 SCENES: dict[str, dict[str, Policy]] = {
     "steady": {
-        "none": ({}, False),
         "none, all seven rated": ({}, True),
         "ucb": (_THOMPSON | {"explore": "ucb"}, False),
         "thompson": (_THOMPSON, False),
@@ -107,7 +106,7 @@ class Stream:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
-    parser.add_argument("--prompts", type=int, default=600)
+    parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--before", type=int, default=4000, help="prompts learnt from offline")
     parser.add_argument("--reader", help="of the router, for what is foretold")
     parser.add_argument(

@@ -291,7 +291,7 @@ def _replayed(report: dict[str, Any], scene: str) -> Iterator[str]:
         yield "Prompts to `auto` one after the other, rated at `POST /v1/feedback`; explored are"
         yield f"{100 * report['explore_share']:.0f} % of the choices at most. The default model is"
         yield f"{report['default model']}, the middle one ({bounds['default model']:.3f}); without"
-        yield "exploring no other ever answers, unless all seven are rated. Regret: answers lost"
+        yield "exploring it answers all, unless all seven are rated on every prompt. Regret: answers lost"
         yield "to a predictor that has learnt 4,000 other prompts before, and to the oracle."
     else:
         yield f"The half-life is {report['half_life']}. What was learnt before knows nothing of it."
