@@ -263,7 +263,8 @@ def _experts() -> Iterator[str]:
     yield ""
     again, repeats = told["asked before, word for word"], told["repeats"]
     by_count = (f"{worth:.4f} from {count}" for count, worth in told["by outcomes learnt"].items())
-    yield f"Roundhouse by the prompts learnt from: {', '.join(by_count)}. The reader is"
+    yield f"Roundhouse by the prompts learnt from: {', '.join(by_count)}."
+    yield "The reader is"
     yield f"{'asked' if told['reads'] else 'not asked: it does not pay'}."
     yield f"{again} of the prompts were asked before, word for word."
     yield ""
@@ -291,8 +292,10 @@ def _replayed(report: dict[str, Any], scene: str) -> Iterator[str]:
         yield "Prompts to `auto` one after the other, rated at `POST /v1/feedback`; explored are"
         yield f"{100 * report['explore_share']:.0f} % of the choices at most. The default model is"
         yield f"{report['default model']}, the middle one ({bounds['default model']:.3f}); without"
-        yield "exploring it answers all, unless all seven are rated on every prompt. Regret: answers lost"
-        yield "to a predictor that has learnt 4,000 other prompts before, and to the oracle."
+        yield "exploring it answers all, unless all seven are rated on every prompt. Regret: answers"
+        yield "lost to a predictor that has learnt 4,000 other prompts before, and to the oracle."
+        yield "Nothing is foretold of a model before it has 20 outcomes: exploring six takes as many"
+        yield "choices as were explored here, so it has hardly begun to pay when the prompts end."
     else:
         yield f"The half-life is {report['half_life']}. What was learnt before knows nothing of it."
     yield ""
