@@ -30,8 +30,7 @@ WORKERS ?= 2
 COUNT := awk -v total="$$(grep -c '==' requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-conversations bench-unseen bench-harness bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
-
+.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-experts bench-conversations bench-unseen bench-harness bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -92,6 +91,9 @@ bench-engine: $(DEV_STAMP) model ## Measure what adapters cost an engine, beside
 
 bench-router: $(DEV_STAMP) ## Measure the choice of the adapter: quality beside baselines, speed (20 min; DATA=folder).
 	@$(BIN)/python -m benchmarks.router $(if $(DATA),--data $(DATA))
+
+bench-experts: $(DEV_STAMP) ## Measure what feedback teaches about expert models while they answer, with drift (10 min; DATA=folder).
+	@$(BIN)/python -m benchmarks.experts $(if $(DATA),--data $(DATA))
 
 bench-conversations: $(DEV_STAMP) ## Measure whether chats stay with their adapter, and leave it when they should (5 min; DATA=folder).
 	@$(BIN)/python -m benchmarks.conversations $(if $(DATA),--data $(DATA))

@@ -160,6 +160,10 @@ class Keys:
         """That a tenant's request has its feedback; expires with the decision."""
         return self._of(owner, "rated", request_id)
 
+    def rated_other(self, owner: str, request_id: str, candidate: str) -> str:
+        """That it has feedback on a candidate that did not answer it; expires with the decision."""
+        return self._of(owner, "rated-other", str(len(candidate)), candidate, request_id)
+
     @property
     def decisions(self) -> str:
         """Stream of the newest decisions: ``record``, JSON."""

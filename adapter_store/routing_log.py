@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from adapter_store.records import read_or_none
@@ -28,7 +28,10 @@ _SKEW_MS = 60_000
 _MAX_WAITING = 10_000
 # The release that shares the store in an upgrade does not know these; left out where they say
 # nothing.
-_NEW_IN_DECISIONS = ("rule", "narrowed_by", "conversation", "has_read", "left_out")
+_NEW_IN_DECISIONS = (
+    *("rule", "narrowed_by", "conversation", "has_read"),
+    *("left_out", "explored"),
+)
 _BATCH = 256
 _RETRY_S = 1.0
 
@@ -91,15 +94,25 @@ class RoutingLog:
         since = time.time() - self._keep_s
         return [request for request in found if request is not None and request.at >= since]
 
-    async def add_outcome(self, request_id: str, outcome: Outcome) -> bool:
-        """False when the request has one already."""
-        owner, known = outcome.owner, self._keys
-        keys = [known.rated(owner, request_id), known.outcomes(owner), known.raters]
-        keep_ms = round(self._keep_s * 1000)
-        # Whose it is, the stream's key says; the release before knows of no owner.
-        record = outcome.model_dump_json(exclude={"owner"})
-        args = [record, keep_ms, most_of(owner), owner]
-        return bool(await self._server.run("add_outcome", [*keys, self._server.once()], args))
+    async def add_outcome(
+        self, request_id: str, answered: Outcome | None, others: Sequence[Outcome] = ()
+    ) -> bool:
+        """All or none: False when the request has one of a candidate already.
+
+        Args:
+            answered: of what answered the request.
+            others: of other candidates on the same prompt, of the same tenant.
+        """
+        known = self._keys
+        outcomes = [*([answered] if answered else []), *others]
+        (owner,) = {outcome.owner for outcome in outcomes}
+        rated = [known.rated(owner, request_id)] if answered else []
+        rated += [known.rated_other(owner, request_id, o.candidate) for o in others]
+        keys = [known.outcomes(owner), known.raters, self._server.once(), *rated]
+        # Whose it is, the stream's key says, and its entry, when.
+        records = [outcome.model_dump_json(exclude={"owner", "at"}) for outcome in outcomes]
+        args = [round(self._keep_s * 1000), most_of(owner), owner, *records]
+        return bool(await self._server.run("add_outcome", keys, args))
 
     async def outcomes(self, owner: str, after: str) -> list[tuple[str, Outcome | None]]:
         """A tenant's behind a position, with theirs; None for what this release cannot read."""
@@ -151,10 +164,16 @@ class OutcomeReader:
     async def _read(self, owner: str) -> bool:
         found = await self._log.outcomes(owner, self._positions.get(owner, "0-0"))
         known = self._known.setdefault(owner, deque(maxlen=most_of(owner)))
-        for self._positions[owner], outcome in found:
+        for position, outcome in found:
+            self._positions[owner] = position
             if outcome is not None:
-                known.append(outcome)
+                known.append(outcome.model_copy(update={"at": _time_of(position)}))
         return bool(found)
+
+
+def _time_of(position: str) -> float:
+    """Unix time in seconds of a stream's entry, by the store's clock."""
+    return int(position.partition("-")[0]) / 1000
 
 
 class RoutingRecorder:

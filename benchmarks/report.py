@@ -9,8 +9,8 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def page() -> str:
-    parts = (_router(), _conversations(), _harness(), _unseen(), _cluster(), _engine(), _store())
-    parts += (_chaos(),)
+    parts = (_router(), _experts(), _conversations(), _harness(), _unseen(), _cluster(), _engine())
+    parts += (_store(), _chaos())
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -247,6 +247,70 @@ def _router() -> Iterator[str]:
     holds = report["scale"]["shortlist holds the best"]
     yield "The rows of adapters are without the encoder. Of 10,000 adapters the shortlist holds"
     yield f"the one with the best score of all in {holds} % of the prompts."
+
+
+def _experts() -> Iterator[str]:
+    report = json.loads((RESULTS / "experts.json").read_text())
+    yield from _heading("Choosing among expert models", report, "bench-experts")
+    told = report["foretold"]
+    yield f"Seven small models on MMLU-Pro, outcomes of {told['learnt from']:,} prompts to learn"
+    yield f"from, {told['prompts']:,} to choose for, once (bar: 0.475); how many are answered"
+    yield "rightly:"
+    yield ""
+    yield "| | all prompts | those not asked before |"
+    yield "|---|---:|---:|"
+    for method, worth in told["worth"].items():
+        yield f"| {method} | {worth:.4f} | {told['worth of new prompts'].get(method, '')} |"
+    yield ""
+    again, repeats = told["asked before, word for word"], told["repeats"]
+    by_count = (f"{worth:.4f} from {count}" for count, worth in told["by outcomes learnt"].items())
+    yield f"Roundhouse by the prompts learnt from: {', '.join(by_count)}."
+    yield "The reader is"
+    yield f"{'asked' if told['reads'] else 'not asked: it does not pay'}."
+    yield f"{again} of the prompts were asked before, word for word."
+    yield ""
+    yield f"What bounds it: of all prompts that are there twice ({repeats['pairs']} pairs),"
+    yield f"{100 * repeats['same outcome']:.1f} % of the outcomes come again, and to choose who was"
+    yield f"right the other time is worth {repeats['worth of who was right']:.3f} of an oracle's"
+    yield f"{repeats['oracle']:.3f}. So being right is no luck; but it is a fact of one prompt, of"
+    yield "which the most alike other prompts tell little."
+    yield ""
+    yield "![Answers lost to what was learnt before](../benchmarks/results/experts.svg)"
+    for scene, title in (
+        ("steady", "Learnt while it answers"),
+        ("drift", "Half way the best and the worst model change places"),
+    ):
+        yield ""
+        yield f"### {title}"
+        yield ""
+        yield from _replayed(report, scene)
+
+
+def _replayed(report: dict[str, Any], scene: str) -> Iterator[str]:
+    found = dict(report[scene])
+    bounds = found.pop("bounds")
+    if scene == "steady":
+        yield "Prompts to `auto` one after the other, rated at `POST /v1/feedback`; explored are"
+        yield f"{100 * report['explore_share']:.0f} % of the choices at most. The default model is"
+        yield f"{report['default model']}, the middle one ({bounds['default model']:.3f}); without"
+        yield "exploring it answers all, unless all seven are rated on every prompt. Regret:"
+        yield "answers lost to a predictor that has learnt 4,000 other prompts before, and to the"
+        yield "oracle. Nothing is foretold of a model before it has 20 outcomes, 120 in all for the"
+        yield "six others: with as many explored as here, exploring hardly pays yet."
+    else:
+        yield f"The half-life is {report['half_life']}. What was learnt before knows nothing of it."
+    yield ""
+    yield "| | right | first tenth | last tenth | second half | explored | regret | to the oracle |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    for name, run in found.items():
+        by_tenth, regret = run["by tenth"], run["regret"]
+        cells = [f"{v:.3f}" for v in (run["mean"], by_tenth[0], by_tenth[-1], run["second half"])]
+        cells += [str(run["explored"]), str(regret["learnt before"][-1]), str(regret["oracle"][-1])]
+        yield f"| {name} | {' | '.join(cells)} |"
+    for name in ("best model alone", "learnt before", "oracle"):
+        bound = bounds[name]
+        worth = bound if isinstance(bound, float) else bound["mean"]
+        yield f"| {name} | {worth:.3f} | | | | | | |"
 
 
 # Of a turn after the first: what it is beside the one before.

@@ -36,9 +36,9 @@ from router.adapters.arrow import ArrowRouter
 from router.adapters.classifier import Classifier, Verdict
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.evaluation import curve_of
+from router.adapters.experts.predictor import QualityPredictor
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
 from router.adapters.fitting import calibration_error
-from router.adapters.quality import QualityPredictor
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "router.json"

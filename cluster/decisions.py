@@ -97,6 +97,9 @@ class Decision(Record):
     )
     evidence: tuple[Evidence, ...] = ()
     has_read: bool = Field(False, description="the reader was asked about the prompt")
+    explored: bool = Field(
+        False, description="not what is expected to be best: chosen to learn how well it answers"
+    )
     # Not told where there is none: the release before refuses fields that it does not know.
     fallback: dict[str, str] = Field(
         default_factory=dict,
@@ -135,3 +138,4 @@ class Outcome(Record):
     candidate: str = Field(description="name of an adapter or of a base model")
     score: Share
     owner: str = Field("", description="tenant whose request it was; empty: it teaches everybody")
+    at: float = Field(0.0, description="when it was kept: Unix time in seconds")

@@ -625,6 +625,24 @@ class RouterSettings(Section):
         description="What is so whatever the classifier would say, for `auto`: read in this order "
         "before it. Those in the store (`roundhouse rules set`) take their place.",
     )
+    feedback_half_life_s: float | None = Field(
+        None,
+        gt=0,
+        description="Feedback that is so much older than the newest counts half: for models that "
+        "change. None: all counts alike, however old.",
+    )
+    explore: Literal["none", "thompson", "ucb"] = Field(
+        "none",
+        description="Let candidates answer of which feedback says too little: as often as they may "
+        "be the best (`thompson`), or whenever they may well be (`ucb`). Under the constraints of "
+        "the request, among base models and among adapters that fit.",
+    )
+    explore_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Of the choices, the share that may go to what is not expected to be best.",
+    )
     shared_feedback: bool = Field(
         False,
         description="What a tenant says of its answers teaches the choices for all tenants, not "

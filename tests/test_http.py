@@ -14,14 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from adapter_store.catalogue import Changes
 from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.node_cache import NodeCache
-from adapter_store.routing_log import RoutingLog
+from adapter_store.routing_log import OutcomeReader, RoutingLog
 from adapter_store.store import Store
 from cluster.adapters import Tier
 from cluster.decisions import Outcome
 from cluster.errors import Overloaded, ReplicaLost, StoreUnavailable, Unavailable
 from cluster.members import DeploymentState, Replica, Residency
 from cluster.plans import Happening
-from cluster.settings import parse_settings
+from cluster.settings import BaseModelSettings, RouterSettings, parse_settings
 from deployments.ingress.auth import new_key
 from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.http import build_http
@@ -36,6 +36,7 @@ from deployments.replica.adapter_files import AdapterFiles
 from deployments.replica.model_server import make_engine
 from deployments.replica.serve_call import serve_call
 from deployments.replica.trials import Trials
+from router.adapters.encoder import SentenceEncoder
 from router.adapters.prompt_router import PromptRouter
 from tests.conftest import ECHO_FACTS, until
 
@@ -539,10 +540,61 @@ async def test_feedback_is_given_once(rh):
         ({"request_id": "x", "score": "good"}, 400, "score"),
         ({"score": 1}, 400, "request_id"),
         ({"request_id": "x", "score": 1, "more": 1}, 400, "more"),
+        ({"request_id": "x"}, 400, "score"),
+        ({"request_id": "x", "scores": {"echo": 2}}, 400, "scores.echo"),
+        ({"request_id": "x", "scores": {str(i): 1 for i in range(65)}}, 400, "scores"),
     ],
 )
 async def test_feedback_that_cannot_be_kept_names_the_field(rh, body, status, param):
     assert error(await rh.client.post("/v1/feedback", json=body), status)["param"] == param
+
+
+async def test_feedback_may_be_of_several_candidates_on_one_prompt_each_once(rh, make_adapter):
+    await add(rh, make_adapter("cron", examples=CRON))
+    await ask_as(rh, "r1")
+    await kept(rh, "r1")
+
+    async def rate(**said):
+        return await rh.client.post("/v1/feedback", json={"request_id": "r1"} | said)
+
+    unknown = error(await rate(scores={"echo": 0.1, "nobody": 1}), 400)
+    assert (unknown["param"], "'nobody'" in unknown["message"]) == ("scores", True)
+    assert error(await rate(score=1, scores={"cron": 1}), 400)["param"] == "scores"
+    assert await rh.log.outcomes("", "0-0") == [], "nothing of what is refused is kept"
+    told = (await rate(scores={"echo": 0.1})).json()
+    assert told == {"request_id": "r1", "scores": {"echo": 0.1}}
+    assert error(await rate(score=0.9, scores={"echo": 0.2}), 409)["param"] == "request_id"
+    assert (await rate(score=0.9)).json() == {"request_id": "r1", "candidate": "cron", "score": 0.9}
+    assert error(await rate(scores={"cron": 0.2}), 409)["param"] == "request_id"
+    found = [outcome for _, outcome in await rh.log.outcomes("", "0-0")]
+    assert {(o.input, o.candidate, o.score) for o in found} == {
+        ("every friday at ten", "echo", 0.1),
+        ("every friday at ten", "cron", 0.9),
+    }
+
+
+async def test_feedback_changes_who_answers_the_next_prompt(make_world):
+    """Several outcomes of each prompt, as a judge gives them that saw all answers."""
+    large = {"id": "large", "path": "none", "engine": "echo"}
+    async with make_world(others=[large]) as rh:
+        models = [BaseModelSettings(id=name, path="none") for name in ("echo", "large")]
+        rh.chooser.router = PromptRouter(
+            SentenceEncoder.of(RouterSettings()), RouterSettings(), models
+        )
+        first = await ask_as(rh, "before")
+        assert first.json()["model"] == "echo"
+        for i in range(24):
+            body = chat("auto", f"every {i} days at ten")
+            await rh.client.post(
+                "/v1/chat/completions", json=body, headers={"x-request-id": f"r{i}"}
+            )
+            await kept(rh, f"r{i}")
+            said = {"request_id": f"r{i}", "scores": {"echo": 0.2, "large": 0.8}}
+            assert (await rh.client.post("/v1/feedback", json=said)).status_code == 200
+        reader = OutcomeReader(rh.log)
+        assert await reader.read()
+        rh.chooser.router.learn_outcomes(reader.known)
+        assert (await ask_as(rh, "after")).json()["model"] == "large"
 
 
 async def test_prompts_are_not_kept_where_the_settings_say_so(make_world):

@@ -89,6 +89,14 @@ async def test_a_tenants_feedback_pushes_out_nobody_elses(log):
     assert counts == {"a": 1, "b": MAX_OF_TENANT}
 
 
+async def test_an_outcome_that_was_read_says_when_it_was_kept(log):
+    await log.add_outcome("r", Outcome(input="x", candidate="a", score=1))
+    reader = OutcomeReader(log)
+    await reader.read()
+    (outcome,) = reader.known
+    assert outcome.at == pytest.approx(time.time(), abs=60)
+
+
 async def test_outcomes_are_read_once_and_in_order(log):
     reader = OutcomeReader(log)
     assert not await reader.read()

@@ -92,7 +92,7 @@ def eval_router(
         case (Path(), Path(), None, None) if pareto is None:
             report = _of_cards(cards, prompts, out, chosen, models)
         case (None, None, Path(), Path()) if out is None:
-            report = _of_outcomes(outcomes, test, pareto, chosen)
+            report = _of_outcomes(outcomes, test, pareto, chosen, models)
         case _:
             raise ConfigError(
                 "give --cards and --prompts (with --out for a line per prompt), or --outcomes and "
@@ -153,13 +153,19 @@ def _of_cards(
 
 
 def _of_outcomes(
-    train: Path, test: Path, pareto: Path | None, settings: RouterSettings
+    train: Path,
+    test: Path,
+    pareto: Path | None,
+    settings: RouterSettings,
+    models: Sequence[BaseModelSettings],
 ) -> dict[str, Any]:
     from router.adapters.evaluation import OutcomeLine, draw, evaluate_outcomes, read_lines
+    from router.adapters.reader import Reader
 
     learnt, asked = read_lines(train, OutcomeLine), read_lines(test, OutcomeLine)
+    reader = Reader.of(settings, models)
     with _progress() as progress:
-        report, curve = evaluate_outcomes(learnt, asked, _encoder(settings), progress)
+        report, curve = evaluate_outcomes(learnt, asked, _encoder(settings), progress, reader)
     if pareto is not None:
         draw(curve, pareto)
     return report

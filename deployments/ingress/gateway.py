@@ -277,6 +277,8 @@ def _count(decision: Decision) -> None:
     metrics.decisions.labels(outcome).inc()
     if decision.conversation is not None:
         metrics.turns.labels(decision.conversation).inc()
+    if decision.explored:
+        metrics.explored.inc()
     for name in decision.narrowed_by:
         metrics.ruled.labels(name, "narrowed").inc()
     if decision.rule:

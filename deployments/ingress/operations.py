@@ -88,7 +88,7 @@ def operations(
         directory,
         overview,
         admin,
-        Feedback(log, settings),
+        Feedback(log, settings, directory),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log, ledger),
         rules,
         _jobs(settings, process, gateway, ledger),

@@ -103,6 +103,11 @@ turns = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+explored = Counter(
+    "roundhouse_routing_explored_total",
+    "Choices for `auto` of what is not expected to be best, to learn how well it answers.",
+    registry=REGISTRY,
+)
 confidence = Histogram(
     "roundhouse_routing_confidence_ratio",
     "Confidence of the choices that named an adapter.",

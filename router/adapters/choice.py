@@ -13,6 +13,7 @@ from router.adapters.cascade import Judged
 from router.adapters.classifier import Verdict
 from router.adapters.constraints import Constraints
 from router.adapters.costs import LiveCosts
+from router.adapters.experts.exploring import Explorer
 from router.adapters.index import texts_of
 from router.adapters.policy import SHOWN_CANDIDATES, Choice, Option, choose
 from router.adapters.quality import Foretold
@@ -37,6 +38,7 @@ class Terms:
     Attributes:
         base_models: that may answer when no adapter fits; the first is the default.
         versions: of the features and of the cards, as decisions tell them.
+        explorer: tries what little is known of; None: nothing is chosen to learn of it.
     """
 
     constraints: Constraints
@@ -44,10 +46,22 @@ class Terms:
     costs: LiveCosts
     base_models: tuple[str, ...]
     versions: dict[str, str]
+    explorer: Explorer | None = None
 
     def choose(self, options: list[Option]) -> Choice:
         settings = self.settings
         return choose(options, self.constraints, settings.cost_weights, settings.near_tie)
+
+    def settle(self, options: list[Option], untried: Sequence[Option] = ()) -> Choice:
+        """Choose, or explore.
+
+        Args:
+            untried: what only exploring would choose.
+        """
+        choice = self.choose(options)
+        if self.explorer is None:
+            return choice
+        return self.explorer.explore(choice, [*options, *untried], self.choose)
 
     def option(self, adapter: Adapter, quality: float) -> Option:
         key = adapter.key(adapter.stable)
@@ -57,25 +71,49 @@ class Terms:
 
     def bases(self, foretold: Foretold) -> list[Option]:
         """The base models that may answer; the default one, unless outcomes tell them apart."""
-        wanted = self.constraints.base_model
-        models = [m for m in self.base_models if wanted in (None, m)]
-        known = {m: foretold.qualities[m] for m in models if m in foretold.qualities}
         # Of the default nothing need be known: it is as good as the others, or there are none.
-        typical = float(np.mean(list(known.values()))) if known else 1.0
-        qualities = {m: typical for m in models[:1]} | known
-        return [Option(None, m, q, self.costs.base_model(m)) for m, q in qualities.items()]
+        return [
+            self._base(m, foretold.qualities.get(m, foretold.typical), foretold)
+            for i, m in enumerate(self._allowed())
+            if i == 0 or m in foretold.qualities
+        ]
 
-    def nothing(self, reason: str) -> Decision:
-        """The decision for a prompt that nothing can be said about."""
-        choice = self.choose(self.bases(Foretold()))
+    def without_adapter(self, foretold: Foretold) -> Choice:
+        """Choose among the base models, or explore them."""
+        bases = self.bases(foretold)
+        taken = {option.model for option in bases}
+        untried = [m for m in self._allowed() if m not in taken]
+        return self.settle(
+            bases, [self._base(m, foretold.belief(m).mean, foretold) for m in untried]
+        )
+
+    def _allowed(self) -> list[str]:
+        wanted = self.constraints.base_model
+        return [m for m in self.base_models if wanted in (None, m)]
+
+    def _base(self, model: str, quality: float, foretold: Foretold) -> Option:
+        cost = self.costs.base_model(model)
+        return Option(None, model, quality, cost, foretold.belief(model).doubt)
+
+    def nothing(self, reason: str, foretold: Foretold | None = None) -> Decision:
+        """The decision for a prompt that no adapter is asked about.
+
+        Args:
+            foretold: what outcomes say; None: nothing is asked of them, and nothing explored.
+        """
+        if foretold is None:
+            choice = self.choose(self.bases(Foretold()))
+        else:
+            choice = self.without_adapter(foretold)
         return Decision(
             adapter=None,
             model=choice.best.model if choice.best else None,
             confidence=0,
             route=Route.AUTO,
-            reason=reason,
+            reason=reason + _explored(choice),
             candidates=choice.candidates,
             excluded=choice.excluded,
+            explored=choice.explored_over is not None,
             versions=self.versions,
         )
 
@@ -133,9 +171,10 @@ class ByCards:
         bases = self.terms.bases(foretold)
         reason = self._why_none(verdict, threshold)
         if reason is not None:
-            choice = self.terms.choose(bases)
+            choice = self.terms.without_adapter(foretold)
         else:
             choice, reason = self._weigh(ranked, bases, foretold)
+        reason += _explored(choice)
         adapter = choice.best.adapter if choice.best else None
         labels = {self.adapters[c].name: (c, p) for c, p in ranking}
         label, probability = labels[adapter] if adapter in labels else ranking[0]
@@ -151,6 +190,7 @@ class ByCards:
             candidates=self._shown(choice, ranked),
             excluded=self._better(verdict) | choice.excluded,
             evidence=self._evidence(judged, label) if adapter else (),
+            explored=choice.explored_over is not None,
             has_read=judged.has_read,
             versions=self.terms.versions,
         )
@@ -176,13 +216,17 @@ class ByCards:
             # Outcomes say how well each answers what it was made for.
             typical = float(np.mean([qualities.get(o.name, 1.0) for o in options]))
             options = [
-                replace(o, quality=o.quality * np.clip(qualities.get(o.name, typical), 0, 1))
+                replace(
+                    o,
+                    quality=o.quality * np.clip(qualities.get(o.name, typical), 0, 1),
+                    doubt=o.quality * foretold.belief(o.name).doubt,
+                )
                 for o in options
             ]
             if foretold.nearest >= _TRIED_NEARBY:
                 options += [o for o in bases if o.model in qualities]
             why = "predicted quality"
-        choice = self.terms.choose(options)
+        choice = self.terms.settle(options)
         if choice.best is None:
             left = self.terms.choose(bases)
             choice = replace(choice, best=left.best, excluded=choice.excluded | left.excluded)
@@ -220,6 +264,17 @@ class ByCards:
             )
             for ground in judged.by.grounds(judged.verdict, label, _EVIDENCE)
         )
+
+
+def _explored(choice: Choice) -> str:
+    """What the reason says where it is not what is expected to be best that was chosen."""
+    best, over = choice.best, choice.explored_over
+    if best is None or over is None:
+        return ""
+    return (
+        f"; explored: {best.name} may be better than the expected {best.quality:.2f} "
+        f"(± {best.doubt:.2f}), {over.name} is expected at {over.quality:.2f}"
+    )
 
 
 def _ranking(verdict: Verdict) -> list[tuple[int, float]]:

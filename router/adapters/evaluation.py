@@ -19,11 +19,11 @@ from cluster.errors import ConfigError
 from cluster.settings import RouterSettings, explain
 from router.adapters.constraints import Constraints
 from router.adapters.encoder import Encoder
-from router.adapters.features import FeatureExtractor, Features
+from router.adapters.experts.predictor import QualityPredictor
+from router.adapters.features import FeatureExtractor, Features, Glances
 from router.adapters.fitting import calibration_error
 from router.adapters.prompt_router import PromptRouter
 from router.adapters.prompts import clip
-from router.adapters.quality import QualityPredictor
 from router.adapters.reader import Reader
 
 # Each of so many prompts is timed alone; the others go in batches.
@@ -264,8 +264,12 @@ def evaluate_outcomes(
     test: Sequence[OutcomeLine],
     encoder: Encoder,
     progress: Progress,
+    reader: Reader | None = None,
 ) -> tuple[dict[str, Any], Curve]:
     """Learn who answers what from TRAIN, choose on TEST at every price.
+
+    Args:
+        reader: is asked where that makes predictions better.
 
     Raises:
         ConfigError: there are not two candidates that all lines have, or too few lines.
@@ -273,14 +277,16 @@ def evaluate_outcomes(
     names = sorted(set.intersection(*(set(line.scores) for line in (*train, *test))))
     if len(names) < 2:
         raise ConfigError("outcomes: fewer than two candidates have a score on every line")
-    features = _extract(encoder, [clip(line.input) for line in (*train, *test)], progress)
+    extract = FeatureExtractor(encoder, reader)
+    learnt, asked = (_glance(extract, lines, progress) for lines in (train, test))
     progress("learning the outcomes", 0, 1)
     scores = {name: np.array([line.scores[name] for line in train]) for name in names}
-    predictor = QualityPredictor.fit(features[: len(train)], scores)
+    predictor = QualityPredictor.fit(learnt.glanced, scores, texts=learnt.texts, read=learnt.read)
     if predictor is None:
         raise ConfigError(f"outcomes: {len(train)} lines are too few to learn from")
+    features = asked.read(np.arange(len(test))) if predictor.reads else asked.glanced
     curve = curve_of(
-        predictor.predict(features[len(train) :]),
+        predictor.predict(features, asked.texts),
         np.array([[line.scores[name] for name in names] for line in test]),
         *_costs(train, test, names),
         names,
@@ -305,12 +311,12 @@ def evaluate_outcomes(
     return report, curve
 
 
-def _extract(encoder: Encoder, texts: list[str], progress: Progress) -> Features:
-    extract, parts = FeatureExtractor(encoder), []
+def _glance(extract: FeatureExtractor, lines: Sequence[OutcomeLine], progress: Progress) -> Glances:
+    texts, parts = [clip(line.input) for line in lines], []
     for i in range(0, len(texts), 256):
         progress("reading the prompts", i, len(texts))
-        parts.append(extract(texts[i : i + 256]))
-    return Features.stack(parts)
+        parts.append(extract.glance(texts[i : i + 256]))
+    return Glances(extract, texts, Features.stack(parts))
 
 
 def _mean_cost(name: str, lines: Sequence[OutcomeLine]) -> float:

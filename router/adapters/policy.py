@@ -19,12 +19,17 @@ NOT_SERVED = "no live replica can serve it"
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate that the constraints on cards leave."""
+    """A candidate that the constraints on cards leave.
+
+    Attributes:
+        doubt: standard deviation of the quality, as far as it was learnt from outcomes.
+    """
 
     adapter: str | None
     model: str
     quality: float
     cost: Cost
+    doubt: float = 0.0
 
     @property
     def name(self) -> str:
@@ -33,12 +38,18 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """`best` is None when the constraints leave nothing; `ranked` is best first."""
+    """`best` is None when the constraints leave nothing; `ranked` is best first.
+
+    Attributes:
+        passed_over: what is a little better than the best, which can answer sooner.
+        explored_over: what is expected to be better, where the best is tried to learn of it.
+    """
 
     best: Option | None
     ranked: tuple[tuple[Option, float], ...]
     excluded: dict[str, str]
     passed_over: Option | None = None
+    explored_over: Option | None = None
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:

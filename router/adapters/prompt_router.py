@@ -18,9 +18,10 @@ from router.adapters.conversations.follow_ups import FollowUps
 from router.adapters.conversations.staying import Staying
 from router.adapters.costs import LiveCosts
 from router.adapters.encoder import Encoder
-from router.adapters.features import FeatureExtractor, Features
+from router.adapters.experts.exploring import Explorer
+from router.adapters.features import FeatureExtractor, Features, Glances
 from router.adapters.index import CardLearner, Index
-from router.adapters.quality import OutcomeLearner
+from router.adapters.quality import Foretold, OutcomeLearner
 from router.adapters.reader import Reader
 from router.adapters.unseen.choice import ByOutcomes
 
@@ -54,9 +55,8 @@ class PromptRouter:
         self._weights = weights or {}
         self._cards = CardLearner(self._extract, settings, everyday_prompts())
         self._follow_ups = FollowUps(self._extract.glance, everyday_prompts())
-        self._outcomes = OutcomeLearner(
-            self._extract, self._cards.background.unread, shared=settings.shared_feedback
-        )
+        self._outcomes = OutcomeLearner(self._extract, settings, self._cards.background.unread)
+        self._explorer = Explorer.of(settings)
         self._costs = LiveCosts.of(base_models, ())
 
     # -- learning ---------------------------------------------------------------------------
@@ -113,7 +113,14 @@ class PromptRouter:
         self, index: Index, prompts: list[Prompt], features: Features, constraints: Constraints
     ) -> list[Decision]:
         models = self._models_for(constraints)
-        terms = Terms(constraints, self._settings, self._costs, models, self._versions(index))
+        terms = Terms(
+            constraints,
+            self._settings,
+            self._costs,
+            models,
+            self._versions(index),
+            self._explorer,
+        )
         staying = Staying(terms, index.by_name)
         decisions = self._by_cards(index, [*map(staying.told, prompts)], features, terms)
         self._help(ByOutcomes(terms, index.by_name), prompts, features, decisions)
@@ -134,21 +141,24 @@ class PromptRouter:
     def _by_cards(
         self, index: Index, prompts: list[Prompt], features: Features, terms: Terms
     ) -> list[Decision]:
-        if index.cascade is None:
-            return [terms.nothing("no adapter has a card to learn from") for _ in prompts]
-        if not index.allowed(terms.constraints).any():
-            return [terms.nothing("the constraints leave no adapter") for _ in prompts]
-        by_cards = ByCards(terms, index.adapters)
         texts = [prompt.text for prompt in prompts]
-        decisions = self._decide(index, index.cascade, by_cards, texts, features)
+        glances = Glances(self._extract, texts, features)
+        foretold = self._outcomes.foretell(glances, terms.constraints.viewer.owner)
+        if index.cascade is None:
+            return [terms.nothing("no adapter has a card to learn from", f) for f in foretold]
+        if not index.allowed(terms.constraints).any():
+            return [terms.nothing("the constraints leave no adapter", f) for f in foretold]
+        by_cards = ByCards(terms, index.adapters)
+        decisions = self._decide(index, index.cascade, by_cards, glances, foretold)
         for i, prompt in enumerate(prompts):
             if not _says_something(prompt):
                 decisions[i] = terms.nothing("the prompt has nothing to read")
         more = self._with_more(prompts, features, decisions)
         if more:
             texts = [*more.values()]
-            contexts = self._extract.glance(texts)
-            again = self._decide(index, index.cascade, by_cards, texts, contexts)
+            glances = Glances(self._extract, texts, self._extract.glance(texts))
+            foretold = self._outcomes.foretell(glances, terms.constraints.viewer.owner)
+            again = self._decide(index, index.cascade, by_cards, glances, foretold)
             for (i, text), decision in zip(more.items(), again, strict=True):
                 if decision.adapter is not None:
                     reason = f"by the conversation: {decision.reason}"
@@ -215,23 +225,18 @@ class PromptRouter:
             says = _says_something(prompts[i])
             decisions[i] = staying.decide(prompts[i], decisions[i], float(goes_on) if says else 1)
 
+    @staticmethod
     def _decide(
-        self,
         index: Index,
         cascade: Cascade,
         by_cards: ByCards,
-        texts: list[str],
-        features: Features,
+        glances: Glances,
+        foretold: list[Foretold],
     ) -> list[Decision]:
         constraints = by_cards.terms.constraints
         allowed = index.allowed(constraints)
         seen = index.allowed(Constraints(viewer=constraints.viewer))
-
-        def read(rows: np.ndarray) -> Features:
-            return self._extract.read([texts[i] for i in rows], features[rows])
-
-        judged = cascade.judge(features, seen, allowed, read)
-        foretold = self._outcomes.foretell(features, constraints.viewer.owner)
+        judged = cascade.judge(glances.glanced, seen, allowed, glances.read)
         return [by_cards.decide(*row) for row in zip(judged, foretold, strict=True)]
 
     # -- telling ----------------------------------------------------------------------------
