@@ -1,4 +1,4 @@
-"""What is learnt from mistakes: the kernel's weights, the temperature, what is reported.
+"""What is learnt from mistakes: the kernel's weights, who is like whom, what is reported.
 
 All of it comes from examples that are scored as if they had not been learnt from, in closed form
 (`ridge.py`), so that none need be held back.
@@ -10,11 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 import scipy.linalg
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
+from router.adapters.calibration.confidence import Confidence, fit_temperature, log_loss
 from router.adapters.features import Features, Kernel, KernelWeights
-from router.adapters.regression import NOISE, Regression, gain, unknown
+from router.adapters.regression import NOISE, SAME, Regression, gain, unknown
 
 # Fewer examples that can be left out say nothing.
 _MIN_LEFT_OUT = 3
@@ -35,12 +34,8 @@ _FURTHEST = 8.0
 # scope's defaults are. Such a text describes prompts rather than being one: it shares their
 # meaning, less their form and wording.
 _OF_DESCRIPTIONS = KernelWeights(meaning=2.0, form=0.2, wording=0.05, linear_form=0.05)
-# Of the softmax, where nothing can be left out to fit it to.
-DEFAULT_TEMPERATURE = 10.0
 # Adapters that take each other's prompts this often (a coin would: half) cannot be told apart.
 _TWINS = 0.35
-# Likeness of a text and its copy, up to rounding.
-_SAME = 0.999
 
 # Two classes that cannot be told apart, and how often they are confused.
 Pair = tuple[int, int, float]
@@ -68,7 +63,7 @@ class LeftOut:
     """Examples as they would be seen had they not been learnt from.
 
     Attributes:
-        scores: (n, c).
+        scores: (n, c), as those of prompts to a catalogue that lacks the example.
         signals: (n, 3) as :meth:`Regression.signals` gives them.
         labels: (n,) class of each.
     """
@@ -97,14 +92,17 @@ class LeftOut:
         blind = regressors[:, : len(made.landmarks)].copy()
         is_landmark = held < len(made.landmarks)
         blind[is_landmark, held[is_landmark]] = 0
-        # The same text on another card would be found again: of a prompt there is no copy.
-        blind[blind > _SAME] = 0
+        blind[blind > SAME] = 0
         everything = np.ones(made.classes, dtype=bool)
         known = made.familiarity(features[rows], blind, everything)
         # Examples that the variance is made from.
         inside = held < len(made.variance)
         known[inside, 1] = made.variance_left_out(held[inside])
-        return cls(scores, np.column_stack([made.surest(scores), known]), own)
+        signals = np.column_stack([made.surest(scores), known])
+        # Its class is left with one example less, whose scores would be lent more.
+        counts = made.counts[own]
+        scores[np.arange(len(own)), own] *= gain(counts - 1) / gain(counts)
+        return cls(scores, signals, own)
 
     @property
     def best(self) -> np.ndarray:
@@ -118,13 +116,12 @@ class LeftOut:
         found: np.ndarray = self.best == self.labels
         return found
 
-    def temperature(self, twins: Iterable[Pair]) -> float:
-        """The sharpness of the softmax by all but the twins: that one is as good as the other must
-        not make the probabilities of everything else flat."""
+    def confidence(self, twins: Iterable[Pair]) -> Confidence:
+        """What makes probabilities of scores; the twins do not shape all of them."""
         alone = ~np.isin(self.labels, [c for a, b, _ in twins for c in (a, b)])
         if alone.sum() < _MIN_LEFT_OUT:
-            return _fit_temperature(self.scores, self.labels)
-        return _fit_temperature(self.scores[alone], self.labels[alone])
+            alone[:] = True
+        return Confidence.fit(self.scores, self.labels, alone)
 
     def twins(self) -> tuple[Pair, ...]:
         """Pairs whose examples, left out, go to the other as often as to their own."""
@@ -138,9 +135,9 @@ class LeftOut:
         shares = ((a, b, n / (seen[a] + seen[b])) for (a, b), n in sorted(pairs.items()) if n > 3)
         return tuple((a, b, round(float(s), 3)) for a, b, s in shares if s >= _TWINS)
 
-    def report(self, blank: Report, twins: tuple[Pair, ...], temperature: float) -> Report:
+    def report(self, blank: Report, twins: tuple[Pair, ...], confidence: Confidence) -> Report:
         """The report with what these say."""
-        probabilities = softmax(temperature * self.scores, axis=1)
+        probabilities = confidence(self.scores)
         return replace(
             blank,
             top1=float(self.is_right.mean()),
@@ -187,8 +184,8 @@ def tuned(
         inverse = scipy.linalg.inv(parts.combine(weights) + beside, assume_a="pos")
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
         scores = (left_out + unknown(len(counts))) * gain(counts)
-        temperature = _fit_temperature(scores[scored], own[scored])
-        return _log_loss(temperature * scores[scored], own[scored])
+        temperature = fit_temperature(scores[scored], own[scored])
+        return log_loss(temperature * scores[scored], own[scored])
 
     names = ("meaning", "form", "wording") + (() if chosen.states is None else ("mean", "last"))
     best, lowest = default, loss(default)
@@ -217,19 +214,3 @@ def _few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     some = rng.permutation(np.unique(labels))[:_TUNING_CLASSES]
     rows = [rng.permutation(np.flatnonzero(labels == c))[:_TUNING_EXAMPLES] for c in some]
     return np.concatenate(rows)
-
-
-def _fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The sharpness at which the probabilities of the right classes are largest."""
-
-    def loss(log_temperature: float) -> float:
-        return _log_loss(np.exp(log_temperature) * scores, labels)
-
-    return float(np.exp(minimize_scalar(loss, bounds=(0.0, 5.0), method="bounded").x))
-
-
-def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Of n examples, with Platt's targets (1999): n right ones do not prove that none is wrong."""
-    logs = log_softmax(logits, axis=1)
-    own = logs[np.arange(len(labels)), labels].mean()
-    return -float(own + (logs.mean() - own) / (len(labels) + 2))

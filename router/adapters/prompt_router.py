@@ -211,7 +211,7 @@ class PromptRouter:
             examples=told.examples,
             landmarks=told.landmarks,
             is_whole=index.is_whole,
-            temperature=classifier.temperature,
+            temperature=classifier.confidence.temperature,
             threshold=classifier.scope.threshold,
             left_out_top1=told.top1,
             left_out_ece=told.ece,

@@ -1,0 +1,103 @@
+"""From scores to probabilities.
+
+softmax(T * score), with T by the likelihood of left-out examples (Guo et al., ICML 2017), is right
+in the mean, and too sure or not sure enough of the first in between, for one number also shapes how
+likely all the others are. So the probability p of the first is mapped once more, by what share of
+the left-out examples it was right for:
+
+    logit q = a log p - b log(1 - p) + c
+
+(beta calibration: Kull et al., AISTATS 2017, eq. 5), with a prior at a = b = 1, c = 0, where q = p.
+The others follow: where q < p all are drawn towards alike, where q > p towards the first. So their
+order stays.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_softmax, softmax
+
+# Where nothing can be left out to fit it to.
+DEFAULT_TEMPERATURE = 10.0
+# Nothing is surer, and nothing less sure.
+_LEAST = 1e-6
+# What departing from q = p must be worth: the log-likelihood of two examples at a distance of one.
+_PRIOR = 2.0
+_AS_IT_IS = (1.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Attributes: shape: a, b and c of the module's formula."""
+
+    temperature: float = DEFAULT_TEMPERATURE
+    shape: tuple[float, float, float] = _AS_IT_IS
+
+    @classmethod
+    def fit(cls, scores: np.ndarray, labels: np.ndarray, alone: np.ndarray) -> "Confidence":
+        """Learn from left-out examples.
+
+        Args:
+            scores: (n, c).
+            labels: (n,) class of each.
+            alone: (n,) whether its class can be told from the others: that one twin is as good as
+                the other must not make the probabilities of everything else flat.
+        """
+        temperature = fit_temperature(scores[alone], labels[alone])
+        first = softmax(temperature * scores, axis=1).max(axis=1)
+        return cls(temperature, _fit_shape(first, scores.argmax(axis=1) == labels))
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """(n, c) probabilities of scores (n, c)."""
+        plain: np.ndarray = softmax(self.temperature * scores, axis=1)
+        classes = plain.shape[1]
+        if self.shape == _AS_IT_IS or classes == 1:
+            return plain
+        best = plain.argmax(axis=1)[:, None]
+        first = np.take_along_axis(plain, best, axis=1)
+        wanted = np.maximum(expit(_terms(first[:, 0]) @ self.shape), 1 / classes)[:, None]
+        # Towards all alike, or towards the first: how much of what was said remains.
+        lower = (wanted - 1 / classes) / np.maximum(first - 1 / classes, _LEAST)
+        higher = (1 - wanted) / np.maximum(1 - first, _LEAST)
+        is_lower = wanted <= first
+        kept = np.clip(np.where(is_lower, lower, higher), 0, 1)
+        mixed: np.ndarray = kept * plain + np.where(is_lower, (1 - kept) / classes, 0)
+        added = np.where(is_lower, 0, 1 - kept)
+        np.put_along_axis(mixed, best, np.take_along_axis(mixed, best, axis=1) + added, axis=1)
+        return mixed
+
+
+def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The sharpness at which the probabilities of the right classes are largest."""
+
+    def loss(log_temperature: float) -> float:
+        return log_loss(np.exp(log_temperature) * scores, labels)
+
+    return float(np.exp(minimize_scalar(loss, bounds=(0.0, 5.0), method="bounded").x))
+
+
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Of n examples, with Platt's targets (1999): n right ones do not prove that none is wrong."""
+    logs = log_softmax(logits, axis=1)
+    own = logs[np.arange(len(labels)), labels].mean()
+    return -float(own + (logs.mean() - own) / (len(labels) + 2))
+
+
+def _fit_shape(first: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
+    terms, start = _terms(first), np.array(_AS_IT_IS)
+
+    def loss(shape: np.ndarray) -> float:
+        logit = terms @ shape
+        likely = np.logaddexp(0, logit) - right * logit
+        return float(likely.sum() + _PRIOR * ((shape - start) ** 2).sum())
+
+    # Surer is never less likely: a and b are not negative.
+    found = minimize(loss, start, bounds=[(0, None), (0, None), (None, None)], method="L-BFGS-B").x
+    return float(found[0]), float(found[1]), float(found[2])
+
+
+def _terms(first: np.ndarray) -> np.ndarray:
+    """(n, 3) what a, b and c are multiplied by."""
+    inside = np.clip(first, _LEAST, 1 - _LEAST)
+    return np.column_stack([np.log(inside), -np.log1p(-inside), np.ones(len(inside))])
