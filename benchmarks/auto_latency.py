@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
+from rich.console import Console
 
 from benchmarks import routing_data
 from benchmarks.adapters import write_adapter
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _REQUESTS, _BEFORE = 400, 40
 # Of the bar for prompts that are all read.
 _TOKENS = 64
+console = Console(stderr=True)
 _COMPLETIONS = "/v1/chat/completions"
 
 
@@ -48,7 +50,7 @@ class Traffic:
 
 
 def endpoint(bench: "Bench") -> dict[str, Any]:
-    base = str(prepare_base_model(default_cache_dir(), bench.console))
+    base = str(prepare_base_model(default_cache_dir(), console))
     traffic: dict[str, Callable[[], Traffic]] = {
         "150 intents, no reader": lambda: _intents(bench.data),
         "the demo": lambda: _demo(base),
@@ -125,10 +127,10 @@ def _compared(client: httpx.Client, prompts: list[str], named: str) -> dict[str,
             took[kind].append(_asked(client, _COMPLETIONS, body)[0])
         seconds, told = _asked(client, "/v1/route", {"input": text})
         took["POST /v1/route"].append(seconds)
-        has_read.append(told["data"][0]["has_read"])
+        has_read.append(told["decisions"][0]["has_read"])
     times = {kind: np.array(seconds[_BEFORE:]) for kind, seconds in took.items()}
     times["added"] = times["auto"] - times["named"]
-    found: dict[str, Any] = {kind: percentiles(seconds) for kind, seconds in times.items()}
+    found: dict[str, Any] = {kind: _percentiles(seconds) for kind, seconds in times.items()}
     return found | {
         "requests": len(prompts) - _BEFORE,
         "asked": round(100 * float(np.mean(has_read[_BEFORE:])), 1),
@@ -141,7 +143,7 @@ def _asked(client: httpx.Client, path: str, body: dict[str, Any]) -> tuple[float
     return time.perf_counter() - started, answer.json()
 
 
-def percentiles(seconds: Any) -> dict[str, float]:
+def _percentiles(seconds: Any) -> dict[str, float]:
     return {
         "p50_ms": round(1000 * float(np.percentile(seconds, 50)), 2),
         "p99_ms": round(1000 * float(np.percentile(seconds, 99)), 2),

@@ -104,7 +104,8 @@ def _measure(
     learnt, asked = read(train), read(test)
     labels, truth = labelled.labels[train], labelled.labels[test]
     started = time.perf_counter()
-    cascade = Cascade.fit(learnt, labels, background, **bench.learning)
+    are_prompts = bool((labelled.split[train] != "name").all())
+    cascade = Cascade.fit(learnt, labels, background, bench.learning(are_prompts=are_prompts))
     fit_s = time.perf_counter() - started
     anything = np.ones(len(labelled.names), dtype=bool)
     judged = cascade.judge(asked, anything, anything, lambda rows: asked[rows])

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from router.adapters.calibration.bound import below_all, sure_enough
-from router.adapters.classifier import Classifier, Learnt, Verdict
+from router.adapters.classifier import Classifier, Learning, Learnt, Verdict
 from router.adapters.features import Features
 from router.adapters.fitting import LeftOut
 
@@ -47,7 +47,9 @@ class Gate:
         accepted = full.scope(by_full.signals) >= full.scope.threshold
         made = cls(
             margin=sure_enough(margins, by_quick.best != by_full.best, _CHANGED),
-            foreign=float(expit(below_all(logit(scope[accepted].clip(_LEAST, 1 - _LEAST)), _CHANGED))),
+            foreign=float(
+                expit(below_all(logit(scope[accepted].clip(_LEAST, 1 - _LEAST)), _CHANGED))
+            ),
             asks=0.0,
         )
         asked = ~made._settles(margins, scope, quick.scope.threshold)
@@ -96,23 +98,13 @@ class Cascade:
         features: Features,
         labels: np.ndarray,
         background: Features,
-        *,
-        accept_rate: float,
-        in_scope_share: float,
-        max_landmarks: int,
+        learning: Learning,
     ) -> "Cascade":
         """Learn a catalogue; the arguments are :meth:`Classifier.learn`'s."""
 
         def learn(seen: Features, beside: Features, start: Classifier | None) -> Learnt:
-            return Classifier.learn(
-                seen,
-                labels,
-                beside,
-                accept_rate=accept_rate,
-                in_scope_share=in_scope_share,
-                max_landmarks=max_landmarks,
-                start=start.kernel.weights if start else None,
-            )
+            weights = start.kernel.weights if start else None
+            return Classifier.learn(seen, labels, beside, learning, weights)
 
         quick, by_quick = learn(features.unread, background.unread, None)
         if features.states is None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
+from cluster.settings import RouterSettings
 from router.adapters.calibration.confidence import Confidence
 from router.adapters.calibration.strangers import signals_of_strangers
 from router.adapters.features import Features, Kernel, KernelWeights, total_of
@@ -63,6 +64,30 @@ class Ground:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How catalogues are learnt.
+
+    Attributes:
+        accept_rate: share of the examples that shall count as in scope.
+        in_scope_share: share of the traffic that is expected to be.
+        max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
+        are_prompts: whether none of the texts is but a description.
+    """
+
+    accept_rate: float
+    in_scope_share: float
+    max_landmarks: int
+    are_prompts: bool = False
+
+    @classmethod
+    def of(cls, settings: RouterSettings, *, are_prompts: bool = False) -> "Learning":
+        """As the settings have it."""
+        return cls(
+            settings.accept_rate, settings.in_scope_share, settings.max_landmarks, are_prompts
+        )
+
+
+@dataclass(frozen=True)
 class Classifier:
     """Never changed once made: `learn` makes one, `with_classes` and `without_class` make others.
 
@@ -85,10 +110,7 @@ class Classifier:
         features: Features,
         labels: np.ndarray,
         background: Features,
-        *,
-        accept_rate: float,
-        in_scope_share: float,
-        max_landmarks: int,
+        learning: Learning,
         start: KernelWeights | None = None,
     ) -> "Learnt":
         """Learn a catalogue.
@@ -97,22 +119,19 @@ class Classifier:
             features: of n examples of c classes; every class has one at least.
             labels: (n,) class of each.
             background: of prompts that no adapter was made for.
-            accept_rate: share of the examples that shall count as in scope.
-            in_scope_share: share of the traffic that is expected to be.
-            max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
             start: kernel weights from which better ones are looked for.
         """
         rng = np.random.default_rng(0)
         order = rng.permutation(len(labels))
-        landmarks = order[:max_landmarks]
-        weights = tuned(features, labels, rng, start)
+        landmarks = order[: learning.max_landmarks]
+        weights = tuned(features, labels, rng, start, are_prompts=learning.are_prompts)
         regression = Regression.fit(weights, landmarks, features, labels)
         outside = regression.signals(background)
         made = cls(
             regression,
             _centroids(features, labels),
             _place_in_class(labels)[landmarks],
-            Confidence(),
+            Confidence.untaught(reads=weights.reads),
             Scope.without_examples(outside),
             Report(len(labels), len(landmarks)),
         )
@@ -128,8 +147,8 @@ class Classifier:
                 left_out.signals,
                 outside,
                 signals_of_strangers(regression, features, labels, rng),
-                accept_rate=accept_rate,
-                in_scope_share=in_scope_share,
+                accept_rate=learning.accept_rate,
+                in_scope_share=learning.in_scope_share,
             ),
             report=left_out.report(made.report, twins, confidence),
         )

@@ -18,8 +18,9 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
-# Where nothing can be left out to fit it to.
-DEFAULT_TEMPERATURE = 10.0
+# Where nothing can be left out to fit it to: with the weights of the kernel, as `fitting.py` has
+# them for such catalogues.
+_DEFAULT_TEMPERATURE, _WITH_READER = 10.0, 6.0
 # Nothing is surer, and nothing less sure.
 _LEAST = 1e-6
 # What departing from q = p must be worth: the log-likelihood of two examples at a distance of one.
@@ -31,8 +32,13 @@ _AS_IT_IS = (1.0, 1.0, 0.0)
 class Confidence:
     """Attributes: shape: a, b and c of the module's formula."""
 
-    temperature: float = DEFAULT_TEMPERATURE
+    temperature: float
     shape: tuple[float, float, float] = _AS_IT_IS
+
+    @classmethod
+    def untaught(cls, *, reads: bool) -> "Confidence":
+        """Of a catalogue without examples to leave out; `reads`: what a reader says counts."""
+        return cls(_WITH_READER if reads else _DEFAULT_TEMPERATURE)
 
     @classmethod
     def fit(cls, scores: np.ndarray, labels: np.ndarray, alone: np.ndarray) -> "Confidence":

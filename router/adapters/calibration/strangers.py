@@ -2,8 +2,8 @@
 
 A catalogue has none of them. But to the catalogue that lacks an adapter, the examples of that
 adapter are just such prompts. How they would be seen is in closed form, as for a single example
-(`ridge.py`). The posterior variance of a text with likenesses l, less those to the class's landmarks
-C, becomes 1 - (l^T Q l - r^T Q_CC^-1 r), with Q as in `regression.py` and r = (Q l)_C.
+(`ridge.py`). The posterior variance of a text with likenesses l, less those to the landmarks C of
+the class, becomes 1 - (l^T Q l - r^T Q_CC^-1 r), with Q as in `regression.py` and r = (Q l)_C.
 """
 
 import numpy as np
