@@ -139,14 +139,15 @@ class Classifier:
         if left_out is None:
             return Learnt(made, None)
         twins = left_out.twins()
-        confidence = left_out.confidence(twins)
+        alone = ~np.isin(np.arange(regression.classes), [c for a, b, _ in twins for c in (a, b)])
+        confidence = left_out.confidence(alone, regression.typical)
         calibrated = replace(
             made,
             confidence=confidence,
             scope=Scope.fit(
                 left_out.signals,
                 outside,
-                signals_of_strangers(regression, features, labels, rng),
+                signals_of_strangers(regression, features, labels, rng, alone),
                 accept_rate=learning.accept_rate,
                 in_scope_share=learning.in_scope_share,
             ),

@@ -4,7 +4,6 @@ All of it comes from examples that are scored as if they had not been learnt fro
 (`ridge.py`), so that none need be held back.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -124,12 +123,17 @@ class LeftOut:
         found: np.ndarray = self.best == self.labels
         return found
 
-    def confidence(self, twins: Iterable[Pair]) -> Confidence:
-        """What makes probabilities of scores; the twins do not shape all of them."""
-        alone = ~np.isin(self.labels, [c for a, b, _ in twins for c in (a, b)])
-        if alone.sum() < _MIN_LEFT_OUT:
-            alone[:] = True
-        return Confidence.fit(self.scores, self.labels, alone)
+    def confidence(self, alone: np.ndarray, each: float) -> Confidence:
+        """What makes probabilities of scores.
+
+        Args:
+            alone: (c,) whether a class has no twin; those that have one do not shape it.
+            each: examples of a class.
+        """
+        chosen = alone[self.labels]
+        if chosen.sum() < _MIN_LEFT_OUT:
+            chosen[:] = True
+        return Confidence.fit(self.scores, self.labels, chosen, each)
 
     def twins(self) -> tuple[Pair, ...]:
         """Pairs whose examples, left out, go to the other as often as to their own."""

@@ -23,6 +23,8 @@ _EVERYDAY_IN_SCOPE = 0.3
 # Everyday prompts that must be told apart before prompts may be less alike than the examples.
 _EVERYDAY_OUT = 0.8
 _NEARER = 1 / 3
+# Of the signals, where more of each points.
+_SIGNS, _NOWHERE = np.array([1, 1, -1]), np.zeros(3)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Scope:
             accept_rate: share of the examples that shall count as in scope.
             in_scope_share: share of the traffic that is expected to be.
         """
-        direction = _between(inside, [outside, near] if len(near) else [outside])
+        direction = _between(inside, [outside, near]) if len(near) else _NOWHERE
+        if not direction.any():
+            direction = _between(inside, [outside])
         scale, intercept = _odds(inside @ direction, outside @ direction)
         weights = scale * direction
         # Balanced classes were a half each; the traffic is not.
@@ -94,7 +98,9 @@ def _between(inside: np.ndarray, outside: list[np.ndarray]) -> np.ndarray:
     truth = np.arange(len(signals)) < len(inside)
     weights = len(signals) * np.array(shares)
     fitted = LogisticRegression().fit((signals - mean) / spread, truth, sample_weight=weights)
-    direction: np.ndarray = fitted.coef_[0] / spread
+    # Known better is never less in scope: where adapters are alike, near misses are, too, and what
+    # little tells them from hits may point anywhere.
+    direction: np.ndarray = np.where(fitted.coef_[0] * _SIGNS > 0, fitted.coef_[0], 0) / spread
     return direction
 
 

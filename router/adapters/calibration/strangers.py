@@ -16,7 +16,11 @@ _ENOUGH = 600
 
 
 def signals_of_strangers(
-    made: Regression, features: Features, labels: np.ndarray, rng: np.random.Generator
+    made: Regression,
+    features: Features,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    usable: np.ndarray,
 ) -> np.ndarray:
     """(n, 3) signals, as :meth:`Regression.signals` gives them, of examples of some of the classes,
     each seen by the regression without its class. None of them where there is but one class.
@@ -24,9 +28,10 @@ def signals_of_strangers(
     Args:
         features: of what the regression was fitted to.
         labels: (n,) class of each.
+        usable: (c,) whether a class may be left out: to what has its twin, it is no stranger.
     """
     found: list[np.ndarray] = []
-    for label in rng.permutation(made.classes) if made.classes > 1 else ():
+    for label in rng.permutation(np.flatnonzero(usable)) if made.classes > 1 else ():
         rows = np.flatnonzero(labels == label)
         found.append(_without(made, int(label), features[rows[: 2 * _ENOUGH]]))
         if sum(map(len, found)) >= _ENOUGH:
