@@ -110,7 +110,6 @@ def test_a_catalogue_of_one_has_no_strangers():
     catalogue = Catalogue(1, each=8)
     made = catalogue.fit().regression
     rng = np.random.default_rng(0)
-    assert signals_of_strangers(made, catalogue.examples, catalogue.labels, rng, np.ones(1, bool)).shape == (
-        0,
-        3,
-    )
+    usable = np.ones(1, dtype=bool)
+    found = signals_of_strangers(made, catalogue.examples, catalogue.labels, rng, usable)
+    assert found.shape == (0, 3)

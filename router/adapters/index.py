@@ -76,16 +76,16 @@ class CardLearner:
     one. Safe for threads.
 
     Args:
-        background: prompts that no adapter was made for.
+        background: of prompts that no adapter was made for.
     """
 
     def __init__(
-        self, extract: FeatureExtractor, settings: RouterSettings, background: list[str]
+        self, extract: FeatureExtractor, settings: RouterSettings, background: Features
     ) -> None:
         self.index = Index()
         self._extract = extract
         self._settings = settings
-        self._background = extract(background)
+        self._background = background
         self._features: dict[Texts, Features] = {}
         self._changing = threading.Lock()
 

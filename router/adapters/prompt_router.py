@@ -49,9 +49,10 @@ class PromptRouter:
         self._settings = settings
         self._base_models = tuple(base_models)
         self._weights = weights or {}
-        self._cards = CardLearner(self._extract, settings, everyday_prompts())
+        everyday = self._extract(everyday_prompts())
+        self._cards = CardLearner(self._extract, settings, everyday)
         self._follow_ups = (
-            FollowUps(self._extract.glance, everyday_prompts()) if settings.stay_margin else None
+            FollowUps(self._extract.glance, everyday) if settings.stay_margin else None
         )
         self._outcomes = OutcomeLearner(self._extract, shared=settings.shared_feedback)
         self._costs = LiveCosts.of(base_models, ())

@@ -8,9 +8,9 @@ the left-out examples it was right for:
     logit q = a log p - b log(1 - p) + c
 
 (beta calibration: Kull et al., AISTATS 2017, eq. 5), with a prior at a = b = 1, c = 0, where q = p.
-To c is added what a class's one example more is worth to prompts, which do not lack it as the
-example left out does: 1 / n where classes have n. The others follow: where q < p all are drawn towards alike, where q > p towards a softmax that is much
-sharper. So their order stays, and equals stay equal.
+To c is added 1 / n where classes have n examples: a left-out example lacks one of them, a prompt
+does not. The other probabilities follow: where q < p all are drawn towards alike, where q > p
+towards a softmax that is much sharper. So their order stays, and equals stay equal.
 """
 
 from dataclasses import dataclass
@@ -76,8 +76,8 @@ class Confidence:
         wanted = np.maximum(expit(_terms(first[:, 0]) @ self.shape), 1 / classes)[:, None]
         sharp: np.ndarray = softmax(_SHARPER * self.temperature * scores, axis=1)
         towards = np.where(wanted <= first, 1 / classes, sharp)
-        aim = np.take_along_axis(towards, best, axis=1)
-        way = np.where(np.abs(aim - first) > _LEAST, (wanted - first) / (aim - first + _LEAST), 0)
+        gap = np.take_along_axis(towards, best, axis=1) - first
+        way = (wanted - first) / np.where(np.abs(gap) > _LEAST, gap, np.inf)
         mixed: np.ndarray = plain + way.clip(0, 1) * (towards - plain)
         return mixed
 
