@@ -206,6 +206,8 @@ def _scope(found: dict[str, Any]) -> Iterator[str]:
     yield "of our scores, the nearest example and the Mahalanobis distance, both in the encoder's"
     yield "space. In %, the best bold; of AUPR, those out of scope are looked for. Near tasks are"
     yield "the prompts of tasks that were left out (means of two draws)."
+    if "sample" in found:
+        yield f"{found['sample']}."
     for key, title in _SCOPE.items():
         yield ""
         yield f"| {title} | " + " | ".join(methods) + " |"
