@@ -33,11 +33,11 @@ from examples.base_model import default_cache_dir, prepare_base_model
 from examples.evaluate import ADAPTERS, held_out
 from examples.skills import SKILLS
 from router.adapters.arrow import ArrowRouter
-from router.adapters.classifier import Classifier, Learning, Verdict
+from router.adapters.classifier import Classifier, Verdict
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.evaluation import curve_of
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
-from router.adapters.fitting import calibration_error
+from router.adapters.fitting import Learning, calibration_error
 from router.adapters.quality import QualityPredictor
 
 HERE = Path(__file__).parent

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from router.adapters.cascade import Cascade
-from router.adapters.classifier import Learning
 from router.adapters.features import Features
+from router.adapters.fitting import Learning
 from tests.test_classifier import Catalogue
 
 LEARNING = Learning(accept_rate=0.98, in_scope_share=0.9, max_landmarks=2048)

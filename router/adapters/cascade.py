@@ -14,9 +14,9 @@ import numpy as np
 from scipy.special import expit, logit
 
 from router.adapters.calibration.bound import below_all, sure_enough
-from router.adapters.classifier import Classifier, Learning, Learnt, Verdict
+from router.adapters.classifier import Classifier, Learnt, Verdict
 from router.adapters.features import Features
-from router.adapters.fitting import LeftOut
+from router.adapters.fitting import Learning, LeftOut
 
 # Share of the prompts for which the full classifier may choose otherwise, unasked.
 _CHANGED = 0.003

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse
 
-from cluster.settings import RouterSettings
 from router.adapters.calibration.confidence import Confidence
 from router.adapters.calibration.strangers import signals_of_strangers
 from router.adapters.features import Features, Kernel, KernelWeights, total_of
-from router.adapters.fitting import LeftOut, Report, tuned
+from router.adapters.fitting import Learning, LeftOut, Report, tuned
 from router.adapters.regression import Regression
 from router.adapters.scope import Scope
 
@@ -61,30 +60,6 @@ class Ground:
     example: int
     share: float
     kernels: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How catalogues are learnt.
-
-    Attributes:
-        accept_rate: share of the examples that shall count as in scope.
-        in_scope_share: share of the traffic that is expected to be.
-        max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
-        are_prompts: whether none of the texts is but a description.
-    """
-
-    accept_rate: float
-    in_scope_share: float
-    max_landmarks: int
-    are_prompts: bool = False
-
-    @classmethod
-    def of(cls, settings: RouterSettings, *, are_prompts: bool = False) -> "Learning":
-        """As the settings have it."""
-        return cls(
-            settings.accept_rate, settings.in_scope_share, settings.max_landmarks, are_prompts
-        )
 
 
 @dataclass(frozen=True)

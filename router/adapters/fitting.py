@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import scipy.linalg
 
+from cluster.settings import RouterSettings
 from router.adapters.calibration.confidence import Confidence, fit_temperature, log_loss
 from router.adapters.features import Features, Kernel, KernelWeights
 from router.adapters.regression import NOISE, SAME, Regression, gain, unknown
@@ -46,6 +47,30 @@ _TWINS = 0.35
 
 # Two classes that cannot be told apart, and how often they are confused.
 Pair = tuple[int, int, float]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How catalogues are learnt.
+
+    Attributes:
+        accept_rate: share of the examples that shall count as in scope.
+        in_scope_share: share of the traffic that is expected to be.
+        max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
+        are_prompts: whether none of the texts is but a description.
+    """
+
+    accept_rate: float
+    in_scope_share: float
+    max_landmarks: int
+    are_prompts: bool = False
+
+    @classmethod
+    def of(cls, settings: RouterSettings, *, are_prompts: bool = False) -> "Learning":
+        """As the settings have it."""
+        return cls(
+            settings.accept_rate, settings.in_scope_share, settings.max_landmarks, are_prompts
+        )
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 from cluster.adapters import Adapter, Card, Viewer
 from cluster.settings import RouterSettings
 from router.adapters.cascade import Cascade
-from router.adapters.classifier import Learning
 from router.adapters.constraints import Constraints
 from router.adapters.features import FeatureExtractor, Features
+from router.adapters.fitting import Learning
 
 # Up to this many texts learning anew takes well under a second; of more, changes are worked in.
 _LEARN_ANEW = 500
