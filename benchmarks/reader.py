@@ -54,9 +54,9 @@ def intents(bench: "Bench") -> dict[str, Any]:
 
 def _suite(bench: "Bench", labelled: Labelled, name: str, shots: dict[int, int]) -> dict[str, Any]:
     """By the examples that each card has (0: its name), and of how many draws of them."""
-    extract = FeatureExtractor(SentenceEncoder.of(bench.settings), _reader(bench.settings))
+    extract = extractor(bench.settings)
     background = extract(everyday_prompts())
-    features = _Read(labelled, extract, name)
+    features = Read(labelled, extract, name)
     found: dict[str, Any] = {"features": extract.version}
     for few, seeds in shots.items():
         runs: dict[str, list[dict[str, float]]] = {}
@@ -71,12 +71,17 @@ def _suite(bench: "Bench", labelled: Labelled, name: str, shots: dict[int, int])
     return found
 
 
+def extractor(settings: RouterSettings) -> FeatureExtractor:
+    """With the demo's base model as the reader."""
+    return FeatureExtractor(SentenceEncoder.of(settings), _reader(settings))
+
+
 def _reader(settings: RouterSettings) -> Reader:
     base = str(prepare_base_model(default_cache_dir(), console))
     return Reader(base, layers=settings.reader_layers, window_tokens=settings.reader_window_tokens)
 
 
-class _Read:
+class Read:
     """The features of some texts, each read once."""
 
     def __init__(self, labelled: Labelled, extract: FeatureExtractor, what: str) -> None:
@@ -104,7 +109,8 @@ def _measure(
     learnt, asked = read(train), read(test)
     labels, truth = labelled.labels[train], labelled.labels[test]
     started = time.perf_counter()
-    cascade = Cascade.fit(learnt, labels, background, **bench.learning)
+    are_prompts = bool((labelled.split[train] != "name").all())
+    cascade = Cascade.fit(learnt, labels, background, bench.learning(are_prompts=are_prompts))
     fit_s = time.perf_counter() - started
     anything = np.ones(len(labelled.names), dtype=bool)
     judged = cascade.judge(asked, anything, anything, lambda rows: asked[rows])

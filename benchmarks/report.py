@@ -191,6 +191,41 @@ def _reader(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {took['p50']} ms | {took['p99']} ms | {right} | {asked} |"
 
 
+_SCOPE = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "out of scope accepted at 95 % recall"}
+
+
+def _scope(found: dict[str, Any]) -> Iterator[str]:
+    """Near and far, ours beside others."""
+    suites = {name: table for name, table in found.items() if isinstance(table, dict)}
+    methods = list(next(iter(suites.values())))
+    inside, outside = found["prompts"]
+    yield ""
+    yield "### Is any adapter meant?"
+    yield ""
+    yield f"Up to {inside} prompts in scope and {outside} out of it; 20 examples of each adapter,"
+    yield "the demo's base model as the reader. The others: the surest probability and the energy"
+    yield "of our scores, the nearest example and the Mahalanobis distance, both in the encoder's"
+    yield "space. In %, the best bold; of AUPR, those out of scope are looked for. Near tasks are"
+    yield "the prompts of tasks that were left out (means of two draws)."
+    if "sample" in found:
+        yield f"{found['sample']}."
+    for key, title in _SCOPE.items():
+        yield ""
+        yield f"| {title} | " + " | ".join(methods) + " |"
+        yield "|---|" + "---:|" * len(methods)
+        for suite, table in suites.items():
+            values = [table[m][key] for m in methods]
+            best = min(values) if key == "fpr95" else max(values)
+            cells = [f"**{v:.1f}**" if v == best else f"{v:.1f}" for v in values]
+            yield f"| {suite} | " + " | ".join(cells) + " |"
+    yield ""
+    yield "| at Roundhouse's threshold | kept in scope | turned away out of scope |"
+    yield "|---|---:|---:|"
+    for suite, table in suites.items():
+        ours = table["Roundhouse"]
+        yield f"| {suite} | {ours['kept in scope']} | {ours['turned away out of scope']} |"
+
+
 def _router() -> Iterator[str]:
     report = json.loads((RESULTS / "router.json").read_text())
     yield from _heading("The choice of the adapter", report, "bench-router")
@@ -210,6 +245,7 @@ def _router() -> Iterator[str]:
         cells.insert(5, _best_baseline(found, "oos_auroc"))
         yield f"| {suite} | " + " | ".join(cells) + " |"
     yield from _reader(report)
+    yield from _scope(report["scope"])
     weights = report["weights"]
     yield ""
     yield "### By the weights alone"
@@ -239,10 +275,7 @@ def _router() -> Iterator[str]:
     yield "| | P50 | P99 |"
     yield "|---|---:|---:|"
     yield from _times(report["scale"])
-    endpoint = report["endpoint"]
-    for name, title in (("added", "`auto` adds to a request, over Ray Serve"),
-                        ("POST /v1/route", "`POST /v1/route`")):  # fmt: skip
-        yield f"| {title} | {endpoint[name]['p50_ms']} ms | {endpoint[name]['p99_ms']} ms |"
+    yield from _endpoint(report["endpoint"])
     yield ""
     holds = report["scale"]["shortlist holds the best"]
     yield "The rows of adapters are without the encoder. Of 10,000 adapters the shortlist holds"
@@ -311,6 +344,14 @@ def _replayed(report: dict[str, Any], scene: str) -> Iterator[str]:
         bound = bounds[name]
         worth = bound if isinstance(bound, float) else bound["mean"]
         yield f"| {name} | {worth:.3f} | | | | | | |"
+
+
+def _endpoint(found: dict[str, Any]) -> Iterator[str]:
+    """What `auto` adds, by catalogue."""
+    for catalogue, told in found.items():
+        for name, title in (("added", "`auto` adds to a request"), ("POST /v1/route",) * 2):
+            row = f"{title}, {catalogue}"
+            yield f"| {row} | {told[name]['p50_ms']} ms | {told[name]['p99_ms']} ms |"
 
 
 # Of a turn after the first: what it is beside the one before.

@@ -2,6 +2,7 @@
 
 - adapters: BIG-Bench-Hard and CLINC150, from names alone to all examples, beside the baselines
 - reader_*: what each kernel is worth, with and without a small model's first layers
+- scope: near and far prompts out of scope, of intents and of tasks
 - weights: the demo's adapters without their cards
 - expert models: MMLU by a weak and a strong model, 5 folds
 - ten thousand adapters: the time of a choice, and of a new card
@@ -12,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from adapter_store.files.blobs import WEIGHTS
-from benchmarks import reader, routing_data
+from benchmarks import auto_latency, reader, routing_data, scope
 from benchmarks.routing_data import Labelled, split
 from benchmarks.routing_scores import centroids, mean, ridge
 from cluster.settings import RouterSettings
@@ -38,7 +38,7 @@ from router.adapters.encoder import SentenceEncoder
 from router.adapters.evaluation import curve_of
 from router.adapters.experts.predictor import QualityPredictor
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
-from router.adapters.fitting import calibration_error
+from router.adapters.fitting import Learning, calibration_error
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "router.json"
@@ -75,13 +75,10 @@ class Bench:
         return Features.stack(parts)
 
     def classifier(self, features: Features, labels: np.ndarray) -> Classifier:
-        return Classifier.learn(features, labels, self.background, **self.learning).classifier
+        return Classifier.learn(features, labels, self.background, self.learning()).classifier
 
-    @property
-    def learning(self) -> dict[str, Any]:
-        """What the classifiers are told beside the examples."""
-        names = {"accept_rate", "in_scope_share", "max_landmarks"}
-        return self.settings.model_dump(include=names)
+    def learning(self, *, are_prompts: bool = False) -> Learning:
+        return Learning.of(self.settings, are_prompts=are_prompts)
 
 
 def main() -> None:
@@ -355,72 +352,17 @@ def _percentiles(seconds: list[float]) -> dict[str, float]:
     }
 
 
-# -- over the endpoint --------------------------------------------------------------------------
-
-
-def endpoint(bench: Bench, adapters: int = 150, requests: int = 400) -> dict[str, Any]:
-    """What `auto` adds to a request: the same prompts to `auto` and to a named adapter, by turns,
-    one in flight, over Ray Serve with an engine that costs nothing."""
-    import httpx
-
-    from benchmarks.adapters import write_adapter
-    from benchmarks.store import ECHO, ECHO_SHAPES, ECHO_TARGETS, cluster
-    from deployments.command.client import Client
-
-    _, intents = routing_data.clinc(bench.data)
-    train, test = split(intents, FEW, 0)
-    test = np.random.default_rng(0).permutation(test)[:requests]
-    with tempfile.TemporaryDirectory(prefix="rh-bench-") as folder:
-        source = Path(folder) / "adapter"
-        write_adapter(source, ECHO_SHAPES, 4, ECHO_TARGETS, seed=0)
-        with cluster(Path(folder) / "cluster", ECHO) as url:
-            admin = Client(url)
-            for label in range(adapters):
-                mine = train[intents.labels[train] == label]
-                body = {
-                    "source": str(source),
-                    "name": f"intent-{label}",
-                    "base_model": "echo",
-                    "examples": [intents.texts[i] for i in mine],
-                }
-                admin.post("/v1/adapters", body)
-            time.sleep(10)  # until the router has learnt them anew
-            took: dict[str, list[float]] = {"auto": [], "intent-0": [], "route": []}
-            with httpx.Client(base_url=url, timeout=60) as client:
-                for i in [*test[:20], *test]:
-                    text = intents.texts[i]
-                    for model in ("auto", "intent-0"):
-                        message = {"role": "user", "content": text}
-                        body = {"model": model, "messages": [message], "max_tokens": 1}
-                        took[model].append(_asked(client, "/v1/chat/completions", body))
-                    took["route"].append(_asked(client, "/v1/route", {"input": text}))
-    auto, named = np.array(took["auto"][20:]), np.array(took["intent-0"][20:])
-    return {
-        "adapters": adapters,
-        "requests": len(auto),
-        "auto": _percentiles(auto),
-        "named": _percentiles(named),
-        "added": _percentiles(auto - named),
-        "POST /v1/route": _percentiles(took["route"][20:]),
-    }
-
-
-def _asked(client: Any, path: str, body: dict[str, Any]) -> float:
-    started = time.perf_counter()
-    client.post(path, json=body).raise_for_status()
-    return time.perf_counter() - started
-
-
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "adapters": adapters,
     "reader_exams": reader.exams,
     "reader_tasks": reader.tasks,
     "reader_intents": reader.intents,
     "reader_times": reader.times,
+    "scope": scope.scope,
     "weights": weights,
     "experts": experts,
     "scale": scale,
-    "endpoint": endpoint,
+    "endpoint": auto_latency.endpoint,
 }
 
 

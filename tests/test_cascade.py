@@ -6,9 +6,10 @@ import pytest
 
 from router.adapters.cascade import Cascade
 from router.adapters.features import Features
+from router.adapters.fitting import Learning
 from tests.test_classifier import Catalogue
 
-SETTINGS = {"accept_rate": 0.98, "in_scope_share": 0.9, "max_landmarks": 2048}
+LEARNING = Learning(accept_rate=0.98, in_scope_share=0.9, max_landmarks=2048)
 CLASSES, PAIRED = 8, 4
 
 
@@ -34,7 +35,7 @@ class Pairs(Catalogue):
         return Features(features.meaning, features.form, features.wording, states)
 
     def learnt(self, rows=slice(None)) -> Cascade:
-        return Cascade.fit(self.examples[rows], self.labels[rows], self.elsewhere(60), **SETTINGS)
+        return Cascade.fit(self.examples[rows], self.labels[rows], self.elsewhere(60), LEARNING)
 
 
 def judge(cascade: Cascade, prompts: Features):
@@ -97,7 +98,7 @@ def test_weights_hardly_move_when_a_card_comes_or_goes(pairs, cascade):
         rows = pairs.labels != gone
         labels = pairs.labels[rows]
         labels = labels - (labels > gone)
-        fewer = Cascade.fit(pairs.examples[rows], labels, pairs.elsewhere(60), **SETTINGS)
+        fewer = Cascade.fit(pairs.examples[rows], labels, pairs.elsewhere(60), LEARNING)
         now = fewer.best.kernel.weights.told
         steps = [abs(np.log2(now[n] / told[n])) for n in ("mean", "last") if told[n] and now[n]]
         assert max(steps, default=0) <= 1

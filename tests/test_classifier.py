@@ -7,7 +7,7 @@ import scipy.sparse
 from router.adapters.classifier import Classifier
 from router.adapters.encoder import unit_rows
 from router.adapters.features import Features
-from router.adapters.fitting import calibration_error
+from router.adapters.fitting import Learning, calibration_error
 
 SETTINGS = {"accept_rate": 0.99, "in_scope_share": 0.8}
 
@@ -41,8 +41,7 @@ class Catalogue:
             self.examples[rows],
             self.labels[rows],
             self.elsewhere(60),
-            max_landmarks=max_landmarks,
-            **SETTINGS,
+            Learning(max_landmarks=max_landmarks, **SETTINGS),
         ).classifier
 
 
@@ -154,8 +153,7 @@ def test_hundreds_of_copies_of_one_text_do_not_break_the_solution():
         catalogue.examples[copies],
         catalogue.labels[copies],
         catalogue.elsewhere(30),
-        max_landmarks=2048,
-        **SETTINGS,
+        Learning(max_landmarks=2048, **SETTINGS),
     ).classifier
     assert best(classifier, catalogue.prompts(np.arange(1, 4))) == [1, 2, 3]
     assert best(classifier, catalogue.examples[:1]) == [0]
@@ -168,8 +166,7 @@ def test_the_same_text_in_two_classes_does_not_break_the_solution():
         catalogue.examples[twice],
         np.concatenate([catalogue.labels, catalogue.labels + 4]),
         catalogue.elsewhere(30),
-        max_landmarks=2048,
-        **SETTINGS,
+        Learning(max_landmarks=2048, **SETTINGS),
     ).classifier
     (verdict,) = judge(classifier, catalogue.prompts(np.array([1])))
     assert set(verdict.classes[:2].tolist()) == {1, 5}

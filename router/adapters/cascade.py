@@ -2,7 +2,8 @@
 
 The quick one decides where its word would stand. That is learnt from the examples, scored by both
 without themselves (`fitting.py`): the least margin above which the full classifier would choose
-another class for next to no example.
+another class for no more prompts than may be, with a reserve for how few examples say so
+(`calibration/bound.py`).
 """
 
 from collections.abc import Callable
@@ -10,15 +11,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, logit
 
+from router.adapters.calibration.bound import below_all, sure_enough
 from router.adapters.classifier import Classifier, Learnt, Verdict
 from router.adapters.features import Features
-from router.adapters.fitting import LeftOut
+from router.adapters.fitting import Learning, LeftOut
 
-# Share of the prompts for which the full classifier may choose otherwise, unasked: half of what may
-# be lost, for what a few hundred examples foretell of so few is off by as much.
-_CHANGED = 0.0015
+# Share of the prompts for which the full classifier may choose otherwise, unasked.
+_CHANGED = 0.003
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Gate:
     """Where the quick classifier's word is final.
 
     Attributes:
-        margin: between the probabilities of the best two; a larger one settles it.
+        margin: between the scores of the best two, in log-odds; from this one on it is settled.
         foreign: below this probability of being in scope, a prompt is out of it for both.
         asks: share of the examples that the reader is asked about.
     """
@@ -40,27 +42,32 @@ class Gate:
         cls, quick: Classifier, full: Classifier, by_quick: LeftOut, by_full: LeftOut
     ) -> "Gate":
         """Learn from the same examples, left out by both."""
-        may_change = _CHANGED * len(by_quick.labels)
-        margins = _margins(softmax(quick.temperature * by_quick.scores, axis=1))
+        margins = quick.confidence.temperature * _margins(by_quick.scores)
         scope = quick.scope(by_quick.signals)
         accepted = full.scope(by_full.signals) >= full.scope.threshold
-        changed = by_quick.best != by_full.best
         made = cls(
-            # Of numbers between 0 and 1, what is nearest to 1 and to 0.
-            margin=1 - _nearest(1 - margins[changed], may_change, default=1.0),
-            foreign=_nearest(scope[accepted], may_change, default=0.0),
+            margin=sure_enough(margins, by_quick.best != by_full.best, _CHANGED),
+            foreign=float(
+                expit(below_all(logit(scope[accepted].clip(_LEAST, 1 - _LEAST)), _CHANGED))
+            ),
             asks=0.0,
         )
         asked = ~made._settles(margins, scope, quick.scope.threshold)
         return replace(made, asks=float(asked.mean()))
 
-    def settles(self, verdict: Verdict, threshold: float) -> bool:
+    @classmethod
+    def closed(cls) -> "Gate":
+        """Where nothing tells when the quick one is right: the reader is always asked."""
+        return cls(margin=np.inf, foreign=0.0, asks=1.0)
+
+    def settles(self, verdict: Verdict, by: Classifier) -> bool:
         """Whether what the quick classifier says of a prompt is final."""
-        margins = _margins(verdict.probabilities[None, :2])
-        return bool(self._settles(margins, np.array([verdict.scope]), threshold)[0])
+        margins = by.confidence.temperature * _margins(verdict.scores[None])
+        scope = np.array([verdict.scope])
+        return bool(self._settles(margins, scope, by.scope.threshold)[0])
 
     def _settles(self, margins: np.ndarray, scope: np.ndarray, threshold: float) -> np.ndarray:
-        is_clear = (margins > self.margin) & (scope >= threshold)
+        is_clear = (margins >= self.margin) & (scope >= threshold)
         found: np.ndarray = is_clear | (scope < min(self.foreign, threshold))
         return found
 
@@ -91,30 +98,22 @@ class Cascade:
         features: Features,
         labels: np.ndarray,
         background: Features,
-        *,
-        accept_rate: float,
-        in_scope_share: float,
-        max_landmarks: int,
+        learning: Learning,
     ) -> "Cascade":
         """Learn a catalogue; the arguments are :meth:`Classifier.learn`'s."""
 
         def learn(seen: Features, beside: Features, start: Classifier | None) -> Learnt:
-            return Classifier.learn(
-                seen,
-                labels,
-                beside,
-                accept_rate=accept_rate,
-                in_scope_share=in_scope_share,
-                max_landmarks=max_landmarks,
-                start=start.kernel.weights if start else None,
-            )
+            weights = start.kernel.weights if start else None
+            return Classifier.learn(seen, labels, beside, learning, weights)
 
         quick, by_quick = learn(features.unread, background.unread, None)
-        if features.states is None or by_quick is None:
+        if features.states is None:
             return cls(quick)
-        full, by_full = learn(features, background, quick)
-        if by_full is None or not full.kernel.weights.reads:
+        full, by_full = learn(features, background, quick if by_quick else None)
+        if not full.kernel.weights.reads:
             return cls(quick)
+        if by_quick is None or by_full is None:
+            return cls(quick, full, Gate.closed())
         return cls(quick, full, Gate.fit(quick, full, by_quick, by_full))
 
     @property
@@ -140,8 +139,7 @@ class Cascade:
         judged = [Judged(verdict, self.quick, False) for verdict in verdicts]
         if self.full is None or self.gate is None:
             return judged
-        threshold = self.quick.scope.threshold
-        unclear = [i for i, v in enumerate(verdicts) if not self.gate.settles(v, threshold)]
+        unclear = [i for i, v in enumerate(verdicts) if not self.gate.settles(v, self.quick)]
         if unclear:
             again = self.full.judge(read(np.array(unclear)), seen, allowed)
             for i, verdict in zip(unclear, again, strict=True):
@@ -165,20 +163,10 @@ class Cascade:
         )
 
 
-def _margins(probabilities: np.ndarray) -> np.ndarray:
-    """(n,) difference between the best two of (n, c); of one alone it is its own."""
-    two = -np.sort(-probabilities, axis=1)[:, :2]
-    margins: np.ndarray = two[:, 0] - (two[:, 1] if two.shape[1] > 1 else 0)
+def _margins(scores: np.ndarray) -> np.ndarray:
+    """(n,) difference between the best two of (n, c); where there is but one, nothing is nearer."""
+    if scores.shape[1] == 1:
+        return np.full(len(scores), np.inf)
+    two = -np.partition(-scores, 1, axis=1)[:, :2]
+    margins: np.ndarray = two[:, 0] - two[:, 1]
     return margins
-
-
-def _nearest(gaps: np.ndarray, most: float, default: float) -> float:
-    """The gap below which so many more of the kind of these are to be expected, and no more.
-
-    Where that is less than one, they are taken to thin out evenly towards 0: what is told with a
-    probability that is right is wrong the less often, the surer it is.
-    """
-    if len(gaps) < max(most, 1):
-        return default
-    place = max(int(most), 1)
-    return float(np.sort(gaps)[place - 1] * np.sqrt(min(most, 1.0)))

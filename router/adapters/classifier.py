@@ -1,8 +1,8 @@
 """How well each adapter fits a prompt, and whether any does.
 
 The choice: kernel ridge regression on the cards' texts (`features.py`, `regression.py`), one target
-per adapter, then a softmax with a fitted temperature (Guo et al., ICML 2017; `fitting.py`). Whether
-any is meant: `scope.py`.
+per adapter, then calibrated probabilities (`calibration/confidence.py`). Whether any is meant:
+`scope.py`.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
-from scipy.special import softmax
 
+from router.adapters.calibration.confidence import Confidence
+from router.adapters.calibration.strangers import signals_of_strangers
 from router.adapters.features import Features, Kernel, KernelWeights, total_of
-from router.adapters.fitting import DEFAULT_TEMPERATURE, LeftOut, Report, tuned
+from router.adapters.fitting import Learning, LeftOut, Report, tuned
 from router.adapters.regression import Regression
 from router.adapters.scope import Scope
 
@@ -68,13 +69,13 @@ class Classifier:
     Attributes:
         centroids: (c, d) mean meaning of each class; of many, the nearest are scored.
         rows: (m,) which example of its class each landmark is.
-        temperature: of the softmax that makes probabilities of scores.
+        confidence: makes probabilities of scores.
     """
 
     regression: Regression
     centroids: np.ndarray
     rows: np.ndarray
-    temperature: float
+    confidence: Confidence
     scope: Scope
     report: Report
 
@@ -84,10 +85,7 @@ class Classifier:
         features: Features,
         labels: np.ndarray,
         background: Features,
-        *,
-        accept_rate: float,
-        in_scope_share: float,
-        max_landmarks: int,
+        learning: Learning,
         start: KernelWeights | None = None,
     ) -> "Learnt":
         """Learn a catalogue.
@@ -96,22 +94,19 @@ class Classifier:
             features: of n examples of c classes; every class has one at least.
             labels: (n,) class of each.
             background: of prompts that no adapter was made for.
-            accept_rate: share of the examples that shall count as in scope.
-            in_scope_share: share of the traffic that is expected to be.
-            max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
             start: kernel weights from which better ones are looked for.
         """
         rng = np.random.default_rng(0)
         order = rng.permutation(len(labels))
-        landmarks = order[:max_landmarks]
-        weights = tuned(features, labels, rng, start)
+        landmarks = order[: learning.max_landmarks]
+        weights = tuned(features, labels, rng, start, are_prompts=learning.are_prompts)
         regression = Regression.fit(weights, landmarks, features, labels)
         outside = regression.signals(background)
         made = cls(
             regression,
             _centroids(features, labels),
             _place_in_class(labels)[landmarks],
-            DEFAULT_TEMPERATURE,
+            Confidence.untaught(reads=weights.reads),
             Scope.without_examples(outside),
             Report(len(labels), len(landmarks)),
         )
@@ -119,12 +114,19 @@ class Classifier:
         if left_out is None:
             return Learnt(made, None)
         twins = left_out.twins()
-        temperature = left_out.temperature(twins)
+        alone = ~np.isin(np.arange(regression.classes), [c for a, b, _ in twins for c in (a, b)])
+        confidence = left_out.confidence(alone, regression.typical)
         calibrated = replace(
             made,
-            temperature=temperature,
-            scope=Scope.fit(left_out.signals, outside, accept_rate, in_scope_share),
-            report=left_out.report(made.report, twins, temperature),
+            confidence=confidence,
+            scope=Scope.fit(
+                left_out.signals,
+                outside,
+                signals_of_strangers(regression, features, labels, rng, alone),
+                accept_rate=learning.accept_rate,
+                in_scope_share=learning.in_scope_share,
+            ),
+            report=left_out.report(made.report, twins, confidence),
         )
         return Learnt(calibrated, left_out)
 
@@ -203,7 +205,7 @@ class Classifier:
             classes[usable],
             classes[: int(usable.argmax())],
             chosen,
-            softmax(self.temperature * chosen),
+            self.confidence(chosen[None])[0],
             scope,
             regressors[: len(self.regression.landmarks)],
             shares,
@@ -239,7 +241,7 @@ class Classifier:
 
     def with_classes(self, features: Features, labels: np.ndarray) -> "Classifier":
         """With more classes, numbered on from the last. What the others had learnt follows
-        exactly; the landmarks, the temperature and the scope stay as they are."""
+        exactly; the landmarks, the calibration and the scope stay as they are."""
         added = _centroids(features, labels - self.classes)
         return replace(
             self,

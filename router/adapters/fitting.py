@@ -1,20 +1,19 @@
-"""What is learnt from mistakes: the kernel's weights, the temperature, what is reported.
+"""What is learnt from mistakes: the kernel's weights, who is like whom, what is reported.
 
 All of it comes from examples that are scored as if they had not been learnt from, in closed form
 (`ridge.py`), so that none need be held back.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import scipy.linalg
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
+from cluster.settings import RouterSettings
+from router.adapters.calibration.confidence import Confidence, fit_temperature, log_loss
 from router.adapters.features import Features, Kernel, KernelWeights
-from router.adapters.regression import NOISE, Regression, gain, unknown
+from router.adapters.regression import NOISE, SAME, Regression, gain, unknown
 
 # Fewer examples that can be left out say nothing.
 _MIN_LEFT_OUT = 3
@@ -35,15 +34,43 @@ _FURTHEST = 8.0
 # scope's defaults are. Such a text describes prompts rather than being one: it shares their
 # meaning, less their form and wording.
 _OF_DESCRIPTIONS = KernelWeights(meaning=2.0, form=0.2, wording=0.05, linear_form=0.05)
-# Of the softmax, where nothing can be left out to fit it to.
-DEFAULT_TEMPERATURE = 10.0
+# Of one prompt each, which a reader has read: fitted to one example of each of CLINC150's intents
+# (validation prompts), MMLU's subjects and AGIEval's exams (halves of the cards), for the least
+# mean log-loss. Prompts of intents are a line at most, and there what the reader says costs 4
+# points of 64: texts of fewer n-grams count as such.
+_OF_PROMPTS = KernelWeights(
+    meaning=2.0, form=0.025, wording=0.5, mean=1.0, last=0.5, linear_form=0.1
+)
+_FEW_GRAMS = 200
 # Adapters that take each other's prompts this often (a coin would: half) cannot be told apart.
 _TWINS = 0.35
-# Likeness of a text and its copy, up to rounding.
-_SAME = 0.999
 
 # Two classes that cannot be told apart, and how often they are confused.
 Pair = tuple[int, int, float]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How catalogues are learnt.
+
+    Attributes:
+        accept_rate: share of the examples that shall count as in scope.
+        in_scope_share: share of the traffic that is expected to be.
+        max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
+        are_prompts: whether none of the texts is but a description.
+    """
+
+    accept_rate: float
+    in_scope_share: float
+    max_landmarks: int
+    are_prompts: bool = False
+
+    @classmethod
+    def of(cls, settings: RouterSettings, *, are_prompts: bool = False) -> "Learning":
+        """As the settings have it."""
+        return cls(
+            settings.accept_rate, settings.in_scope_share, settings.max_landmarks, are_prompts
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +95,7 @@ class LeftOut:
     """Examples as they would be seen had they not been learnt from.
 
     Attributes:
-        scores: (n, c).
+        scores: (n, c), as those of prompts to a catalogue that lacks the example.
         signals: (n, 3) as :meth:`Regression.signals` gives them.
         labels: (n,) class of each.
     """
@@ -97,14 +124,17 @@ class LeftOut:
         blind = regressors[:, : len(made.landmarks)].copy()
         is_landmark = held < len(made.landmarks)
         blind[is_landmark, held[is_landmark]] = 0
-        # The same text on another card would be found again: of a prompt there is no copy.
-        blind[blind > _SAME] = 0
+        blind[blind > SAME] = 0
         everything = np.ones(made.classes, dtype=bool)
         known = made.familiarity(features[rows], blind, everything)
         # Examples that the variance is made from.
         inside = held < len(made.variance)
         known[inside, 1] = made.variance_left_out(held[inside])
-        return cls(scores, np.column_stack([made.surest(scores), known]), own)
+        signals = np.column_stack([made.surest(scores), known])
+        # Its class is left with one example less, whose scores would be lent more.
+        counts = made.counts[own]
+        scores[np.arange(len(own)), own] *= gain(counts - 1) / gain(counts)
+        return cls(scores, signals, own)
 
     @property
     def best(self) -> np.ndarray:
@@ -118,13 +148,17 @@ class LeftOut:
         found: np.ndarray = self.best == self.labels
         return found
 
-    def temperature(self, twins: Iterable[Pair]) -> float:
-        """The sharpness of the softmax by all but the twins: that one is as good as the other must
-        not make the probabilities of everything else flat."""
-        alone = ~np.isin(self.labels, [c for a, b, _ in twins for c in (a, b)])
-        if alone.sum() < _MIN_LEFT_OUT:
-            return _fit_temperature(self.scores, self.labels)
-        return _fit_temperature(self.scores[alone], self.labels[alone])
+    def confidence(self, alone: np.ndarray, each: float) -> Confidence:
+        """What makes probabilities of scores.
+
+        Args:
+            alone: (c,) whether a class has no twin; those that have one do not shape it.
+            each: examples of a class.
+        """
+        chosen = alone[self.labels]
+        if chosen.sum() < _MIN_LEFT_OUT:
+            chosen[:] = True
+        return Confidence.fit(self.scores, self.labels, chosen, each)
 
     def twins(self) -> tuple[Pair, ...]:
         """Pairs whose examples, left out, go to the other as often as to their own."""
@@ -138,9 +172,9 @@ class LeftOut:
         shares = ((a, b, n / (seen[a] + seen[b])) for (a, b), n in sorted(pairs.items()) if n > 3)
         return tuple((a, b, round(float(s), 3)) for a, b, s in shares if s >= _TWINS)
 
-    def report(self, blank: Report, twins: tuple[Pair, ...], temperature: float) -> Report:
+    def report(self, blank: Report, twins: tuple[Pair, ...], confidence: Confidence) -> Report:
         """The report with what these say."""
-        probabilities = softmax(temperature * self.scores, axis=1)
+        probabilities = confidence(self.scores)
         return replace(
             blank,
             top1=float(self.is_right.mean()),
@@ -162,14 +196,19 @@ def tuned(
     labels: np.ndarray,
     rng: np.random.Generator,
     start: KernelWeights | None = None,
+    *,
+    are_prompts: bool = False,
 ) -> KernelWeights:
     """The kernel weights under which left-out examples of some classes are best foretold.
 
     Args:
         start: where the search begins; the defaults, by default.
+        are_prompts: whether none of the texts is but a description.
     """
     if (np.bincount(labels)[labels] > 1).sum() < _MIN_LEFT_OUT:
-        return _OF_DESCRIPTIONS
+        grams = np.median(features.wording.sum(axis=1).A1)
+        is_told = are_prompts and features.states is not None and grams >= _FEW_GRAMS
+        return _OF_PROMPTS if is_told else _OF_DESCRIPTIONS
     default = start or KernelWeights()
     rows = _few_of_some(labels, rng)
     _, own = np.unique(labels[rows], return_inverse=True)
@@ -187,8 +226,8 @@ def tuned(
         inverse = scipy.linalg.inv(parts.combine(weights) + beside, assume_a="pos")
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
         scores = (left_out + unknown(len(counts))) * gain(counts)
-        temperature = _fit_temperature(scores[scored], own[scored])
-        return _log_loss(temperature * scores[scored], own[scored])
+        temperature = fit_temperature(scores[scored], own[scored])
+        return log_loss(temperature * scores[scored], own[scored])
 
     names = ("meaning", "form", "wording") + (() if chosen.states is None else ("mean", "last"))
     best, lowest = default, loss(default)
@@ -217,19 +256,3 @@ def _few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     some = rng.permutation(np.unique(labels))[:_TUNING_CLASSES]
     rows = [rng.permutation(np.flatnonzero(labels == c))[:_TUNING_EXAMPLES] for c in some]
     return np.concatenate(rows)
-
-
-def _fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The sharpness at which the probabilities of the right classes are largest."""
-
-    def loss(log_temperature: float) -> float:
-        return _log_loss(np.exp(log_temperature) * scores, labels)
-
-    return float(np.exp(minimize_scalar(loss, bounds=(0.0, 5.0), method="bounded").x))
-
-
-def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Of n examples, with Platt's targets (1999): n right ones do not prove that none is wrong."""
-    logs = log_softmax(logits, axis=1)
-    own = logs[np.arange(len(labels)), labels].mean()
-    return -float(own + (logs.mean() - own) / (len(labels) + 2))

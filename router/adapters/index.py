@@ -1,7 +1,7 @@
 """The cards of the store, learnt: one state of the catalogue at a time, ready to answer."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from cluster.settings import RouterSettings
 from router.adapters.cascade import Cascade
 from router.adapters.constraints import Constraints
 from router.adapters.features import FeatureExtractor, Features
+from router.adapters.fitting import Learning
 
 # Up to this many texts learning anew takes well under a second; of more, changes are worked in.
 _LEARN_ANEW = 500
@@ -75,16 +76,16 @@ class CardLearner:
     one. Safe for threads.
 
     Args:
-        background: prompts that no adapter was made for.
+        background: of prompts that no adapter was made for.
     """
 
     def __init__(
-        self, extract: FeatureExtractor, settings: RouterSettings, background: list[str]
+        self, extract: FeatureExtractor, settings: RouterSettings, background: Features
     ) -> None:
         self.index = Index()
         self._extract = extract
         self._settings = settings
-        self.background = extract(background)
+        self._background = background
         self._features: dict[Texts, Features] = {}
         self._changing = threading.Lock()
 
@@ -106,7 +107,7 @@ class CardLearner:
             learnt = [self._embed(texts_of(a.card)) for a in before.adapters]
         if before.is_whole:
             return
-        fresh = replace(before, cascade=self._fit(learnt), is_whole=True, masks={})
+        fresh = replace(before, cascade=self._fit(learnt, before.adapters), is_whole=True, masks={})
         with self._changing:
             now = self.index
             known = {a.name: a for a in now.adapters}
@@ -126,7 +127,7 @@ class CardLearner:
         changed = sum(len(texts) for texts in (*gone.values(), *new.values()))
         if index.cascade is None or size <= _LEARN_ANEW or changed > _WORKED_IN:
             learnt = [self._embed(texts) for texts in wanted.values()]
-            cascade = self._fit(learnt) if learnt else None
+            cascade = self._fit(learnt, known.values()) if learnt else None
             return Index(tuple(known.values()), cascade=cascade, position=position)
         cascade = self._worked_in(index.cascade, list(before), gone, new)
         adapters = tuple(known[n] for n in (*(n for n in before if n not in gone), *new))
@@ -150,16 +151,10 @@ class CardLearner:
         learnt = [self._embed(texts) for texts in new.values()]
         return cascade.with_classes(Features.stack(learnt), len(names) + _labels(learnt))
 
-    def _fit(self, parts: list[Features]) -> Cascade:
-        settings = self._settings
-        return Cascade.fit(
-            Features.stack(parts),
-            _labels(parts),
-            self.background,
-            accept_rate=settings.accept_rate,
-            in_scope_share=settings.in_scope_share,
-            max_landmarks=settings.max_landmarks,
-        )
+    def _fit(self, parts: list[Features], adapters: Iterable[Adapter]) -> Cascade:
+        are_prompts = not any(a.card.description for a in adapters)
+        learning = Learning.of(self._settings, are_prompts=are_prompts)
+        return Cascade.fit(Features.stack(parts), _labels(parts), self._background, learning)
 
     def _embed(self, texts: Texts) -> Features:
         if texts not in self._features:

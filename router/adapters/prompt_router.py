@@ -53,9 +53,10 @@ class PromptRouter:
         self._settings = settings
         self._base_models = tuple(base_models)
         self._weights = weights or {}
-        self._cards = CardLearner(self._extract, settings, everyday_prompts())
-        self._follow_ups = FollowUps(self._extract.glance, everyday_prompts())
-        self._outcomes = OutcomeLearner(self._extract, settings, self._cards.background.unread)
+        everyday = self._extract(everyday_prompts())
+        self._cards = CardLearner(self._extract, settings, everyday)
+        self._follow_ups = FollowUps(self._extract.glance, everyday)
+        self._outcomes = OutcomeLearner(self._extract, settings, everyday.unread)
         self._explorer = Explorer.of(settings)
         self._costs = LiveCosts.of(base_models, ())
 
@@ -257,7 +258,7 @@ class PromptRouter:
             examples=told.examples,
             landmarks=told.landmarks,
             is_whole=index.is_whole,
-            temperature=classifier.temperature,
+            temperature=classifier.confidence.temperature,
             threshold=classifier.scope.threshold,
             left_out_top1=told.top1,
             left_out_ece=told.ece,

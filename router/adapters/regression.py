@@ -22,6 +22,9 @@ _SURE_GAIN = 1.5
 # Of the posterior variance, which costs the square of them at each prompt.
 _VARIANCE_LANDMARKS = 512
 _BLOCK = 4096
+# Likeness of a text and its copy, up to rounding. The same text on another card would be found
+# again: of a prompt there is no copy.
+SAME = 0.999
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,19 @@ class Regression:
         scores: np.ndarray = (without_own(predicted, targets, leverage) + offset) * lent
         return scores
 
+    def score_without(self, regressors: np.ndarray, label: int) -> np.ndarray:
+        """(n, c) what examples of a class would score had none of its examples been learnt from;
+        the class itself comes last."""
+        lent, offset = gain(self.counts), unknown(self.classes)
+        targets = np.full((len(regressors), self.classes), -offset)
+        targets[:, label] += 1
+        predicted = regressors @ (self.coefficients / lent[:, None]).T
+        noise = _noise(np.full(len(regressors), self.counts[label]), self.typical)
+        scores = (self.ridge.without_block(regressors, predicted, targets, noise) + offset) * lent
+        scores[:, label] = -np.inf
+        found: np.ndarray = scores
+        return found
+
     def sure(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Scores as they count for the scope: what a single example lacks may be lent to it to win
         over others, but is no sign that the prompt is known."""
@@ -137,6 +153,18 @@ class Regression:
         """(n,) posterior variance of some of the first landmarks had they not been learnt from:
         1 / Q_ii is what each has without itself."""
         found: np.ndarray = 1 / np.diag(self.variance)[places] - NOISE
+        return found
+
+    def variance_without(self, likeness: np.ndarray, label: int) -> np.ndarray:
+        """(n,) posterior variance at likenesses (n, m), had the landmarks of a class not been
+        learnt from."""
+        own = np.flatnonzero(self.landmarks[: len(self.variance)] == label)
+        part = likeness[:, : len(self.variance)].copy()
+        part[:, own] = 0
+        reach = part @ self.variance
+        less = np.linalg.solve(self.variance[np.ix_(own, own)], reach[:, own].T)
+        explained = np.einsum("ij,ij->i", reach, part) - np.einsum("ij,ji->i", reach[:, own], less)
+        found: np.ndarray = 1 - explained
         return found
 
     # -- changes ----------------------------------------------------------------------------

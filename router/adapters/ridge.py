@@ -11,7 +11,11 @@ be learnt from mistakes (temperature, threshold, settings) needs no held-out dat
 
     f_-i = (f_i - h_i y_i) / (1 - h_i),     h_i = k_i P k_i^T / n_i
 
-(Rifkin & Lippert 2007). Adding examples changes P by a matrix of their rank (Woodbury).
+(Rifkin & Lippert 2007). Of several left out at once, H with h_ij = k_i P k_j^T / n_j is a matrix:
+
+    f_-C = y - (I - H)^-1 (y - f)
+
+Adding examples changes P by a matrix of their rank (Woodbury).
 """
 
 from collections.abc import Iterable
@@ -89,6 +93,15 @@ class Ridge:
         """(n,) h_i: how much of its own prediction an example makes."""
         own: np.ndarray = np.einsum("ij,ij->i", likeness @ self.precision, likeness) / noise
         return own
+
+    def without_block(
+        self, likeness: np.ndarray, predicted: np.ndarray, targets: np.ndarray, noise: np.ndarray
+    ) -> np.ndarray:
+        """(n, c) what would have been predicted for examples had none of them been learnt from."""
+        block = (likeness @ self.precision) @ likeness.T / noise
+        rest = (1 + _JITTERS[0]) * np.eye(len(block)) - block
+        left_out: np.ndarray = targets - np.linalg.solve(rest, targets - predicted)
+        return left_out
 
     def with_examples(self, examples: Examples) -> "Ridge":
         """The solution with more examples; their targets may have new columns at the end.

@@ -7,7 +7,7 @@ nothing before them: the everyday ones, and short orders, statements and questio
 like follow-ups than those do. No card has a part in it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,12 @@ _STRENGTH = 10.0
 
 
 class FollowUps:
-    """Args: everyday: prompts that need nothing before them, beside those of the shipped list."""
+    """Args: everyday: of prompts that need nothing before them, beside those of shipped lists."""
 
-    def __init__(self, extract: Callable[[list[str]], Features], everyday: Sequence[str]) -> None:
+    def __init__(self, extract: Callable[[list[str]], Features], everyday: Features) -> None:
         follow_ups = (_DATA / "follow_ups.txt").read_text().splitlines()
         alone = (_DATA / "standing_alone.txt").read_text().splitlines()
-        rows = _rows(extract([*follow_ups, *alone, *everyday]))
+        rows = np.concatenate([_rows(extract([*follow_ups, *alone])), _rows(everyday)])
         truth = np.arange(len(rows)) < len(follow_ups)
         model = LogisticRegression(C=_STRENGTH, class_weight="balanced", max_iter=1000)
         self._model = model.fit(rows, truth)
