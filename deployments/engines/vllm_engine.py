@@ -15,12 +15,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import FrontendArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -32,6 +36,9 @@ from cluster.settings import BaseModelSettings
 from deployments.engines import prepared, vllm_plugin
 from deployments.engines.asgi import call_asgi
 from deployments.engines.base_facts import base_model_facts, only_adaptable
+from deployments.engines.refusals import in_frontend
+from deployments.engines.refusals.problems import worst
+from deployments.engines.refusals.told import in_our_shape
 from deployments.engines.vllm_worker import RoundhouseWorker
 from deployments.process.call import Reply
 
@@ -61,6 +68,7 @@ class VllmEngine:
         frontend = FrontendArgs(**self._settings.server_args)
         args = argparse.Namespace(**(vars(frontend) | vars(self._args)))
         self._app = build_app(args, tasks, self.llm.model_config)
+        self._app.exception_handler(RequestValidationError)(_of_a_body)
         await init_app_state(self.llm, self._app.state, args, tasks)
         # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
         # check takes that part, but the handler still wants the attribute.
@@ -72,6 +80,8 @@ class VllmEngine:
 
     async def start_engine(self) -> None:
         """The engine without its OpenAI layer: `self.llm`."""
+        vllm_plugin.check_shapes(in_frontend.SHAPES)
+        in_frontend.install()
         self.llm = AsyncLLM.from_vllm_config(self._checked_config())
         self._lora_config = self.llm.vllm_config.lora_config
         await self._check_plugin()
@@ -155,7 +165,7 @@ class VllmEngine:
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AbstractAsyncContextManager[Reply]:
-        return call_asgi(self._app, path, body, headers)
+        return in_our_shape(call_asgi(self._app, path, body, headers), body)
 
     def _name_in_answers(self, lora_request: LoRARequest | None = None) -> str:
         """The public name: inside, adapters are known as ``name@version``."""
@@ -182,6 +192,16 @@ class VllmEngine:
                 )
             if on_cpu:
                 logger.info("LoRA kernel: %s", kernel)
+
+
+async def _of_a_body(_: Request, error: RequestValidationError) -> JSONResponse:
+    problems = error.errors()
+    said = [p.get("ctx", {}).get("error") for p in problems]
+    found = next((e for e in said if isinstance(e, VLLMValidationError)), None)
+    param, message = worst(problems)
+    if found is not None:
+        param, message = found.parameter or param, str(found.args[0])
+    return JSONResponse({"error": {"message": message, "param": param}}, 400)
 
 
 def _prepare_for_cpu(workers: int) -> None:
