@@ -15,16 +15,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from prometheus_client import REGISTRY
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import FrontendArgs
-from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -37,7 +33,7 @@ from deployments.engines import prepared, vllm_plugin
 from deployments.engines.asgi import call_asgi
 from deployments.engines.base_facts import base_model_facts, only_adaptable
 from deployments.engines.refusals import in_frontend
-from deployments.engines.refusals.problems import worst
+from deployments.engines.refusals.in_bodies import handle_bodies
 from deployments.engines.refusals.told import in_our_shape
 from deployments.engines.vllm_worker import RoundhouseWorker
 from deployments.process.call import Reply
@@ -68,7 +64,7 @@ class VllmEngine:
         frontend = FrontendArgs(**self._settings.server_args)
         args = argparse.Namespace(**(vars(frontend) | vars(self._args)))
         self._app = build_app(args, tasks, self.llm.model_config)
-        self._app.exception_handler(RequestValidationError)(_of_a_body)
+        handle_bodies(self._app)
         await init_app_state(self.llm, self._app.state, args, tasks)
         # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
         # check takes that part, but the handler still wants the attribute.
@@ -192,16 +188,6 @@ class VllmEngine:
                 )
             if on_cpu:
                 logger.info("LoRA kernel: %s", kernel)
-
-
-async def _of_a_body(_: Request, error: RequestValidationError) -> JSONResponse:
-    problems = error.errors()
-    said = [p.get("ctx", {}).get("error") for p in problems]
-    found = next((e for e in said if isinstance(e, VLLMValidationError)), None)
-    param, message = worst(problems)
-    if found is not None:
-        param, message = found.parameter or param, str(found.args[0])
-    return JSONResponse({"error": {"message": message, "param": param}}, 400)
 
 
 def _prepare_for_cpu(workers: int) -> None:

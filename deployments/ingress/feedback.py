@@ -12,7 +12,9 @@ from cluster.settings import Settings
 from cluster.values import Value
 
 
-class _Feedback(Value):
+class Rated(Value):
+    """What `POST /v1/feedback` takes."""
+
     request_id: str = Field(min_length=1, max_length=128)
     score: Share
     owner: str | None = None
@@ -35,7 +37,7 @@ class Feedback:
             NotFound: the request is not known, or no longer, or another tenant's.
             Conflict: its prompt was not kept, or it has its feedback already.
         """
-        sent = parse(_Feedback, body)
+        sent = parse(Rated, body)
         request = await self.show(sent.request_id, viewer, sent.owner)
         if request.input is None:
             raise Conflict(

@@ -24,6 +24,7 @@ from deployments.ingress.directory import Directory
 from deployments.ingress.doors import doors
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
+from deployments.ingress.openapi.document import document
 from deployments.ingress.operations import Operations
 from deployments.ingress.overview import Overview
 from deployments.ingress.rules.book import Book
@@ -63,6 +64,7 @@ def build_http(
             header = request.headers.get("authorization")
             request.state.viewer = authoriser.check(header, scope)
 
+        check.scope = scope  # type: ignore[attr-defined]  # for the OpenAPI document
         return [Depends(check)]
 
     client = APIRouter(dependencies=asks_for(CLIENT), route_class=NameRoute)
@@ -79,7 +81,19 @@ def build_http(
     add_page(app)
     app.include_router(client)
     app.include_router(changes)
+    _add_document(app, asks_for_keys=auth.enabled)
     return app
+
+
+def _add_document(app: FastAPI, *, asks_for_keys: bool) -> None:
+    """What is offered; it says nothing of what is here."""
+    made: list[dict[str, Any]] = []
+
+    @app.get("/openapi.json")
+    async def openapi() -> JSONResponse:
+        if not made:
+            made.append(document(app, asks_for_keys=asks_for_keys))
+        return JSONResponse(made[0])
 
 
 def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:

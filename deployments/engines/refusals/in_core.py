@@ -1,4 +1,4 @@
-"""In vLLM's core: a grammar that does not compile, or that a request's other fields leave nothing of.
+"""In vLLM's core: a grammar that does not compile, or that other fields leave nothing of.
 
 That ends the one request, of which vLLM says "Internal server error". Its output now says why.
 """
@@ -54,13 +54,21 @@ def _accepting(accept: Callable[..., bool]) -> Callable[..., bool]:
     @functools.wraps(accept)
     def accepting(self: Any, request: Any, new_token_ids: list[int]) -> bool:
         is_accepted = accept(self, request, new_token_ids)
-        if not is_accepted and (fields := _at_odds(request.sampling_params)):
-            request.roundhouse_refused = (
-                f"it and {' and '.join(fields)} together leave no token to go on with"
-            )
+        if not is_accepted:
+            request.roundhouse_refused = _stuck(request)
         return is_accepted
 
     return accepting
+
+
+def _stuck(request: Any) -> str:
+    """Why a grammar cannot go on, where that is the request's doing; else it is the engine's."""
+    matcher = getattr(request.structured_output_request.grammar, "ll_matcher", None)
+    said = str(matcher.get_error() if matcher is not None else "").partition("\n")[0]
+    if "limit" in said:
+        return f"it is too large to be followed ({said})"
+    fields = _at_odds(request.sampling_params)
+    return f"it and {' and '.join(fields)} leave no token to go on with" if fields else ""
 
 
 def _at_odds(params: Any) -> list[str]:
