@@ -30,13 +30,17 @@ def handle_bodies(app: FastAPI) -> None:
     app.middleware_stack = app.build_middleware_stack()
 
 
-async def _refused(_: Request, error: RequestValidationError) -> Response:
+async def _refused(request: Request, error: RequestValidationError) -> Response:
     problems = error.errors()
     said = [problem.get("ctx", {}).get("error") for problem in problems]
     found = next((e for e in said if isinstance(e, VLLMValidationError)), None)
     param, message = worst(problems)
     if found is not None:
         param, message = found.parameter or param, str(found.args[0])
+    elif param is not None and param.startswith("["):
+        # Of a list that is read when it is looked at: what it is in has been forgotten.
+        message = f"{param}: {message}"
+        param = "messages" if (await request.json()).get("messages") else None
     return _answer(message, param)
 
 

@@ -5,9 +5,11 @@ the request and the settings. vLLM knows some of the exceptions that come of it 
 """
 
 import functools
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
+from pydantic import ValidationError
 from vllm.exceptions import VLLMError, VLLMValidationError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
@@ -17,7 +19,8 @@ from vllm.v1.engine.output_processor import OutputProcessor
 
 from deployments.engines.refusals.bounds import check_bounds
 from deployments.engines.refusals.in_core import LONGEST, MARK, wrap
-from deployments.engines.refusals.told import CONTENT, GRAMMAR
+from deployments.engines.refusals.problems import worst
+from deployments.engines.refusals.told import CONTENT, GRAMMAR, TEMPLATE
 
 T = TypeVar("T")
 
@@ -66,6 +69,8 @@ def _refuse(error: BaseException, parameter: str | None) -> NoReturn:
     said = str(error) or type(error).__name__
     if isinstance(error, _CLUELESS):
         said = f"the engine cannot read it ({type(error).__name__}: {said})"
+    elif isinstance(error, ValidationError):
+        said = ": ".join(filter(None, worst(error.errors())))
     elif isinstance(error, RecursionError):
         said = "it is nested too deeply"
     raise Refused(said[:LONGEST], parameter=parameter) from error
@@ -89,12 +94,24 @@ def _rendering(render: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T
     async def rendering(*args: Any, **kwargs: Any) -> T:
         try:
             return await render(*args, **kwargs)
+        except VLLMValidationError as e:
+            e.parameter = e.parameter or _rendered(e)
+            raise
         except _OURS:
             raise
         except Exception as e:  # noqa: BLE001
-            _refuse(e, CONTENT)
+            _refuse(e, _rendered(e))
 
     return rendering
+
+
+def _rendered(error: BaseException | None) -> str:
+    """What of a request has failed to be rendered."""
+    while error is not None:
+        if any("jinja2" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+            return TEMPLATE
+        error = error.__cause__ or error.__context__
+    return CONTENT
 
 
 def _checking(check: Callable[..., None]) -> Callable[..., None]:

@@ -24,7 +24,8 @@ from deployments.process.call import Reply
 logger = logging.getLogger(__name__)
 
 # What our changes of vLLM name as the parameter; the request says which field that is.
-GRAMMAR, CONTENT = "the grammar", "the content"
+GRAMMAR, CONTENT, TEMPLATE = "the_grammar", "the_content", "the_template"
+TOOLS = "the_tools"
 TOO_LONG = "context_length_exceeded"
 
 _ERROR_EVENT = b'data: {"error"'
@@ -36,7 +37,13 @@ _IS_TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maxim
 _NAMED = re.compile(
     r"^`?([a-z]+(?:_[a-z]+)+|temperature|seed|n|stop|logprobs)`? (?:must|should|can)"
 )
-_CONTENT_OF = {"prompt_embeds": "prompt_embeds", "messages": "messages", "prompt": "prompt"}
+_OF_TOOLS = re.compile(r"^tool_choice=|tool choice.* requires")
+_CONTENT = ("prompt_embeds", "messages", "prompt")
+_NAMES: Mapping[str | None, tuple[str, ...]] = {
+    CONTENT: _CONTENT,
+    TEMPLATE: ("chat_template_kwargs", "chat_template", *_CONTENT),
+    TOOLS: ("tool_choice", "tools"),
+}
 _KINDS: Mapping[int, type[RoundhouseError]] = {404: NotFound, 429: Overloaded, 503: Unavailable}
 # Of what the model cannot do; that another try would not change.
 _NOT_IMPLEMENTED = 501
@@ -66,25 +73,29 @@ def _of_client(status: int, message: str, said: Mapping[str, Any], body: bytes) 
     error.status = 400 if status == _NOT_IMPLEMENTED else status
     error.code = code if isinstance(code, str) and not code.isdecimal() else None
     if _IS_TOO_LONG.search(message):
-        error.code, param = TOO_LONG, CONTENT
+        error.code = TOO_LONG
+        param = "max_tokens" if message.startswith("max_tokens") else CONTENT
     if isinstance(param, str):
         param = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", param.removeprefix("body."))
     elif found := _NAMED.match(message):
         param = found[1]
+    elif _OF_TOOLS.search(message):
+        param = TOOLS
+        error.message = f"{message} (models[].server_args)"
     error.param = _field(param, body)
-    if error.param and error.param != param and error.param not in message:
-        error.message = f"{error.param}: {message}"
+    if error.param and error.param not in message:
+        error.message = f"{error.param}: {error.message}"
     return error
 
 
 def _field(param: str | None, body: bytes) -> str | None:
     """The request's own name of what the engine names by another one."""
-    if param not in (GRAMMAR, CONTENT):
+    if param == GRAMMAR:
+        return grammar_field(json.loads(body))
+    if param not in _NAMES:
         return param
     fields = json.loads(body)
-    if param == CONTENT:
-        return next((name for name in _CONTENT_OF if fields.get(name)), None)
-    return grammar_field(fields)
+    return next((name for name in _NAMES[param] if fields.get(name)), None)
 
 
 def grammar_field(fields: Mapping[str, Any]) -> str | None:

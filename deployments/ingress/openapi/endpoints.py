@@ -280,9 +280,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "GET /metrics": Endpoint("Of all processes, for Prometheus.", answers={200: {TEXT: _TEXT}}),
     "GET /healthz": Endpoint("Whether this process lives.", answers=_json(_STATUS)),
     "HEAD /healthz": Endpoint("Likewise, without a body.", answers={200: None}),
-    "GET /readyz": Endpoint(
-        "Whether requests are answered.", answers=_json(_STATUS)
-    ),
+    "GET /readyz": Endpoint("Whether requests are answered.", answers=_json(_STATUS)),
     "HEAD /readyz": Endpoint("Likewise, without a body.", answers={200: None}),
     "GET /": Endpoint("The page.", answers={200: {"text/html": _TEXT}}),
     "HEAD /": Endpoint("Likewise, without a body.", answers={200: None}),
