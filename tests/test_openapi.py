@@ -91,7 +91,7 @@ def _try(operation, mode: GenerationMode, url: str) -> None:
         wanted.append(checks.negative_data_rejection)
 
     @settings(
-        max_examples=rounds(3, 60),
+        max_examples=rounds(2, 60),
         derandomize=True,
         database=None,
         deadline=None,

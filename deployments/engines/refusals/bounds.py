@@ -1,6 +1,6 @@
 """Counts in a schema that nobody can mean.
 
-A library behind vLLM writes a list of at least a billion items out item by item: 19 GiB, and the
+A library behind vLLM writes a list of at least a billion items out item by item: 18 GiB, and the
 replica was gone. More than this many no answer has.
 """
 

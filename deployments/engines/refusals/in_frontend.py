@@ -48,7 +48,7 @@ SHAPES = {
 }
 
 
-class Refused(VLLMValidationError):
+class Refused(VLLMValidationError):  # type: ignore[misc]  # vLLM is not followed
     """A request's mistake; unlike vLLM's own, without the parameter in its words."""
 
     def __str__(self) -> str:

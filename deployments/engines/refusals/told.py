@@ -74,15 +74,19 @@ def _of_client(status: int, message: str, said: Mapping[str, Any], body: bytes) 
     error.code = code if isinstance(code, str) and not code.isdecimal() else None
     if _IS_TOO_LONG.search(message):
         error.code = TOO_LONG
-        param = "max_tokens" if message.startswith("max_tokens") else CONTENT
+        is_of_answer = message.startswith("max_tokens")
+        param = "max_tokens" if is_of_answer else _field(CONTENT, body) or param
     if isinstance(param, str):
         param = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", param.removeprefix("body."))
     elif found := _NAMED.match(message):
         param = found[1]
+    elif "hat template" in message:
+        param = TEMPLATE
     elif _OF_TOOLS.search(message):
         param = TOOLS
-        error.message = f"{message} (models[].server_args)"
     error.param = _field(param, body)
+    if " --" in message:
+        error.message = f"{message} (models[].server_args)"
     if error.param and error.param not in message:
         error.message = f"{error.param}: {error.message}"
     return error
