@@ -21,7 +21,7 @@ from deployments.ingress.openapi.document import routes
 from deployments.ingress.openapi.endpoints import ENDPOINTS, TUS_BODY
 from docs import generate
 from tests.conftest import free_port
-from tests.hostile import rounds
+from tests.hostile import IS_LONG, rounds
 from tests.test_http import World, add
 
 pytestmark = [pytest.mark.redis, pytest.mark.hostile]
@@ -92,7 +92,7 @@ def _try(operation, mode: GenerationMode, url: str) -> None:
 
     @settings(
         max_examples=rounds(2, 60),
-        derandomize=True,
+        derandomize=not IS_LONG,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),

@@ -72,6 +72,8 @@ def test_an_engines_fault_stays_one():
 def test_the_words_of_an_exception_do_not_name_its_field_twice():
     said = {"message": "Too long. (parameter=input_tokens, value=[1, 2])", "param": "input_tokens"}
     assert "parameter=" not in error_of(400, said, json.dumps(CHAT).encode()).message
+    said = {"message": "[17:34:09] <path>:2340: Check failed: (a >= 0) is false: Invalid range"}
+    assert error_of(400, said, json.dumps(CHAT).encode()).message == "Invalid range"
 
 
 @asynccontextmanager

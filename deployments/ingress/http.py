@@ -214,7 +214,11 @@ def _refusal(scope: Scope, error: RoundhouseError) -> JSONResponse:
 
 
 async def _of_framework(request: Request, error: HTTPException) -> JSONResponse:
-    wrapped = InvalidRequest(f"{request.method} {request.scope['path']}: {error.detail}")
+    said = {
+        404: "there is no such call; GET /openapi.json lists those that there are",
+        405: f"the path takes {(error.headers or {}).get('Allow', 'other methods')}",
+    }.get(error.status_code, error.detail)
+    wrapped = InvalidRequest(f"{request.method} {request.scope['path']}: {said}")
     return JSONResponse(wrapped.body(), error.status_code, error.headers)
 
 

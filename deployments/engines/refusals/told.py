@@ -30,6 +30,8 @@ TOO_LONG = "context_length_exceeded"
 
 _ERROR_EVENT = b'data: {"error"'
 _LONGEST = 1000
+# Where in a library it was found.
+_ORIGIN = re.compile(r"\[[\d:]+\] \S+:\d+: (?:Check failed: .* is false: )?")
 # vLLM's exceptions say their fields in their words, too.
 _EXTRAS = re.compile(r" \((?:parameter=[\w.\[\]]+)?(?:, )?(?:value=.*)?\)$", re.DOTALL)
 _IS_TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len")
@@ -56,7 +58,8 @@ def error_of(status: int, said: Mapping[str, Any], body: bytes = b"{}") -> Round
         said: its `message`, and `param` and `code` where it has them.
         body: the request, which says the field where the engine does not.
     """
-    message = _EXTRAS.sub("", str(said.get("message") or "the request is refused"))[:_LONGEST]
+    message = str(said.get("message") or "the request is refused")
+    message = _ORIGIN.sub("", _EXTRAS.sub("", message))[:_LONGEST]
     if status == _NOT_IMPLEMENTED or (400 <= status < 500 and status not in _KINDS):
         return _of_client(status, message, said, body)
     error = _KINDS.get(status, RoundhouseError)(message)
