@@ -64,6 +64,12 @@ async def test_every_route_is_described_and_nothing_else(make_world):
     assert made["paths"]["/v1/adapters"]["get"]["parameters"][1]["schema"]["maximum"] == 1000
 
 
+@pytest.mark.slow
+def test_the_schemas_of_vllm_are_those_of_the_vllm_that_is_installed():
+    for name, content in generate.engine_schemas().items():
+        assert (generate.HERE / name).read_text() == content, "run `make docs`"
+
+
 @pytest.mark.timeout(900)
 async def test_what_readers_of_the_document_send_is_answered_as_it_says(make_world, make_adapter):
     async with make_world() as rh, served(rh) as url:

@@ -68,7 +68,7 @@ def _stuck(request: Any) -> str:
     if "limit" in said:
         return f"it is too large to be followed ({said})"
     fields = _at_odds(request.sampling_params)
-    return f"it and {' and '.join(fields)} leave no token to go on with" if fields else ""
+    return f"with {' and '.join(fields)} it leaves no token to go on with" if fields else ""
 
 
 def _at_odds(params: Any) -> list[str]:
