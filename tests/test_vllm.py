@@ -290,6 +290,7 @@ def test_what_the_engine_cannot_serve_is_its_clients_to_mend(http, wrong, param,
         {"structured_outputs": {"grammar": "root ::= "}},
         {"structured_outputs": {"choice": ["a"]}, "min_tokens": 4, "max_tokens": 6},
         {"structured_outputs": {"choice": ["a"]}, "bad_words": ["a"]},
+        {"structured_outputs": {"regex": r"[^\s\S]"}},
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -55,20 +55,30 @@ def _accepting(accept: Callable[..., bool]) -> Callable[..., bool]:
     def accepting(self: Any, request: Any, new_token_ids: list[int]) -> bool:
         is_accepted = accept(self, request, new_token_ids)
         if not is_accepted:
-            request.roundhouse_refused = _stuck(request)
+            request.roundhouse_refused = _stuck(self.backend, request)
         return is_accepted
 
     return accepting
 
 
-def _stuck(request: Any) -> str:
+def _stuck(backend: Any, request: Any) -> str:
     """Why a grammar cannot go on, where that is the request's doing; else it is the engine's."""
-    matcher = getattr(request.structured_output_request.grammar, "ll_matcher", None)
+    grammar = request.structured_output_request.grammar
+    matcher = getattr(grammar, "ll_matcher", None)
     said = str(matcher.get_error() if matcher is not None else "").partition("\n")[0]
     if "limit" in said:
         return f"it is too large to be followed ({said})"
-    fields = _at_odds(request.sampling_params)
-    return f"with {' and '.join(fields)} it leaves no token to go on with" if fields else ""
+    if fields := _at_odds(request.sampling_params):
+        return f"with {' and '.join(fields)} it leaves no token to go on with"
+    if matcher is None and _is_at_an_end(backend, grammar):
+        return "it leaves no token to go on with"
+    return ""
+
+
+def _is_at_an_end(backend: Any, grammar: Any) -> bool:
+    mask = backend.allocate_token_bitmask(1)
+    grammar.fill_bitmask(mask, 0)
+    return not bool(mask.any())
 
 
 def _at_odds(params: Any) -> list[str]:

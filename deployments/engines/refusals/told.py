@@ -37,7 +37,7 @@ _EXTRAS = re.compile(r" \((?:parameter=[\w.\[\]]+)?(?:, )?(?:value=.*)?\)$", re.
 _IS_TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maximum|max_model_len")
 # A field at the beginning of what is said, as most of vLLM's checks begin.
 _NAMED = re.compile(
-    r"^`?([a-z]+(?:_[a-z]+)+|temperature|seed|n|stop|logprobs)`? (?:must|should|can)"
+    r"^`?([a-z]+(?:_[a-z]+)+|temperature|seed|n|stop|logprobs)`? (?:must|should|can|is)"
 )
 _OF_TOOLS = re.compile(r"^tool_choice=|tool choice.* requires")
 _CONTENT = ("prompt_embeds", "messages", "prompt")
