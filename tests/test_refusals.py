@@ -39,6 +39,7 @@ def told(status: int, said: dict, **fields) -> tuple[int, str, str | None, str |
         (400, {"param": CONTENT}, {}, (400, "messages", None)),
         (400, {"param": TEMPLATE}, {"chat_template": "{{"}, (400, "chat_template", None)),
         (400, {"message": 'tool_choice="x" requires y'}, {"tools": [{}]}, (400, "tools", None)),
+        (400, {"message": "Token id 9 is out of vocabulary"}, {}, (400, "messages", None)),
         (501, {"message": "no beam search in streams"}, {}, (400, None, None)),
         (422, {"message": "the picture is not there"}, {}, (422, None, None)),
     ],

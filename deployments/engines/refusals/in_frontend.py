@@ -108,7 +108,8 @@ def _rendering(render: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T
 def _rendered(error: BaseException | None) -> str:
     """What of a request has failed to be rendered."""
     while error is not None:
-        if any("jinja2" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+        frames = traceback.extract_tb(error.__traceback__)
+        if "jinja2" in str(error) or any("jinja2" in frame.filename for frame in frames):
             return TEMPLATE
         error = error.__cause__ or error.__context__
     return CONTENT

@@ -39,6 +39,7 @@ _IS_TOO_LONG = re.compile(r"maximum (context|model) length|longer than the maxim
 _NAMED = re.compile(
     r"^`?([a-z]+(?:_[a-z]+)+|temperature|seed|n|stop|logprobs)`? (?:must|should|can|is)"
 )
+_OF_CONTENT = re.compile(r"^Token id|\bprompts?\b")
 _OF_TOOLS = re.compile(r"^tool_choice=|tool choice.* requires")
 _CONTENT = ("prompt_embeds", "messages", "prompt")
 _NAMES: Mapping[str | None, tuple[str, ...]] = {
@@ -83,6 +84,8 @@ def _of_client(status: int, message: str, said: Mapping[str, Any], body: bytes) 
         param = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", param.removeprefix("body."))
     elif found := _NAMED.match(message):
         param = found[1]
+    elif _OF_CONTENT.search(message):
+        param = CONTENT
     elif "hat template" in message:
         param = TEMPLATE
     elif _OF_TOOLS.search(message):

@@ -160,7 +160,8 @@ ENDPOINTS: dict[str, Endpoint] = {
         "Continue a text, by the adapter that is named or that `auto` chooses.",
         body=_ref("CompletionRequest"),
         answers={200: {JSON: _ref("CompletionResponse"), EVENTS: _TEXT}},
-        differs=_OURS + "errors as those of chats. No `suffix` and no `best_of`, as in vLLM.",
+        differs=_OURS
+        + "errors as those of chats. As in vLLM, `suffix` only for models that fill in.",
     ),
     "GET /v1/models": Endpoint(
         "List `auto`, the base models, and the adapters that the key may see.",
