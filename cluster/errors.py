@@ -78,7 +78,7 @@ class InvalidRequest(RoundhouseError):
         message = " or ".join(said)
         if not place and (named := _NAMED.match(message)):
             place, message = (named[1],), named[2]
-        field = ".".join((*within, *place))
+        field = ".".join((*within, *place)).replace(".[", "[")
         return cls(f"{field}: {message}", param=field)
 
 
@@ -97,7 +97,9 @@ _NAME_PATTERN = (
 
 
 def _place(problem: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(p) for p in problem["loc"] if not _ALTERNATIVE.match(str(p)))
+    """Fields, and the indices of lists as clients write them."""
+    parts = (p for p in problem["loc"] if not _ALTERNATIVE.match(str(p)))
+    return tuple(f"[{p}]" if isinstance(p, int) else str(p) for p in parts)
 
 
 def _in_words(problem: Mapping[str, Any]) -> str:

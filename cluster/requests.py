@@ -70,7 +70,9 @@ class RolloutRequest(Value):
     gate: Gate | StrictBool = Field(
         True, description="limits, or false for none; asks the adapter's evaluation prompts"
     )
-    revision: int | None = Field(None, description="of the adapter as the client last read it")
+    revision: StrictInt | None = Field(
+        None, description="of the adapter as the client last read it"
+    )
 
     @field_validator("percent", mode="before")
     @classmethod
@@ -91,11 +93,11 @@ class RollbackRequest(Value):
     version: StrictInt | str | None = Field(
         None, description="default: the one that was stable before"
     )
-    revision: int | None = None
+    revision: StrictInt | None = None
 
 
 class AliasRequest(Value):
     """What `PUT /v1/adapters/{name}/aliases/{alias}` takes."""
 
     version: StrictInt | str
-    revision: int | None = None
+    revision: StrictInt | None = None

@@ -3,9 +3,13 @@
 A test holds the committed files against what this would write.
 """
 
+import contextlib
+import dataclasses
+import json
 import types
 import typing
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from benchmarks.report import page, router_table
-from cluster.settings import Settings
+from cluster.settings import AuthSettings, HttpSettings, Settings
 from deployments.command.cli import app
+from deployments.ingress.http import build_http
+from deployments.ingress.openapi.document import document
+from deployments.ingress.operations import Operations
 from deployments.process import metrics
 from k8s import generate as kubernetes
 from k8s import monitoring
@@ -25,11 +32,19 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    # In this order: the overlays are rendered from what is written before.
-    for make in (pages, kubernetes.chart_files, kubernetes.overlay_files):
+    # In this order: the document has vLLM's schemas, the overlays are rendered from the chart.
+    for make in (engine_schemas, pages, kubernetes.chart_files, kubernetes.overlay_files):
         for name, content in make().items():
             (HERE / name).parent.mkdir(parents=True, exist_ok=True)
             (HERE / name).write_text(content)
+
+
+def engine_schemas() -> dict[str, str]:
+    """What the ingress, which has no vLLM, knows of its requests. To import vLLM takes long, so
+    that they are no part of `pages`."""
+    from deployments.engines.request_schemas import schemas
+
+    return {"../deployments/ingress/openapi/vllm.json": json.dumps(schemas(), indent=1) + "\n"}
 
 
 def pages() -> dict[str, str]:
@@ -37,7 +52,9 @@ def pages() -> dict[str, str]:
     return {
         "benchmarks.md": page(),
         "cli.md": cli_page(),
+        "endpoint.md": endpoint_page(),
         "metrics.md": metrics_page(),
+        "openapi.json": json.dumps(openapi(), indent=1) + "\n",
         "settings.md": settings_page(),
         "../README.md": readme(),
         "adapters.md": adapters_page(),
@@ -72,6 +89,64 @@ def cli_page() -> str:
         if rows:
             lines += ["| | default | meaning |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """The document of an endpoint that asks for keys; handlers are never called."""
+    parts = {f.name: None for f in dataclasses.fields(Operations)}
+    offered = Operations(**{**parts, "admin": types.SimpleNamespace(uploads=None)})
+    made = build_http(offered, HttpSettings(), AuthSettings(), lifespan=contextlib.nullcontext)
+    return document(made, asks_for_keys=True)
+
+
+def endpoint_page() -> str:
+    lines = [
+        "# The endpoint",
+        "",
+        "Generated from [openapi.json](openapi.json), which `GET /openapi.json` answers with, by",
+        "`make docs`. Where keys are asked for, `client` is any key and `admin` one of that scope.",
+        "",
+        "| call | key | body | what it does |",
+        "|---|---|---|---|",
+    ]
+    differs = []
+    for path, operations in openapi()["paths"].items():
+        for method, operation in operations.items():
+            call = f"`{method.upper()} {path}`"
+            lines.append(
+                f"| {call} | {operation.get('x-scope', '')} | {_body(operation)} "
+                f"| {operation['summary']} |"
+            )
+            if said := operation.get("description"):
+                differs.append(f"| {call} | {said.removeprefix('Differs: ')} |")
+    return "\n".join([*lines, *_errors_section(), *differs, ""])
+
+
+def _body(operation: dict[str, Any]) -> str:
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        name = content["schema"].get("$ref", "").rpartition("/")[2]
+        return f"`{name or kind}`"
+    return ""
+
+
+def _errors_section() -> list[str]:
+    return [
+        "",
+        "## Errors",
+        "",
+        "Everywhere OpenAI's shape, in streams too (as their last event):",
+        '`{"error": {"message", "type", "param", "code"}}`. `param` is the bare field',
+        "(`messages[0].content`) or null, `code` a text or null: `context_length_exceeded`,",
+        "`model_not_found`, `invalid_api_key`, `overloaded`. A request that the engine cannot",
+        "serve because of what is in it is a 4xx: to send it again does not help. 5xx is the",
+        "cluster's.",
+        "",
+        "## What differs from OpenAI's and vLLM's",
+        "",
+        "| call | |",
+        "|---|---|",
+    ]
 
 
 def metrics_page() -> str:

@@ -315,12 +315,12 @@ async def test_a_wrong_set_of_rules_changes_nothing(make_world):
     async with make_world() as rh:
         await hold(rh, rule("good", base_model=True))
         wrong = [rule("good", base_model=True), rule("bad", {"pattern": "("}, adapter="x")]
-        assert error(await hold(rh, *wrong), 400)["param"] == "rules.1.when.pattern"
+        assert error(await hold(rh, *wrong), 400)["param"] == "rules[1].when.pattern"
         wrong = [rule("bad", base_model="other")]
-        assert error(await hold(rh, *wrong), 400)["param"] == "rules.0.base_model"
+        assert error(await hold(rh, *wrong), 400)["param"] == "rules[0].base_model"
         assert error(await hold(rh, *[rule("a", base_model=True)] * 2), 400)["param"] == "rules"
         tried = await rh.client.post("/v1/route", json={"input": "x", "rules": wrong})
-        assert error(tried, 400)["param"] == "rules.0.base_model"
+        assert error(tried, 400)["param"] == "rules[0].base_model"
         assert (await routed(rh, "x"))["rule"] == "good"
 
 

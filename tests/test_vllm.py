@@ -245,6 +245,63 @@ def test_wrong_types_are_refused_in_openais_shape(http, wrong):
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+def schema(value) -> dict:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}
+    return {"response_format": wanted}
+
+
+SCHEMA = "response_format.json_schema.schema"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        (schema({"type": "nope"}), SCHEMA),
+        (schema({"type": "array", "minItems": 10**9}), SCHEMA),
+        ({"structured_outputs": {"grammar": "x"}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"structured_outputs": 5}, "structured_outputs"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, "messages"),
+        ({"temperature": "x"}, "temperature"),
+        ({"chat_template": "{{"}, "chat_template"),
+        ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_the_engine_cannot_serve_is_its_clients_to_mend(http, wrong, param, stream):
+    turn = {"role": "user", "content": "hello"}
+    body = {"model": BASE, "messages": [turn], "max_tokens": 2, "stream": stream} | wrong
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert error["code"] == ("context_length_exceeded" if param == "messages" else None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        # Which of vLLM's libraries its core has is whatever the first request wanted.
+        schema({"type": "array", "items": [{"type": "string"}]}),
+        schema({"type": "string", "minLength": -1}),
+        {"structured_outputs": {"grammar": "root ::= "}},
+        {"structured_outputs": {"choice": ["a"]}, "min_tokens": 4, "max_tokens": 6},
+        {"structured_outputs": {"choice": ["a"]}, "bad_words": ["a"]},
+        {"structured_outputs": {"regex": r"[^\s\S]"}},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_grammar_that_only_some_libraries_know_is_no_fault_of_the_engine(http, wrong):
+    body = {"model": BASE, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    answer = http.post("/v1/chat/completions", json=body | wrong)
+    assert answer.status_code in (200, 400), answer.text
+    if answer.is_error:
+        assert answer.json()["error"]["param"].startswith(("response_format", "structured_outputs"))
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_frees_its_place_in_the_engine(http, stream):
     """`ongoing` is the engine's own count of unfinished requests."""

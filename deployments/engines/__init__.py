@@ -4,7 +4,8 @@
 classes in the place of its own, `vllm_worker` is what we ask of its workers, `vllm_lora` holds
 adapters in host memory and slots, `lora_cpu` and `lora_kernel` apply them on CPU, and `prepared` is
 the file that a worker maps. `echo` is the one fake, for tests and for benchmarks at scale. `asgi`
-calls an application inside this process, as vLLM's OpenAI layer is.
+calls an application inside this process, as vLLM's OpenAI layer is; what it refuses is put into our
+words by `refusals`. `request_schemas` tells what its requests look like.
 
 vLLM is imported here and nowhere else, and the replica imports no engine but the one that its
 model names. An engine knows one base model and what it was told to load: no Ray, no store (the

@@ -32,6 +32,9 @@ from cluster.settings import BaseModelSettings
 from deployments.engines import prepared, vllm_plugin
 from deployments.engines.asgi import call_asgi
 from deployments.engines.base_facts import base_model_facts, only_adaptable
+from deployments.engines.refusals import in_frontend
+from deployments.engines.refusals.in_bodies import handle_bodies
+from deployments.engines.refusals.told import in_our_shape
 from deployments.engines.vllm_worker import RoundhouseWorker
 from deployments.process.call import Reply
 
@@ -61,6 +64,7 @@ class VllmEngine:
         frontend = FrontendArgs(**self._settings.server_args)
         args = argparse.Namespace(**(vars(frontend) | vars(self._args)))
         self._app = build_app(args, tasks, self.llm.model_config)
+        handle_bodies(self._app)
         await init_app_state(self.llm, self._app.state, args, tasks)
         # vLLM's handler for a dead engine stops its own HTTP server; here the replica's health
         # check takes that part, but the handler still wants the attribute.
@@ -72,6 +76,8 @@ class VllmEngine:
 
     async def start_engine(self) -> None:
         """The engine without its OpenAI layer: `self.llm`."""
+        vllm_plugin.check_shapes(in_frontend.SHAPES)
+        in_frontend.install()
         self.llm = AsyncLLM.from_vllm_config(self._checked_config())
         self._lora_config = self.llm.vllm_config.lora_config
         await self._check_plugin()
@@ -155,7 +161,7 @@ class VllmEngine:
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AbstractAsyncContextManager[Reply]:
-        return call_asgi(self._app, path, body, headers)
+        return in_our_shape(call_asgi(self._app, path, body, headers), body)
 
     def _name_in_answers(self, lora_request: LoRARequest | None = None) -> str:
         """The public name: inside, adapters are known as ``name@version``."""

@@ -8,7 +8,7 @@ vLLM calls :func:`register` in every engine process (entry point ``vllm.general_
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deployments.process.ray_options import IN_REPLICA
@@ -75,8 +75,11 @@ def register() -> None:
         moe_cpu.install()
         prompt_logprobs.install()
 
+    from deployments.engines.refusals import in_core
     from deployments.engines.vllm_lora import AdapterLoader
 
+    check_shapes(in_core.SHAPES)
+    in_core.install()
     if not hasattr(lora_model_runner_mixin, "LRUCacheWorkerLoRAManager"):
         _refuse("the model runner takes its adapter manager from elsewhere")
     lora_model_runner_mixin.LRUCacheWorkerLoRAManager = AdapterLoader
@@ -87,6 +90,12 @@ def _check_version() -> None:
 
     if not vllm.__version__.startswith(SUPPORTED_VLLM):
         _refuse(f"vLLM is {vllm.__version__}, the plugin fits {SUPPORTED_VLLM}x")
+
+
+def check_shapes(shapes: Mapping[type, dict[str, list[str]]]) -> None:
+    """Raises RuntimeError: methods of vLLM's classes take other parameters than they did."""
+    for cls, methods in shapes.items():
+        _check_shape(cls, methods)
 
 
 def _check_shape(cls: Any, methods: dict[str, list[str]]) -> None:

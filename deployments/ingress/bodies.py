@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import uuid
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -22,6 +23,7 @@ from cluster.names import is_whole
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # For all of a body: the proxy ends clients that are silent, but not those that drip.
 _BODY_S = 60.0
+_LONGEST_PLACE = 200
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 
 
@@ -116,8 +118,24 @@ async def _read(request: Request, max_bytes: int) -> bytearray:
 
 def _check_characters(value: Any) -> None:
     """Refuse half characters (lone surrogates), which no store and no file name can hold."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as e:
-        found = e.object[e.start : e.start + 1].encode("unicode_escape").decode()
-        raise InvalidRequest(f"the body holds half a character ({found}); send whole ones") from e
+    for place, text in _texts(value, ""):
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            found = e.object[e.start : e.start + 1].encode("unicode_escape").decode()
+            name = place.encode(errors="replace").decode()[:_LONGEST_PLACE]
+            said = f"{name or 'the body'} holds half a character ({found}); send whole ones"
+            raise InvalidRequest(said, param=name or None) from e
+
+
+def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Every text of a body, names of fields too, and where it is."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield place, name
+            yield from _texts(part, f"{place}.{name}" if place else name)
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _texts(part, f"{place}[{i}]")

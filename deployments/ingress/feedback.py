@@ -16,7 +16,9 @@ from deployments.ingress.directory import Directory
 _MOST_SCORES = 64
 
 
-class _Feedback(Value):
+class Rated(Value):
+    """What `POST /v1/feedback` takes."""
+
     request_id: str = Field(min_length=1, max_length=128)
     score: Share | None = Field(None, description="of what answered")
     scores: dict[str, Share] = Field(
@@ -45,7 +47,7 @@ class Feedback:
             NotFound: the request is not known, or no longer, or another tenant's.
             Conflict: its prompt was not kept, or it has its feedback already.
         """
-        sent = parse(_Feedback, body)
+        sent = parse(Rated, body)
         if sent.score is None and not sent.scores:
             raise InvalidRequest("score: give how good the answer was, 0 to 1", param="score")
         request = await self.show(sent.request_id, viewer, sent.owner)

@@ -25,6 +25,7 @@ from deployments.ingress.directory import Directory
 from deployments.ingress.doors import doors
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
+from deployments.ingress.openapi.document import document
 from deployments.ingress.operations import Operations
 from deployments.ingress.overview import Overview
 from deployments.ingress.rules.book import Book
@@ -64,6 +65,7 @@ def build_http(
             header = request.headers.get("authorization")
             request.state.viewer = authoriser.check(header, scope)
 
+        check.scope = scope  # type: ignore[attr-defined]  # for the OpenAPI document
         return [Depends(check)]
 
     client = APIRouter(dependencies=asks_for(CLIENT), route_class=NameRoute)
@@ -81,7 +83,19 @@ def build_http(
     add_page(app)
     app.include_router(client)
     app.include_router(changes)
+    _add_document(app, asks_for_keys=auth.enabled)
     return app
+
+
+def _add_document(app: FastAPI, *, asks_for_keys: bool) -> None:
+    """What is offered; it says nothing of what is here."""
+    made: list[dict[str, Any]] = []
+
+    @app.get("/openapi.json")
+    async def openapi() -> JSONResponse:
+        if not made:
+            made.append(document(app, asks_for_keys=asks_for_keys))
+        return JSONResponse(made[0])
 
 
 def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
@@ -203,7 +217,11 @@ def _refusal(scope: Scope, error: RoundhouseError) -> JSONResponse:
 
 
 async def _of_framework(request: Request, error: HTTPException) -> JSONResponse:
-    wrapped = InvalidRequest(f"{request.method} {request.scope['path']}: {error.detail}")
+    said = {
+        404: "there is no such call; GET /openapi.json lists those that there are",
+        405: f"the path takes {(error.headers or {}).get('Allow', 'other methods')}",
+    }.get(error.status_code, error.detail)
+    wrapped = InvalidRequest(f"{request.method} {request.scope['path']}: {said}")
     return JSONResponse(wrapped.body(), error.status_code, error.headers)
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from cluster.adapters import OPERATOR, Card, Viewer
 from cluster.errors import parse
@@ -13,22 +13,24 @@ from cluster.values import Value
 
 HEADER_PREFIX = "x-roundhouse-"
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def _number(value: Any) -> Any:
+    """Headers bring texts, which may be numbers; what is true or false is none."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed")
+    return value
+
+
+Amount = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 
 
 class CostWeights(Value):
     """How much quality a unit of each cost is worth: the lambdas of Tryage (2023, eq. 3)."""
 
-    latency: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="per second until the first token"
-    )
-    price: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="per unit of the base model's price"
-    )
+    latency: Amount | None = Field(None, description="per second until the first token")
+    price: Amount | None = Field(None, description="per unit of the base model's price")
     size: Amount | None = Field(None, description="per GB of adapter")
-    load: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="for replicas that are full"
-    )
+    load: Amount | None = Field(None, description="for replicas that are full")
 
 
 class Constraints(Value):
@@ -38,13 +40,11 @@ class Constraints(Value):
     exclude: tuple[str, ...] = Field((), description="never choose these")
     base_model: str | None = Field(None, description="only adapters of this base model")
     tags: tuple[str, ...] = Field((), description="only adapters that carry all of these tags")
-    min_confidence: float | None = Field(None, ge=0, le=1, description="abstain below this")
-    max_latency_s: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="expected until the first token"
+    min_confidence: Annotated[Amount, Field(le=1)] | None = Field(
+        None, description="abstain below this"
     )
-    max_price: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="of the base model"
-    )
+    max_latency_s: Amount | None = Field(None, description="expected until the first token")
+    max_price: Amount | None = Field(None, description="of the base model")
     local_only: bool = Field(False, description="nothing may leave this cluster")
     weights: CostWeights = Field(CostWeights(), description="quality that a unit of cost is worth")
     conversation: str | None = Field(

@@ -12,6 +12,7 @@ from cluster.errors import ConfigError, EndpointUnavailable, Overloaded
 from cluster.settings import BaseModelSettings
 from deployments.engines.endpoint.breaker import Failed
 from deployments.engines.endpoint.key import read_key
+from deployments.engines.refusals.told import error_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _LONGEST_MESSAGE = 1000
 _OF_THE_CLIENT = (400, 413, 422)
 _OF_THE_KEY = (401, 402)
 _BUSY = 429
+_TOLD = ("message", "param", "code")
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,10 @@ class Teller:
     def _mistake(self, body: bytes) -> bytes:
         error = _object(body).get("error")
         said = error if isinstance(error, dict) else {"message": error or "the request is refused"}
-        told = {
-            "message": f"{self.model}: {self.text(said.get('message'))}",
-            "type": "invalid_request_error",
-            "param": self.text(said["param"]) if said.get("param") else None,
-            "code": self.text(said["code"]) if said.get("code") else None,
-        }
-        return json.dumps({"error": told}).encode()
+        words = {name: self.text(said[name]) for name in _TOLD if said.get(name)}
+        error = error_of(400, {"message": "the request is refused", **words})
+        error.message = f"{self.model}: {error.message}"
+        return json.dumps(error.body()).encode()
 
     def object(self, data: bytes) -> dict[str, Any]:
         """An answer, or a chunk of one, under our own name of the model.

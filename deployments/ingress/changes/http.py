@@ -29,14 +29,18 @@ _TUS_BODY = "application/offset+octet-stream"
 _GONE = 499
 
 
-class _Load(Value):
+class Load(Value):
+    """What `POST /v1/load_lora_adapter` takes."""
+
     lora_name: str
     lora_path: str
     load_inplace: bool = False
     is_3d_lora_weight: bool = False
 
 
-class _Unload(Value):
+class Unload(Value):
+    """What `POST /v1/unload_lora_adapter` takes."""
+
     lora_name: str
     lora_int_id: int | None = None
 
@@ -123,7 +127,7 @@ def _add_vllm(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
 
     @router.post("/v1/load_lora_adapter")
     async def load(request: Request) -> Response:
-        wanted = parse(_Load, await body_of(request))
+        wanted = parse(Load, await body_of(request))
         if not wanted.lora_name or not wanted.lora_path:
             param = "lora_path" if wanted.lora_name else "lora_name"
             raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.", param=param)
@@ -142,7 +146,7 @@ def _add_vllm(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
 
     @router.post("/v1/unload_lora_adapter")
     async def unload(request: Request) -> Response:
-        wanted = parse(_Unload, await body_of(request))
+        wanted = parse(Unload, await body_of(request))
         if not wanted.lora_name:
             raise InvalidRequest(
                 "'lora_name' needs to be provided to unload a LoRA adapter.", param="lora_name"

@@ -1,6 +1,7 @@
 """The rules that hold now: those in the store, or else those of the settings."""
 
 import logging
+import re
 from typing import Any
 
 from adapter_store.rules import KeptRules, RuleStore
@@ -57,7 +58,9 @@ class Book:
     def _checked(self, sent: dict[str, Any]) -> RuleSet:
         wanted = parse(RuleSet, sent)
         if problem := strange_base_model(wanted.rules, self._directory.base_models):
-            raise InvalidRequest(problem, param=problem.partition(":")[0])
+            # As settings name it; clients write indices in brackets.
+            place, _, said = re.sub(r"^rules\.(\d+)", r"rules[\1]", problem).partition(":")
+            raise InvalidRequest(f"{place}:{said}", param=place)
         return wanted
 
     async def reset(self) -> dict[str, Any]:
