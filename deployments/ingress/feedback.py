@@ -70,7 +70,7 @@ class Feedback:
             told |= {"candidate": answered_by, "score": answered.score}
         return told | ({"scores": sent.scores} if sent.scores else {})
 
-    def _by_name(self, sent: _Feedback, answered_by: str, viewer: Viewer) -> dict[str, float]:
+    def _by_name(self, sent: Rated, answered_by: str, viewer: Viewer) -> dict[str, float]:
         """The scores, each of a candidate that the caller may know of."""
         known = {answered_by, *self._directory.base_models}
         for name in sent.scores:
