@@ -7,9 +7,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster.adapters import Card, Rollout, RolloutEnd, Version
+from cluster.batches import Counts, Status, StoredFile
 from cluster.decisions import Decision, RoutedRequest
 from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
 from cluster.rules import Rule, RuleSet
+from deployments.ingress.batches.jobs import PURPOSE, BatchRequest
 from deployments.ingress.changes.http import Load, Unload
 from deployments.ingress.feedback import Rated
 from router.adapters.constraints import Constraints
@@ -18,6 +20,7 @@ Schema = dict[str, Any]
 
 JSON, TEXT, EVENTS = "application/json", "text/plain", "text/event-stream"
 TUS_BODY = "application/offset+octet-stream"
+FORM, BYTES = "multipart/form-data", "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,18 @@ SCHEMAS: dict[str, Schema] = {
         },
         "required": ["name", "base_model", "versions", "aliases", "revision"],
     },
+    "Batch": {
+        "type": "object",
+        "properties": {
+            "id": _TEXT,
+            "object": {"const": "batch"},
+            "status": {"enum": [status.value for status in Status]},
+            "request_counts": _ref("Counts"),
+            "output_file_id": {"type": ["string", "null"]},
+            "error_file_id": {"type": ["string", "null"]},
+        },
+        "required": ["id", "object", "endpoint", "input_file_id", "status", "request_counts"],
+    },
     "Edit": {
         "type": "object",
         "description": "fields of the card, and the revision as the client last read it",
@@ -135,9 +150,12 @@ SCHEMAS: dict[str, Schema] = {
 # Models whose schemas are referred to, for what is sent and for what is answered.
 SENT: tuple[type[BaseModel], ...] = (
     *(Constraints, Rule, RuleSet, Registration, RolloutRequest, RollbackRequest, AliasRequest),
-    *(Load, Unload, Rated),
+    *(Load, Unload, Rated, BatchRequest),
 )
-ANSWERED: tuple[type[BaseModel], ...] = (Decision, RoutedRequest, Version, Rollout, RolloutEnd)
+ANSWERED: tuple[type[BaseModel], ...] = (
+    *(Decision, RoutedRequest, Version, Rollout, RolloutEnd),
+    *(StoredFile, Counts),
+)
 
 _STREAMED = "a stream ends with one error event, whatever has happened"
 _OURS = "`constraints`, the headers `x-roundhouse-*`, and `model: auto`; "
@@ -145,6 +163,11 @@ _RULES = _object({name: {} for name in ("rules", "source", "revision", "unknown"
 _REGISTERED = {
     **_json(_ADAPTER, 201),
     **_json(_ADAPTER, 200),
+}
+_PAGE: dict[str, Schema] = {
+    "first_id": {"type": ["string", "null"]},
+    "last_id": {"type": ["string", "null"]},
+    "has_more": {"type": "boolean"},
 }
 _TOKENS = {"upload-length": _COUNT, "upload-metadata": _TEXT}
 
@@ -162,6 +185,41 @@ ENDPOINTS: dict[str, Endpoint] = {
         answers={200: {JSON: _ref("CompletionResponse"), EVENTS: _TEXT}},
         differs=_OURS
         + "errors as those of chats. As in vLLM, `suffix` only for models that fill in.",
+    ),
+    "POST /v1/files": Endpoint(
+        "Bring a file of requests.",
+        body=_object(
+            {"file": {"type": "string", "format": "binary"}, "purpose": {"const": PURPOSE}},
+            **{"expires_after[seconds]": {"type": "integer", "minimum": 3600}},
+        ),
+        body_type=FORM,
+        answers=_json(_ref("StoredFile")),
+        differs="only the purpose `batch`.",
+    ),
+    "GET /v1/files": Endpoint(
+        "List your files, the newest first.", answers=_json(_listed(_ref("StoredFile"), **_PAGE))
+    ),
+    "GET /v1/files/{file_id}": Endpoint("One of them.", answers=_json(_ref("StoredFile"))),
+    "GET /v1/files/{file_id}/content": Endpoint(
+        "What is in it.", answers={200: {BYTES: {"type": "string", "format": "binary"}}}
+    ),
+    "DELETE /v1/files/{file_id}": Endpoint(
+        "Remove it; not while a batch reads it.",
+        answers=_json(_object({"id": _TEXT, "deleted": {"const": True}})),
+    ),
+    "POST /v1/batches": Endpoint(
+        "Have the requests of a file answered in idle places.",
+        body=BatchRequest,
+        answers=_json(_ref("Batch")),
+        differs="any model, adapter and `auto` in one batch; `completion_window` in minutes, hours "
+        "or days. See [batches](batches.md).",
+    ),
+    "GET /v1/batches": Endpoint(
+        "List your batches, the newest first.", answers=_json(_listed(_ref("Batch"), **_PAGE))
+    ),
+    "GET /v1/batches/{batch_id}": Endpoint("How far a batch is.", answers=_json(_ref("Batch"))),
+    "POST /v1/batches/{batch_id}/cancel": Endpoint(
+        "Call it off; what is answered is kept.", answers=_json(_ref("Batch"))
     ),
     "GET /v1/models": Endpoint(
         "List `auto`, the base models, and the adapters that the key may see.",
