@@ -730,6 +730,9 @@ class BatchSettings(Section):
         32, ge=1, le=1000, description="Requests of one batch that wait or are answered at a time."
     )
     max_requests: int = Field(50_000, ge=1, description="Batches with more are refused.")
+    max_request_bytes: int = Field(
+        4 * 2**20, gt=0, description="Batches with a longer line are refused."
+    )
     max_file_bytes: int = Field(
         200 * 2**20,
         gt=0,

@@ -133,10 +133,13 @@ async def test_each_request_is_answered_by_its_own_adapter(rh, make_adapter):
         (lines(request("a") | {"body": "x"}), "missing_required_parameter", "body", 1),
         (lines(request("a", stream=True)), "invalid_request", "body.stream", 1),
         (lines(*map(request, "abcd")), "too_many_requests", None, None),
+        (lines(request("a"), request("b", "x" * 2000)), "line_too_long", None, 2),
+        (lines(request("a", "\ud800")), "invalid_json_line", "body.messages[0].content", 1),
+        (b'{"custom_id": NaN}', "invalid_json_line", None, 1),
     ],
 )
 def test_a_file_that_is_no_batch_says_where(content, code, param, line):
-    _, problems = examine(content.split(b"\n"), CHAT, 3)
+    _, problems = examine(content.split(b"\n"), CHAT, 3, 1000)
     assert (problems[0].code, problems[0].param, problems[0].line) == (code, param, line)
 
 
@@ -165,6 +168,21 @@ async def test_another_process_goes_on_where_one_has_ended(make_world):
         assert len(await answers(second, batch["output_file_id"])) == 40
         # What was kept is not asked again.
         assert len(second.pool.terms) == 40 - before
+
+
+async def test_a_request_that_breaks_something_of_ours_is_told_and_holds_up_no_other(
+    rh, monkeypatch
+):
+    monkeypatch.setattr(run, "_MOST_WAIT_S", 0.02)
+    rh.pool.breaks_on = b"broken"
+    file = lines(request("a"), request("b", "broken"), request("c"))
+    # As Windows writes it, with a mark before it.
+    sent = await upload(rh, b"\xef\xbb\xbf" + file.replace(b"\n", b"\r\n"))
+    body = {"input_file_id": sent.json()["id"], "endpoint": CHAT}
+    batch = await ended(rh, (await rh.client.post("/v1/batches", json=body)).json())
+    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    bad = await answers(rh, batch["error_file_id"])
+    assert bad["b"]["response"]["status_code"] == 500
 
 
 async def test_what_is_answered_when_it_is_cancelled_is_kept(make_world):

@@ -76,6 +76,7 @@ class LocalPool:
         self.cache = AdapterCache(self.engine, files, settings.lora)
         self.trials = Trials(self.cache)
         self.is_full = False
+        self.breaks_on: bytes | None = None
         self.deaths_left = 0
         self.dies_after: int | None = None
         self.dies_of: Exception = ReplicaLost("killed by the test")
@@ -97,6 +98,8 @@ class LocalPool:
         self.terms.append(terms)
         if self.is_full:
             raise Overloaded("full", retry_after_s=3)
+        if self.breaks_on is not None and self.breaks_on in call.body:
+            raise RuntimeError("broken by the test")
         if self.deaths_left:
             self.deaths_left -= 1
             raise ReplicaLost("killed by the test")

@@ -89,15 +89,20 @@ async def read_json(
     if may_be_empty and not body:
         return {}
     check_content_type(request)
+    return parse_json(body)
+
+
+def parse_json(text: bytes | bytearray, what: str = "the body") -> dict[str, Any]:
+    """A JSON object that a client has sent, as `what`; raises InvalidRequest."""
     try:
-        text = body.decode("utf-8-sig")
-        value = _JSON.decode(text)
-        if _SURROGATE.search(text):
+        decoded = text.decode("utf-8-sig")
+        value = _JSON.decode(decoded)
+        if _SURROGATE.search(decoded):
             _check_characters(value)
     except (ValueError, RecursionError) as e:
-        raise InvalidRequest(f"the body is not JSON: {e}") from e
+        raise InvalidRequest(f"{what} is not JSON: {e}") from e
     if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
+        raise InvalidRequest(f"{what} must be a JSON object")
     return value
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.batches import Problem
-from cluster.errors import RoundhouseError
+from cluster.errors import InvalidRequest, RoundhouseError
+from deployments.ingress.bodies import parse_json
 
 _MOST_PROBLEMS = 100
 _LONGEST_ID = 512
@@ -42,11 +43,9 @@ def read_line(number: int, text: bytes, endpoint: str) -> Line:
         return BadLine(Problem(code=code, message=message, param=param, line=number))
 
     try:
-        sent = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise bad("invalid_json_line", f"it is not JSON: {e}") from e
-    if not isinstance(sent, dict):
-        raise bad("invalid_json_line", "it must be a JSON object")
+        sent = parse_json(text, "the line")
+    except InvalidRequest as e:
+        raise bad("invalid_json_line", e.message, e.param) from e
     custom_id, body = sent.get("custom_id"), sent.get("body")
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _LONGEST_ID:
         message = f"custom_id must be a string of 1 to {_LONGEST_ID} characters"
@@ -62,8 +61,15 @@ def read_line(number: int, text: bytes, endpoint: str) -> Line:
     return Line(number, custom_id, body)
 
 
-def examine(lines: Iterable[bytes], endpoint: str, most: int) -> tuple[int, list[Problem]]:
-    """How many requests there are, and what is wrong: the first hundred problems."""
+def examine(
+    lines: Iterable[bytes], endpoint: str, most: int, longest: int
+) -> tuple[int, list[Problem]]:
+    """How many requests there are, and what is wrong: the first hundred problems.
+
+    Args:
+        most: requests that there may be.
+        longest: bytes that one may have.
+    """
     problems: list[Problem] = []
     known: set[str] = set()
     total = 0
@@ -75,6 +81,9 @@ def examine(lines: Iterable[bytes], endpoint: str, most: int) -> tuple[int, list
             message = f"there are more than {most} requests (batch.max_requests)"
             return total, [Problem(code="too_many_requests", message=message), *problems]
         try:
+            if len(text) > longest:
+                message = f"the line has more than {longest} bytes (batch.max_request_bytes)"
+                raise BadLine(Problem(code="line_too_long", message=message, line=number))
             line = read_line(number, text, endpoint)
             if line.custom_id in known:
                 message = f"custom_id {line.custom_id[:80]!r} is that of an earlier line, too"

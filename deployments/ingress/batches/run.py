@@ -6,6 +6,7 @@ asks again only what had no answer in the files.
 
 import asyncio
 import itertools
+import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -22,6 +23,8 @@ from deployments.ingress.batches.lines import Answer, Line, custom_id_of, examin
 from deployments.ingress.terms import IDLE_WORK, PRIORITY_HEADER
 from deployments.process import metrics
 from deployments.process.call import Reply
+
+logger = logging.getLogger(__name__)
 
 _KEEP_EVERY_S = 2.0
 _AT_A_TIME = 256
@@ -90,9 +93,8 @@ class Run:
     async def _validate(self) -> None:
         order = self._order
         lines = self._contents.lines(order.input_file_id)
-        total, problems = await asyncio.to_thread(
-            examine, lines, order.endpoint, self._settings.max_requests
-        )
+        most, longest = self._settings.max_requests, self._settings.max_request_bytes
+        total, problems = await asyncio.to_thread(examine, lines, order.endpoint, most, longest)
         if problems:
             await self._report(self._progress.moved(Status.FAILED, errors=tuple(problems)))
             return
@@ -179,6 +181,11 @@ class Run:
             return Answer(line.custom_id, request_id, reply.start.status, content), 0.0
         except RoundhouseError as e:
             return Answer.refused(line.custom_id, request_id, e), e.retry_after_s or 0.0
+        except Exception:
+            # One request that we cannot serve must not keep the others from being answered.
+            logger.exception("request %s failed", request_id)
+            error = RoundhouseError("internal error; the log names this request id")
+            return Answer.refused(line.custom_id, request_id, error), 0.0
 
     async def _keep(self) -> Batch:
         """Write the answers that came since, and say how far it is.
