@@ -5,7 +5,7 @@ without themselves (`fitting.py`): the least margin above which the full classif
 another class for next to no example.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from router.adapters.classifier import Classifier, Learnt, Verdict
 from router.adapters.features import Features
-from router.adapters.fitting import LeftOut
+from router.adapters.fitting import Crossed, LeftOut
 
 # Share of the prompts for which the full classifier may choose otherwise, unasked: half of what may
 # be lost, for what a few hundred examples foretell of so few is off by as much.
@@ -95,8 +95,14 @@ class Cascade:
         accept_rate: float,
         in_scope_share: float,
         max_landmarks: int,
+        crossed: Sequence[Crossed] = (),
     ) -> "Cascade":
-        """Learn a catalogue; the arguments are :meth:`Classifier.learn`'s."""
+        """Learn a catalogue; the arguments are :meth:`Classifier.learn`'s.
+
+        Args:
+            crossed: for the quick classifier, then, where the reader said something that the choice
+                was better for, for the full one. Of a trained encoder.
+        """
 
         def learn(seen: Features, beside: Features, start: Classifier | None) -> Learnt:
             return Classifier.learn(
@@ -107,10 +113,11 @@ class Cascade:
                 in_scope_share=in_scope_share,
                 max_landmarks=max_landmarks,
                 start=start.kernel.weights if start else None,
+                crossed=crossed[1 if start else 0] if crossed else None,
             )
 
         quick, by_quick = learn(features.unread, background.unread, None)
-        if features.states is None or by_quick is None:
+        if features.states is None or by_quick is None or len(crossed) == 1:
             return cls(quick)
         full, by_full = learn(features, background, quick)
         if by_full is None or not full.kernel.weights.reads:

@@ -14,7 +14,7 @@ import scipy.sparse
 from scipy.special import softmax
 
 from router.adapters.features import Features, Kernel, KernelWeights, total_of
-from router.adapters.fitting import DEFAULT_TEMPERATURE, LeftOut, Report, tuned
+from router.adapters.fitting import DEFAULT_TEMPERATURE, Crossed, LeftOut, Report, tuned
 from router.adapters.regression import Regression
 from router.adapters.scope import Scope
 
@@ -89,6 +89,7 @@ class Classifier:
         in_scope_share: float,
         max_landmarks: int,
         start: KernelWeights | None = None,
+        crossed: Crossed | None = None,
     ) -> "Learnt":
         """Learn a catalogue.
 
@@ -100,11 +101,12 @@ class Classifier:
             in_scope_share: share of the traffic that is expected to be.
             max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
             start: kernel weights from which better ones are looked for.
+            crossed: of the examples that the encoder was trained on: it brings the weights.
         """
         rng = np.random.default_rng(0)
         order = rng.permutation(len(labels))
         landmarks = order[:max_landmarks]
-        weights = tuned(features, labels, rng, start)
+        weights = crossed.weights if crossed else tuned(features, labels, rng, start)
         regression = Regression.fit(weights, landmarks, features, labels)
         outside = regression.signals(background)
         made = cls(
@@ -115,7 +117,7 @@ class Classifier:
             Scope.without_examples(outside),
             Report(len(labels), len(landmarks)),
         )
-        left_out = LeftOut.of(regression, features, labels, order)
+        left_out = LeftOut.of(regression, features, labels, order, crossed)
         if left_out is None:
             return Learnt(made, None)
         twins = left_out.twins()

@@ -4,7 +4,7 @@ All of it comes from examples that are scored as if they had not been learnt fro
 (`ridge.py`), so that none need be held back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -39,7 +39,8 @@ _OF_DESCRIPTIONS = KernelWeights(meaning=2.0, form=0.2, wording=0.05, linear_for
 DEFAULT_TEMPERATURE = 10.0
 # Adapters that take each other's prompts this often (a coin would: half) cannot be told apart.
 _TWINS = 0.35
-# Likeness of a text and its copy, up to rounding.
+# Likeness of a text and its copy, up to rounding. The same text on another card would be found
+# again: of a prompt there is no copy.
 _SAME = 0.999
 
 # Two classes that cannot be told apart, and how often they are confused.
@@ -79,16 +80,47 @@ class LeftOut:
 
     @classmethod
     def of(
-        cls, made: Regression, features: Features, labels: np.ndarray, order: np.ndarray
+        cls,
+        made: Regression,
+        features: Features,
+        labels: np.ndarray,
+        order: np.ndarray,
+        crossed: "Crossed | None" = None,
     ) -> "LeftOut | None":
         """Of some of the examples that a regression was fitted to; None when too few of them have
         others of their class.
 
         Args:
             order: (n,) of the examples; the first of it are the landmarks.
+            crossed: what is known already of those that the encoder was trained on.
         """
+        if crossed is None:
+            return cls._in_closed_form(made, features, labels, order, made.counts[labels] > 1)
+        fresh = made.counts[labels] > 1
+        fresh[crossed.rows] = False
+        more = cls._in_closed_form(made, features, labels, order, fresh)
+        return cls.joined([crossed.left_out, more] if more else [crossed.left_out])
+
+    @classmethod
+    def joined(cls, parts: "list[LeftOut]") -> "LeftOut":
+        """Of several, one behind the other."""
+        return cls(
+            np.concatenate([p.scores for p in parts]),
+            np.concatenate([p.signals for p in parts]),
+            np.concatenate([p.labels for p in parts]),
+        )
+
+    @classmethod
+    def _in_closed_form(
+        cls,
+        made: Regression,
+        features: Features,
+        labels: np.ndarray,
+        order: np.ndarray,
+        usable: np.ndarray,
+    ) -> "LeftOut | None":
         # From the end: what is no landmark comes nearest to a prompt never seen.
-        held = np.flatnonzero(made.counts[labels[order]] > 1)[-_SAMPLE:]
+        held = np.flatnonzero(usable[order])[-_SAMPLE:]
         if len(held) < _MIN_LEFT_OUT:
             return None
         rows = order[held]
@@ -97,7 +129,6 @@ class LeftOut:
         blind = regressors[:, : len(made.landmarks)].copy()
         is_landmark = held < len(made.landmarks)
         blind[is_landmark, held[is_landmark]] = 0
-        # The same text on another card would be found again: of a prompt there is no copy.
         blind[blind > _SAME] = 0
         everything = np.ones(made.classes, dtype=bool)
         known = made.familiarity(features[rows], blind, everything)
@@ -105,6 +136,15 @@ class LeftOut:
         inside = held < len(made.variance)
         known[inside, 1] = made.variance_left_out(held[inside])
         return cls(scores, np.column_stack([made.surest(scores), known]), own)
+
+    @classmethod
+    def from_others(cls, made: Regression, features: Features, labels: np.ndarray) -> "LeftOut":
+        """Of examples that a regression was not fitted to."""
+        regressors = made.kernel.regressors(features)
+        scores, blind = made.score(regressors), regressors[:, : len(made.landmarks)].copy()
+        blind[blind > _SAME] = 0
+        known = made.familiarity(features, blind, np.ones(made.classes, dtype=bool))
+        return cls(scores, np.column_stack([made.surest(scores), known]), labels)
 
     @property
     def best(self) -> np.ndarray:
@@ -149,6 +189,23 @@ class LeftOut:
         )
 
 
+@dataclass(frozen=True)
+class Crossed:
+    """What examples are like under encoders that were not trained on them (`training/crossing.py`).
+
+    An encoder that was has drawn each to the others of its class: left out of the regression alone,
+    they seem better known than any prompt will be.
+
+    Attributes:
+        rows: (n,) which of the examples.
+        weights: of the kernel under which they were best foretold.
+    """
+
+    rows: np.ndarray
+    weights: KernelWeights
+    left_out: LeftOut
+
+
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error (Naeini et al., AAAI 2015): mean gap between the two, by bins."""
     edges = np.linspace(0, 1, bins + 1)
@@ -171,7 +228,7 @@ def tuned(
     if (np.bincount(labels)[labels] > 1).sum() < _MIN_LEFT_OUT:
         return _OF_DESCRIPTIONS
     default = start or KernelWeights()
-    rows = _few_of_some(labels, rng)
+    rows = few_of_some(labels, rng)
     _, own = np.unique(labels[rows], return_inverse=True)
     counts = np.bincount(own)
     scored = counts[own] > 1
@@ -187,11 +244,21 @@ def tuned(
         inverse = scipy.linalg.inv(parts.combine(weights) + beside, assume_a="pos")
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
         scores = (left_out + unknown(len(counts))) * gain(counts)
-        temperature = _fit_temperature(scores[scored], own[scored])
-        return _log_loss(temperature * scores[scored], own[scored])
+        return best_log_loss(scores[scored], own[scored])
 
-    names = ("meaning", "form", "wording") + (() if chosen.states is None else ("mean", "last"))
-    best, lowest = default, loss(default)
+    return searched(default, loss, reads=chosen.states is not None)
+
+
+def searched(
+    start: KernelWeights, loss: Callable[[KernelWeights], float], *, reads: bool
+) -> KernelWeights:
+    """Each weight made smaller and larger by steps, as long as the loss falls.
+
+    Args:
+        reads: whether there is something that the reader says.
+    """
+    names = ("meaning", "form", "wording") + (("mean", "last") if reads else ())
+    best, lowest = start, loss(start)
     for _ in range(_TUNING_ROUNDS):
         before = best
         for name in names:
@@ -212,7 +279,7 @@ def _neighbours(weights: KernelWeights, name: str) -> list[KernelWeights]:
     return [replace(weights, **{name: value}) for value in inside]
 
 
-def _few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rows of at most so many classes, and at most so many of each."""
     some = rng.permutation(np.unique(labels))[:_TUNING_CLASSES]
     rows = [rng.permutation(np.flatnonzero(labels == c))[:_TUNING_EXAMPLES] for c in some]
@@ -226,6 +293,11 @@ def _fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
         return _log_loss(np.exp(log_temperature) * scores, labels)
 
     return float(np.exp(minimize_scalar(loss, bounds=(0.0, 5.0), method="bounded").x))
+
+
+def best_log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Of n examples (n, c), at the temperature that is best for them."""
+    return _log_loss(_fit_temperature(scores, labels) * scores, labels)
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
