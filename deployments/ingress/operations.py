@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from adapter_store.encoders.kept import EncoderStore
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
@@ -40,6 +41,7 @@ class Operations:
     feedback: Feedback
     dashboard: Dashboard
     rules: Book
+    encoders: EncoderStore
 
 
 def operations(
@@ -81,4 +83,5 @@ def operations(
         Feedback(log, settings),
         Dashboard(directory, overview, process.telemetry, store.telemetry, log),
         rules,
+        store.encoders,
     )

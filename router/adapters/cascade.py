@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import softmax
 
 from router.adapters.classifier import Classifier, Learnt, Verdict
-from router.adapters.features import Features
+from router.adapters.features import Features, KernelWeights
 from router.adapters.fitting import Crossed, LeftOut
 
 # Share of the prompts for which the full classifier may choose otherwise, unasked: half of what may
@@ -104,7 +104,9 @@ class Cascade:
                 was better for, for the full one. Of a trained encoder.
         """
 
-        def learn(seen: Features, beside: Features, start: Classifier | None) -> Learnt:
+        def learn(
+            seen: Features, beside: Features, start: KernelWeights | Crossed | None
+        ) -> Learnt:
             return Classifier.learn(
                 seen,
                 labels,
@@ -112,14 +114,14 @@ class Cascade:
                 accept_rate=accept_rate,
                 in_scope_share=in_scope_share,
                 max_landmarks=max_landmarks,
-                start=start.kernel.weights if start else None,
-                crossed=crossed[1 if start else 0] if crossed else None,
+                start=start,
             )
 
-        quick, by_quick = learn(features.unread, background.unread, None)
+        first = crossed[0] if crossed else None
+        quick, by_quick = learn(features.unread, background.unread, first)
         if features.states is None or by_quick is None or len(crossed) == 1:
             return cls(quick)
-        full, by_full = learn(features, background, quick)
+        full, by_full = learn(features, background, crossed[1] if crossed else quick.kernel.weights)
         if by_full is None or not full.kernel.weights.reads:
             return cls(quick)
         return cls(quick, full, Gate.fit(quick, full, by_quick, by_full))

@@ -88,8 +88,7 @@ class Classifier:
         accept_rate: float,
         in_scope_share: float,
         max_landmarks: int,
-        start: KernelWeights | None = None,
-        crossed: Crossed | None = None,
+        start: KernelWeights | Crossed | None = None,
     ) -> "Learnt":
         """Learn a catalogue.
 
@@ -100,13 +99,16 @@ class Classifier:
             accept_rate: share of the examples that shall count as in scope.
             in_scope_share: share of the traffic that is expected to be.
             max_landmarks: time and memory grow with it: m^2 to learn, m per prompt.
-            start: kernel weights from which better ones are looked for.
-            crossed: of the examples that the encoder was trained on: it brings the weights.
+            start: kernel weights from which better ones are looked for; or, where the encoder was
+                tuned on the examples, what is known of them, with the weights.
         """
         rng = np.random.default_rng(0)
         order = rng.permutation(len(labels))
         landmarks = order[:max_landmarks]
-        weights = crossed.weights if crossed else tuned(features, labels, rng, start)
+        if isinstance(start, Crossed):
+            crossed, weights = start, start.weights
+        else:
+            crossed, weights = None, tuned(features, labels, rng, start)
         regression = Regression.fit(weights, landmarks, features, labels)
         outside = regression.signals(background)
         made = cls(

@@ -12,6 +12,7 @@ from cluster.settings import RouterSettings
 from router.adapters.cascade import Cascade
 from router.adapters.constraints import Constraints
 from router.adapters.features import FeatureExtractor, Features
+from router.adapters.training.trained import HeldOut
 
 # Up to this many texts learning anew takes well under a second; of more, changes are worked in.
 _LEARN_ANEW = 500
@@ -76,15 +77,21 @@ class CardLearner:
 
     Args:
         background: prompts that no adapter was made for.
+        held_out: what examples were like before the encoder was tuned on them, if it was.
     """
 
     def __init__(
-        self, extract: FeatureExtractor, settings: RouterSettings, background: list[str]
+        self,
+        extract: FeatureExtractor,
+        settings: RouterSettings,
+        background: list[str],
+        held_out: HeldOut | None = None,
     ) -> None:
         self.index = Index()
         self._extract = extract
         self._settings = settings
         self._background = extract(background)
+        self._held_out = held_out
         self._features: dict[Texts, Features] = {}
         self._changing = threading.Lock()
 
@@ -103,10 +110,11 @@ class CardLearner:
         was learnt meanwhile."""
         with self._changing:
             before = self.index
-            learnt = [self._embed(texts_of(a.card)) for a in before.adapters]
+            texts = {a.name: texts_of(a.card) for a in before.adapters}
+            learnt = [self._embed(t) for t in texts.values()]
         if before.is_whole:
             return
-        fresh = replace(before, cascade=self._fit(learnt), is_whole=True, masks={})
+        fresh = replace(before, cascade=self._fit(learnt, texts), is_whole=True, masks={})
         with self._changing:
             now = self.index
             known = {a.name: a for a in now.adapters}
@@ -126,7 +134,7 @@ class CardLearner:
         changed = sum(len(texts) for texts in (*gone.values(), *new.values()))
         if index.cascade is None or size <= _LEARN_ANEW or changed > _WORKED_IN:
             learnt = [self._embed(texts) for texts in wanted.values()]
-            cascade = self._fit(learnt) if learnt else None
+            cascade = self._fit(learnt, wanted) if learnt else None
             return Index(tuple(known.values()), cascade=cascade, position=position)
         cascade = self._worked_in(index.cascade, list(before), gone, new)
         adapters = tuple(known[n] for n in (*(n for n in before if n not in gone), *new))
@@ -150,7 +158,7 @@ class CardLearner:
         learnt = [self._embed(texts) for texts in new.values()]
         return cascade.with_classes(Features.stack(learnt), len(names) + _labels(learnt))
 
-    def _fit(self, parts: list[Features]) -> Cascade:
+    def _fit(self, parts: list[Features], cards: Mapping[str, Texts]) -> Cascade:
         settings = self._settings
         return Cascade.fit(
             Features.stack(parts),
@@ -159,6 +167,7 @@ class CardLearner:
             accept_rate=settings.accept_rate,
             in_scope_share=settings.in_scope_share,
             max_landmarks=settings.max_landmarks,
+            crossed=self._held_out.among(cards) if self._held_out else (),
         )
 
     def _embed(self, texts: Texts) -> Features:

@@ -22,6 +22,7 @@ from router.adapters.features import FeatureExtractor, Features
 from router.adapters.index import CardLearner, Index
 from router.adapters.quality import OutcomeLearner
 from router.adapters.reader import Reader
+from router.adapters.training.trained import HeldOut
 
 _EVERYDAY = Path(__file__).parent / "data" / "everyday_prompts.txt"
 
@@ -35,6 +36,7 @@ class PromptRouter:
         base_models: that may answer when no adapter fits; the first is the default.
         weights: base model -> what knows its adapters by their weights.
         reader: reads cards, and the prompts that are not clear without it.
+        held_out: of an encoder that was tuned on cards, what these were like to others.
     """
 
     def __init__(
@@ -44,12 +46,13 @@ class PromptRouter:
         base_models: Sequence[BaseModelSettings] = (),
         weights: Mapping[str, ArrowRouter] | None = None,
         reader: Reader | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self._extract = FeatureExtractor(encoder, reader)
         self._settings = settings
         self._base_models = tuple(base_models)
         self._weights = weights or {}
-        self._cards = CardLearner(self._extract, settings, everyday_prompts())
+        self._cards = CardLearner(self._extract, settings, everyday_prompts(), held_out)
         self._follow_ups = (
             FollowUps(self._extract.glance, everyday_prompts()) if settings.stay_margin else None
         )

@@ -71,7 +71,7 @@ def tuned(
             torch.nn.utils.clip_grad_norm_(model.parameters(), _LONGEST)
             optimizer.step()
             schedule.step()
-            stepped(step + 1, steps, float(loss))
+            stepped(step + 1, steps, loss.item())
     return encoder.with_weights({n: w.to(torch.bfloat16) for n, w in model.state_dict().items()})
 
 

@@ -1,10 +1,11 @@
 """What examples are like under encoders that were not tuned on them.
 
-Tuning draws the texts of an adapter together. Left out of the regression alone, in closed form, they
-then seem better known than any prompt will be: 99 of 100 right where of new prompts 91 are. So the
-examples are dealt into folds, an encoder is tuned on the others of each, and what the regression on
-these says of the fold is what all is learnt from: the kernel's weights, the temperature, the scope,
-the gate to the reader (cross-fitting: Chernozhukov et al., 2018, section 3; stacking: Wolpert 1992).
+Tuning draws the texts of an adapter together. Left out of the regression alone, in closed form,
+they then seem better known than any prompt will be: 99 of 100 right where of new prompts 91 are.
+So the examples are dealt into folds, an encoder is tuned on the others of each, and what the
+regression on these says of the fold is what all is learnt from: the kernel's weights, the
+temperature, the scope, the gate to the reader (stacked generalisation: Wolpert 1992; cross-fitting:
+Chernozhukov et al. 2018).
 """
 
 from collections.abc import Sequence

@@ -38,8 +38,8 @@ class Lessons:
         """Of the cards' texts by adapter, and of feedback.
 
         Args:
-            shared: whether what one tenant says teaches the choices of all (`router.shared_feedback`);
-                else only what is nobody's does.
+            shared: whether what one tenant says teaches the choices of all
+                (`router.shared_feedback`); else only what is nobody's does.
 
         Raises:
             Conflict: there is nothing to learn from.

@@ -126,9 +126,7 @@ def school(
     return Schooled(marks, teach(everything, len(held), "on everything"), after)
 
 
-def _sides(
-    folds: Sequence[Fold], labels: np.ndarray, max_landmarks: int
-) -> tuple[Crossed, ...]:
+def _sides(folds: Sequence[Fold], labels: np.ndarray, max_landmarks: int) -> tuple[Crossed, ...]:
     """Without the reader, and with it where it says something that the choice is better for."""
     quick = crossed([f.unread for f in folds], labels, max_landmarks, KernelWeights())
     if folds[0].features.states is None:

@@ -59,10 +59,11 @@ class HeldOut:
         labels = np.array([class_of[pairs[row][0]] for row in rows])
         columns = [i for i, name in enumerate(self.names) if name in class_of]
         targets = [class_of[self.names[i]] for i in columns]
+        cells = np.ix_(own, np.array(columns))
         found = []
         for side in self.sides:
             scores = np.zeros((len(own), len(cards)))
-            scores[:, targets] = side.left_out.scores[np.ix_(own, columns)]
+            scores[:, targets] = side.left_out.scores[cells]
             left_out = LeftOut(scores, side.left_out.signals[own], labels)
             found.append(Crossed(rows, side.weights, left_out))
         return tuple(found)
@@ -76,7 +77,9 @@ class Trained:
     held_out: HeldOut
 
 
-def write(folder: Path, files: tuple[str, str], lineage: str, lessons: Lessons, made: Schooled) -> None:
+def write(
+    folder: Path, files: tuple[str, str], lineage: str, lessons: Lessons, made: Schooled
+) -> None:
     """Write the lineage and the tensors into files of these names."""
     import torch
     from safetensors.torch import save_file
