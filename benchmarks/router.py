@@ -2,6 +2,7 @@
 
 - adapters: BIG-Bench-Hard and CLINC150, from names alone to all examples, beside the baselines
 - reader_*: what each kernel is worth, with and without a small model's first layers
+- trained_*: what it is worth that a catalogue teaches its encoder
 - weights: the demo's adapters without their cards
 - expert models: MMLU by a weak and a strong model, 5 folds
 - ten thousand adapters: the time of a choice, and of a new card
@@ -25,7 +26,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from adapter_store.files.blobs import WEIGHTS
-from benchmarks import reader, routing_data
+from benchmarks import reader, routing_data, training
 from benchmarks.routing_data import Labelled, split
 from benchmarks.routing_scores import centroids, mean, ridge
 from cluster.settings import RouterSettings
@@ -417,6 +418,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "reader_tasks": reader.tasks,
     "reader_intents": reader.intents,
     "reader_times": reader.times,
+    "trained_intents": training.intents,
+    "trained_tasks": training.tasks,
     "weights": weights,
     "experts": experts,
     "scale": scale,

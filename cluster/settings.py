@@ -494,7 +494,7 @@ class TrainingSettings(Section):
         description="Where the cards have changed, one of the prompt routers trains so often, in a "
         "process of its own; 0: only `roundhouse router train` does.",
     )
-    steps: int = Field(150, ge=1, description="Batches of 32 adapters, two texts of each.")
+    steps: int = Field(100, ge=1, description="Batches of 32 adapters, two texts of each.")
     folds: int = Field(
         4,
         ge=2,

@@ -1,4 +1,4 @@
-"""A catalogue that teaches its encoder: what it learns from, what it is worth, who takes it over."""
+"""A catalogue that teaches its encoder: what it learns from, what it is worth, who takes it."""
 
 import asyncio
 import dataclasses
