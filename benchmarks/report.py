@@ -190,6 +190,41 @@ def _reader(report: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {took['p50']} ms | {took['p99']} ms | {right} | {asked} |"
 
 
+_TRAINED = {"trained_intents": "CLINC150", "trained_tasks": "BBH"}
+
+
+def _trained(report: dict[str, Any]) -> Iterator[str]:
+    """What it is worth that a catalogue teaches its encoder."""
+    yield ""
+    yield "### An encoder that the catalogue taught"
+    yield ""
+    yield "What `roundhouse router train` does with one draw of the examples, and the choice by it,"
+    yield "without a reader. Kept where the folds say that it is better by more than the error."
+    yield ""
+    yield "| | right first, % | ECE | abstains in scope | out of scope | AUROC |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for part, suite in _TRAINED.items():
+        for shots, table in report[part].items():
+            for name, told in table.items():
+                if name != "cross-validation":
+                    names = ("top1", "ece", "abstains_in_scope")
+                    outside = ("abstains_out_of_scope", "oos_auroc")
+                    cells = [f"{told[n]:.1f}" if n in told else "" for n in (*names, *outside)]
+                    yield f"| {suite}, {shots}, {name} | " + " | ".join(cells) + " |"
+    yield ""
+    for part, suite in _TRAINED.items():
+        for shots, table in report[part].items():
+            marks = table["cross-validation"]
+            before, after, error = (100 * marks[n] for n in ("before", "after", "error"))
+            kept = "kept" if "trained" in table else "not kept"
+            yield (
+                f"- {suite}, {shots}: of {marks['examples']:.0f} held-out examples {before:.1f} % "
+                f"right untrained, {after:.1f} % trained (error {error:.1f}), log-loss "
+                f"{marks['loss_before']:.2f} and {marks['loss_after']:.2f}: {kept}, after "
+                f"{marks['train_s']:.0f} s"
+            )
+
+
 def _router() -> Iterator[str]:
     report = json.loads((RESULTS / "router.json").read_text())
     yield from _heading("The choice of the adapter", report, "bench-router")
@@ -209,6 +244,7 @@ def _router() -> Iterator[str]:
         cells.insert(5, _best_baseline(found, "oos_auroc"))
         yield f"| {suite} | " + " | ".join(cells) + " |"
     yield from _reader(report)
+    yield from _trained(report)
     weights = report["weights"]
     yield ""
     yield "### By the weights alone"
