@@ -496,7 +496,7 @@ class TrainingSettings(Section):
     )
     steps: int = Field(100, ge=1, description="Batches of 32 adapters, two texts of each.")
     folds: int = Field(
-        4,
+        3,
         ge=2,
         description="The encoder is tuned so often on all but a part of the examples, which then "
         "say whether that is better; time grows with it.",

@@ -171,7 +171,6 @@ def test_what_is_calibrated_is_calibrated_on_what_was_held_out(taught, parent, l
     made = Classifier.learn(features, lessons.labels, beside, start=hard, **terms).classifier
     assert naive.report.top1 == 1.0, "seen, each seems certain"
     assert made.report.top1 < 0.8, "what was held out was not"
-    assert made.temperature < naive.temperature
     assert made.kernel.weights == hard.weights
 
 
@@ -196,7 +195,9 @@ def test_what_is_kept_comes_back(parent, taught, lessons, tmp_path):
     write(tmp_path, (CONFIG, WEIGHTS), "{}", lessons, made)
     found = read(tmp_path / WEIGHTS, parent)
     assert found.encoder.version == taught.version
-    assert found.held_out.sides[0].weights == made.sides[0].weights
+    (told,), (kept,) = found.held_out.sides, made.sides
+    assert told.weights == kept.weights
+    assert np.allclose(told.left_out.scores, kept.left_out.scores, atol=1e-3)
     assert found.held_out.names == lessons.names
     tensors = load_file(tmp_path / WEIGHTS)
     name = next(n for n in tensors if n.endswith("word_embeddings.weight"))
@@ -241,7 +242,7 @@ async def test_admins_say_which_one_is_held(make_world, store):
         back = await rh.client.post("/v1/router/encoders/rollback")
         assert back.json()["held"] is None
         error(await rh.client.post("/v1/router/encoders/rollback"), 409)
-        error(await rh.client.put("/v1/router/encoders", json={"id": "no"}), 404, "id")
+        error(await rh.client.put("/v1/router/encoders", json={"id": "no"}), 404)
         used = await rh.client.put("/v1/router/encoders", json={"id": "e0"})
         assert used.json()["held"] == "e0"
 

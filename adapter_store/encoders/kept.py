@@ -66,3 +66,7 @@ class EncoderStore:
     async def may_train(self, who: str, *, for_s: float) -> bool:
         """Whether nobody else trains; then nobody else may for so long."""
         return await self._server.hold(self._server.keys.training, who, for_s=for_s)
+
+    async def has_trained(self, who: str) -> None:
+        """Others may."""
+        await self.may_train(who, for_s=0.001)

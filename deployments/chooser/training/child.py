@@ -12,6 +12,7 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,40 +48,47 @@ async def train(store: Store, task: Task) -> dict[str, Any]:
 
     if not await renew():
         raise Conflict("an encoder is being trained already; wait until that has ended")
-    async with renewed("training", renew, every_s=_LEASE_S / 3):
-        started = time.monotonic()
-        position, lessons = await _lessons(store, task.settings)
-        known = {encoder.lessons for encoder in (await store.encoders.newest()).kept}
-        if task.only_new and lessons.digest in known:
-            return {"told": "the cards are what an encoder was trained on already"}
-        parent, reader, made = await asyncio.to_thread(_school, task.settings, lessons)
-        marks = made.marks
-        told = vars(marks) | {"gain": marks.gain, "is_better": marks.is_better}
-        if made.encoder is None:
-            return {"marks": told}
-        terms = task.settings.router.training
-        lineage = TrainedEncoder(
-            id="",
-            made_at=time.time(),
-            parent=parent,
-            reader=reader,
-            position=position,
-            lessons=lessons.digest,
-            adapters=len(lessons.names),
-            texts=len(lessons.texts),
-            of_feedback=len(lessons.texts) - lessons.of_cards,
-            steps=terms.steps,
-            folds=terms.folds,
-            seed=terms.seed,
-            before=marks.before,
-            after=marks.after,
-            error=marks.error,
-            loss_before=marks.loss_before,
-            loss_after=marks.loss_after,
-            took_s=round(time.monotonic() - started, 1),
-        )
-        kept = await _keep(store, task, lineage, lessons, made)
-        return {"marks": told, "encoder": kept.model_dump(mode="json"), "is_used": task.use}
+    try:
+        async with renewed("training", renew, every_s=_LEASE_S / 3):
+            return await _train(store, task)
+    finally:
+        await store.encoders.has_trained(who)
+
+
+async def _train(store: Store, task: Task) -> dict[str, Any]:
+    started = time.monotonic()
+    position, lessons = await _lessons(store, task.settings)
+    known = {encoder.lessons for encoder in (await store.encoders.newest()).kept}
+    if task.only_new and lessons.digest in known:
+        return {"told": "the cards are what an encoder was trained on already"}
+    parent, reader, made = await asyncio.to_thread(_school, task.settings, lessons)
+    marks = made.marks
+    told = asdict(marks) | {"gain": marks.gain, "is_better": marks.is_better}
+    if made.encoder is None:
+        return {"marks": told}
+    terms = task.settings.router.training
+    lineage = TrainedEncoder(
+        id="",
+        made_at=time.time(),
+        parent=parent,
+        reader=reader,
+        position=position,
+        lessons=lessons.digest,
+        adapters=len(lessons.names),
+        texts=len(lessons.texts),
+        of_feedback=len(lessons.texts) - lessons.of_cards,
+        steps=terms.steps,
+        folds=terms.folds,
+        seed=terms.seed,
+        before=marks.before,
+        after=marks.after,
+        error=marks.error,
+        loss_before=marks.loss_before,
+        loss_after=marks.loss_after,
+        took_s=round(time.monotonic() - started, 1),
+    )
+    kept = await _keep(store, task, lineage, lessons, made)
+    return {"marks": told, "encoder": kept.model_dump(mode="json"), "is_used": task.use}
 
 
 async def _lessons(store: Store, settings: Settings) -> tuple[str, Lessons]:

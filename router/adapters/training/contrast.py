@@ -54,7 +54,8 @@ def tuned(
     directions: Any = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
     contrast = MultipleNegativesRankingLoss(model, scale=_SCALE, directions=directions)
     steps = course.steps_for(labels)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=_DECAY)
+    learning = [p for p in _held_still(model).parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=_RATE, weight_decay=_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, steps))
     batches = np.random.default_rng(course.seed)
     is_fast = fastest_dtype() == torch.bfloat16
@@ -68,11 +69,20 @@ def tuned(
                 loss = contrast(columns, None)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), _LONGEST)
+            torch.nn.utils.clip_grad_norm_(learning, _LONGEST)
             optimizer.step()
             schedule.step()
             stepped(step + 1, steps, loss.item())
     return encoder.with_weights({n: w.to(torch.bfloat16) for n, w in model.state_dict().items()})
+
+
+def _held_still(model: Any) -> Any:
+    """The model with its words where they are: those that no lesson has must stay near those that
+    some have. It saves a third of the time besides."""
+    transformer = getattr(model[0], "auto_model", None)
+    if transformer is not None:
+        transformer.get_input_embeddings().requires_grad_(False)
+    return model
 
 
 def _pace(step: int, steps: int) -> float:

@@ -12,6 +12,8 @@ from router.adapters.quality import lessons_of
 
 # Of fewer classes with two texts each there is nothing to be told apart.
 LEAST_CLASSES = 4
+# Of large catalogues some texts of each card: more take longer and teach little.
+_MOST_TEXTS, _EACH = 20_000, 4
 # A prompt that was answered so well was for the adapter that answered it.
 _GOOD = 0.5
 
@@ -45,7 +47,8 @@ class Lessons:
             Conflict: there is nothing to learn from.
         """
         names = tuple(name for name, texts in sorted(cards.items()) if texts)
-        told = [(text, i) for i, name in enumerate(names) for text in cards[name]]
+        most = max(_EACH, _MOST_TEXTS // max(len(names), 1))
+        told = [(text, i) for i, name in enumerate(names) for text in cards[name][:most]]
         of_cards, known = len(told), set(told)
         for outcome in lessons_of(outcomes, shared=shared)[""].outcomes:
             if outcome.score > _GOOD and outcome.candidate in names:

@@ -91,7 +91,7 @@ def write(
     for name, side in zip(_SIDES, held_out.sides, strict=False):
         tensors[f"{name}.scores"] = torch.from_numpy(side.left_out.scores).half()
         tensors[f"{name}.signals"] = torch.from_numpy(side.left_out.signals).float()
-        tensors[f"{name}.weights"] = torch.tensor(astuple(side.weights))
+        tensors[f"{name}.weights"] = torch.tensor(astuple(side.weights), dtype=torch.float64)
     tensors["labels"] = torch.from_numpy(held_out.sides[0].left_out.labels)
     told = {"names": json.dumps(held_out.names), "keys": json.dumps(held_out.keys)}
     config, weights = files
