@@ -69,14 +69,15 @@ def _measured(
     }
     asked = [labelled.texts[i] for i in test]
     encoder, lessons = SentenceEncoder.of(bench.settings), Lessons.of(cards, [], shared=False)
-    started = time.perf_counter()
+    # Of the processor: others may use it, too.
+    started = time.process_time()
     terms = bench.settings.training
     made = school(encoder, None, lessons, terms, bench.settings.max_landmarks, _tell)
-    took_s = time.perf_counter() - started
+    took_s = time.process_time() - started
     marks = {k: round(v, 4) for k, v in asdict(made.marks).items()}
     found = {
         "untrained": _by(bench, encoder, cards, asked, truth, ()),
-        "cross-validation": {"top1": 0.0, "train_s": took_s, **marks},
+        "cross-validation": {"top1": 0.0, "train_cpu_s": round(took_s), **marks},
     }
     if made.encoder is not None:
         sides = HeldOut.of(lessons, made.sides).among(cards)

@@ -52,9 +52,11 @@ async def train(task: Task, tell: Tell) -> dict[str, Any]:
         Conflict: there is nothing to learn from, or somebody else trains.
         TrainingFailed: it ended before it was done.
     """
-    # As few threads in every library that counts the cores for itself.
+    # As few threads in every library that counts the cores for itself; while they wait for each
+    # other, their cores are for those that have something to do.
     threads = str(task.settings.router.training.threads)
-    env = os.environ | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    bounds = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    env = os.environ | bounds | {"TOKENIZERS_PARALLELISM": "false"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "deployments.chooser.training.child"),
         stdin=asyncio.subprocess.PIPE,
