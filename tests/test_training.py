@@ -12,7 +12,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from adapter_store.files.blob_stores import open_blobs
 from adapter_store.files.blobs import CONFIG, WEIGHTS
 from cluster.decisions import Outcome, Prompt
 from cluster.encoders import MOST, Encoders, TrainedEncoder
@@ -22,6 +21,9 @@ from cluster.settings import RouterSettings, parse_settings
 from deployments.chooser.encoders import EncoderFollower, is_worse
 from deployments.chooser.learner import Learner
 from deployments.chooser.standing import Standing
+from deployments.chooser.training.child import keep
+from deployments.chooser.training.running import Task
+from deployments.chooser.training.trainer import Trainer
 from deployments.command.cli import app
 from deployments.planner.journal import member_news
 from deployments.process import metrics
@@ -263,11 +265,10 @@ async def test_two_who_change_it_at_once_both_do_and_blobs_are_kept_as_long_as_t
 
 
 class Choosers:
-    """Two prompt routers on one store, and the files of encoders."""
+    """Two prompt routers on one store."""
 
     def __init__(self, settings, store, parent) -> None:
         self.settings, self.store, self.parent = settings, store, parent
-        self.blobs = open_blobs(settings.store)
         self.standing: list[Standing] = []
         self.processes: list[Process] = []
 
@@ -287,16 +288,12 @@ class Choosers:
     def make(self, encoder, held_out) -> PromptRouter:
         return PromptRouter(encoder, self.settings.router, self.settings.models, held_out=held_out)
 
-    async def keep(self, encoder, lessons, folder, **changes) -> str:
+    async def keep(self, encoder, lessons, **changes) -> str:
         """Keep and hold an encoder; what it was given as held out is by itself."""
-        folder.mkdir()
         marks = Marks(24, 0.5, 1.0, 0.1, 1.0, 0.5)
         made = Schooled(marks, encoder, sides_of(encoder, lessons))
-        write(folder, (CONFIG, WEIGHTS), "{}", lessons, made)
-        digest, _ = self.blobs.commit(folder)
-        fields = {"id": digest[:12], "digest": digest, "parent": self.parent.version}
-        kept = record(**fields | changes)
-        await self.store.encoders.change(lambda book: book.with_new(kept, use=True))
+        lineage = record(**{"parent": self.parent.version} | changes)
+        kept = await keep(self.store, Task(self.settings), lineage, lessons, made)
         return kept.id
 
     async def until_all(self, holds) -> None:
@@ -328,10 +325,10 @@ def chosen(standing: Standing) -> str | None:
 
 
 @pytest.mark.redis
-async def test_all_prompt_routers_follow_and_go_back(choosers, taught, lessons, tmp_path):
+async def test_all_prompt_routers_follow_and_go_back(choosers, taught, lessons):
     await choosers.until_all(lambda s: s.report().cards == len(CARDS))
     before = choosers.standing[0].report().versions["features"]
-    which = await choosers.keep(taught, lessons, tmp_path / "encoder")
+    which = await choosers.keep(taught, lessons)
     asked = 0
     while not all(s.encoder == which for s in choosers.standing):
         assert [chosen(s) for s in choosers.standing] == ["git", "git"], "whoever it is, it answers"
@@ -349,14 +346,14 @@ async def test_all_prompt_routers_follow_and_go_back(choosers, taught, lessons, 
 
 @pytest.mark.redis
 async def test_one_that_cannot_be_had_or_is_worse_is_not_taken_and_that_is_told(
-    choosers, parent, taught, lessons, tmp_path
+    choosers, parent, taught, lessons
 ):
     def failures() -> float:
         return metrics.REGISTRY.get_sample_value("roundhouse_routing_encoder_failures_total") or 0
 
     await choosers.until_all(lambda s: s.report().cards == len(CARDS))
     count = failures()
-    await choosers.keep(taught, lessons, tmp_path / "a", parent="another")
+    await choosers.keep(taught, lessons, parent="another")
     await choosers.until_all(lambda s: "trained with another encoder" in s.problem)
     assert failures() == count + 2
     noise = torch.Generator().manual_seed(0)
@@ -364,11 +361,12 @@ async def test_one_that_cannot_be_had_or_is_worse_is_not_taken_and_that_is_told(
         n: torch.randn(w.shape, generator=noise).to(w.dtype) if w.is_floating_point() else w
         for n, w in parent.weights.items()
     }
-    await choosers.keep(parent.with_weights(weights), lessons, tmp_path / "b")
+    await choosers.keep(parent.with_weights(weights), lessons)
     await choosers.until_all(lambda s: "held-out examples" in s.problem)
     await choosers.store.encoders.change(lambda book: book.using(None))
     await choosers.until_all(lambda s: not s.problem)
-    await choosers.keep(taught, lessons, tmp_path / "c", digest="0" * 64)
+    gone = record(digest="0" * 64, parent=parent.version)
+    await choosers.store.encoders.change(lambda book: book.with_new(gone, use=True))
     await choosers.until_all(lambda s: "are gone from the blob store" in s.problem)
     assert [s.encoder for s in choosers.standing] == [None, None]
     assert [chosen(s) for s in choosers.standing] == ["git", "git"]
@@ -418,3 +416,20 @@ def test_the_command_trains_in_a_process_of_its_own(store_settings, tmp_path, mo
     run = CliRunner().invoke(app, ["router", "train", str(config)])
     assert isinstance(run.exception, Conflict), run.output
     assert "there is nothing to learn from: 0 adapters have two texts" in run.exception.message
+
+
+@pytest.mark.redis
+async def test_in_the_background_what_cannot_be_learnt_from_is_said(store_settings, caplog):
+    tree = {
+        "models": [{"id": "echo", "path": "none", "engine": "echo"}],
+        "router": {"training": {"every_s": 0.01}},
+    }
+    settings = parse_settings(tree).model_copy(update={"store": store_settings})
+    process = Process(store_settings, "router")
+    process.add(Trainer(settings, process))
+    await process.start()
+    try:
+        await until(lambda: "there is nothing to learn from" in caplog.text, 60)
+        process.check()
+    finally:
+        await process.stop()

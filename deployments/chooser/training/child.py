@@ -87,7 +87,7 @@ async def _train(store: Store, task: Task) -> dict[str, Any]:
         loss_after=marks.loss_after,
         took_s=round(time.monotonic() - started, 1),
     )
-    kept = await _keep(store, task, lineage, lessons, made)
+    kept = await keep(store, task, lineage, lessons, made)
     return {"marks": told, "encoder": kept.model_dump(mode="json"), "is_used": task.use}
 
 
@@ -116,9 +116,10 @@ def _school(settings: Settings, lessons: Lessons) -> tuple[str, str, Schooled]:
     return encoder.version, reader.version if reader else "", made
 
 
-async def _keep(
+async def keep(
     store: Store, task: Task, lineage: TrainedEncoder, lessons: Lessons, made: Schooled
 ) -> TrainedEncoder:
+    """Into the blob store, and, if the task says so, into use; returns what is kept."""
     blobs = open_blobs(task.settings.store)
     with tempfile.TemporaryDirectory(prefix="rh-encoder-") as folder:
         staged = Path(folder)
