@@ -218,7 +218,7 @@ def _trained(report: dict[str, Any]) -> Iterator[str]:
     for suite, found in parts.items():
         for shots, table in found.items():
             marks = table["cross-validation"]
-            before, after, error = (100 * marks[n] for n in ("before", "after", "error"))
+            before, after, error = (marks[n] for n in ("before", "after", "error"))
             kept = "kept" if "trained" in table else "not kept"
             yield (
                 f"- {suite}, {shots}: of {marks['examples']:.0f} held-out examples {before:.1f} % "

@@ -74,7 +74,8 @@ def _measured(
     terms = bench.settings.training
     made = school(encoder, None, lessons, terms, bench.settings.max_landmarks, _tell)
     took_s = time.process_time() - started
-    marks = {k: round(v, 4) for k, v in asdict(made.marks).items()}
+    shares = {"before", "after", "error"}
+    marks = {k: 100 * v if k in shares else v for k, v in asdict(made.marks).items()}
     found = {
         "untrained": _by(bench, encoder, cards, asked, truth, ()),
         "cross-validation": {"top1": 0.0, "train_cpu_s": round(took_s), **marks},
