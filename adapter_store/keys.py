@@ -94,7 +94,7 @@ class Keys:
         return self._own("arrivals", member_id)
 
     def blob(self, digest: str) -> str:
-        """Set of ``name@version`` that use the blob."""
+        """Set of ``name@version`` that use the blob, and ``router`` for a trained encoder's."""
         return self._key("blob", digest)
 
     def reserved(self, digest: str) -> str:
@@ -151,6 +151,17 @@ class Keys:
     def rules(self) -> str:
         """Stream of the rules of the choice, the newest of which hold: ``revision``, ``record``."""
         return self._key("rules")
+
+    @property
+    def encoders(self) -> str:
+        """Stream of records of the trained encoders, the newest of which holds: ``revision``,
+        ``record``."""
+        return self._key("encoders")
+
+    @property
+    def training(self) -> str:
+        """Lease of whoever trains an encoder now."""
+        return self._key("training")
 
     def decision(self, owner: str, request_id: str) -> str:
         """What was decided about a tenant's request, as JSON; expires."""

@@ -3,6 +3,7 @@
 from typing import Self
 
 from adapter_store.blob_refs import BlobRefs
+from adapter_store.encoders.kept import EncoderStore
 from adapter_store.members import Members
 from adapter_store.plans import Plans
 from adapter_store.registry import Registry
@@ -22,6 +23,7 @@ class Store:
         self.members = Members(self.server, settings.lease_s)
         self.plans = Plans(self.server)
         self.rules = RuleStore(self.server)
+        self.encoders = EncoderStore(self.server)
         self.telemetry = TelemetryStore(self.server)
 
     async def __aenter__(self) -> Self:

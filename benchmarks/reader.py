@@ -20,18 +20,18 @@ from cluster.settings import RouterSettings
 from examples.base_model import default_cache_dir, prepare_base_model
 from examples.evaluate import ADAPTERS, held_out
 from examples.skills import SKILLS
+from router.adapters.calibration.left_out import calibration_error
 from router.adapters.cascade import Cascade, Judged
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.evaluation import CardLine, PromptLine, evaluate_cards
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
-from router.adapters.fitting import calibration_error
 from router.adapters.prompt_router import everyday_prompts
 from router.adapters.reader import Reader
 
 if TYPE_CHECKING:
     from benchmarks.router import Bench
 
-_MOST_PROMPTS = 2500
+MOST_PROMPTS = 2500
 # Of the endpoint's bar: every prompt needs the reader, and has so many tokens.
 _LONG_TOKENS = 64
 console = Console(stderr=True)
@@ -62,7 +62,7 @@ def _suite(bench: "Bench", labelled: Labelled, name: str, shots: dict[int, int])
         runs: dict[str, list[dict[str, float]]] = {}
         for seed in range(seeds):
             train, test = split(labelled, few, seed)
-            test = np.random.default_rng(0).permutation(test)[:_MOST_PROMPTS]
+            test = np.random.default_rng(0).permutation(test)[:MOST_PROMPTS]
             told = _measure(bench, labelled, features, background, train, test)
             for method, measured in told.items():
                 runs.setdefault(method, []).append(measured)
@@ -119,10 +119,10 @@ def _measure(
         "always asked": cascade.best,
     }
     found = {
-        name: _scored([Judged(v, c, False) for v in c.judge(asked, anything, anything)], truth)
+        name: scored([Judged(v, c, False) for v in c.judge(asked, anything, anything)], truth)
         for name, c in by.items()
     }
-    found["cascade"] = _scored(judged, truth) | {
+    found["cascade"] = scored(judged, truth) | {
         "asked": 100 * float(np.mean([j.has_read for j in judged])),
         "fit_s": fit_s,
     }
@@ -154,7 +154,7 @@ def _alone(
     return found
 
 
-def _scored(judged: list[Judged], truth: np.ndarray) -> dict[str, float]:
+def scored(judged: list[Judged], truth: np.ndarray) -> dict[str, float]:
     best = np.array([j.verdict.classes[0] for j in judged])
     sure = np.array([j.verdict.scope * j.verdict.probabilities[0] for j in judged])
     stays_out = np.array([j.verdict.scope < j.by.scope.threshold for j in judged])

@@ -3,6 +3,7 @@
 - adapters: BIG-Bench-Hard and CLINC150, from names alone to all examples, beside the baselines
 - reader_*: what each kernel is worth, with and without a small model's first layers
 - scope: near and far prompts out of scope, of intents and of tasks
+- trained_*: what it is worth that a catalogue teaches its encoder
 - weights: the demo's adapters without their cards
 - expert models: MMLU by a weak and a strong model, 5 folds
 - ten thousand adapters: the time of a choice, and of a new card
@@ -25,7 +26,7 @@ from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
 from adapter_store.files.blobs import WEIGHTS
-from benchmarks import auto_latency, reader, routing_data, scope
+from benchmarks import auto_latency, reader, routing_data, scope, training
 from benchmarks.routing_data import Labelled, split
 from benchmarks.routing_scores import centroids, mean, ridge
 from cluster.settings import RouterSettings
@@ -33,12 +34,13 @@ from examples.base_model import default_cache_dir, prepare_base_model
 from examples.evaluate import ADAPTERS, held_out
 from examples.skills import SKILLS
 from router.adapters.arrow import ArrowRouter
+from router.adapters.calibration.left_out import calibration_error
 from router.adapters.classifier import Classifier, Verdict
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.evaluation import curve_of
 from router.adapters.experts.predictor import QualityPredictor
 from router.adapters.features import FeatureExtractor, Features, Kernel, KernelWeights
-from router.adapters.fitting import Learning, calibration_error
+from router.adapters.fitting import Learning
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "router.json"
@@ -359,6 +361,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "reader_intents": reader.intents,
     "reader_times": reader.times,
     "scope": scope.scope,
+    "trained_intents": training.intents,
+    "trained_tasks": training.tasks,
     "weights": weights,
     "experts": experts,
     "scale": scale,

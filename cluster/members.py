@@ -100,6 +100,16 @@ class RouterReport(Record):
         description="share of the examples that the reader is for",
         exclude_if=lambda share: not share,
     )
+    encoder: str = Field(
+        "",
+        description="the trained encoder that reads; none: the settings' own",
+        exclude_if=lambda encoder: not encoder,
+    )
+    encoder_problem: str = Field(
+        "",
+        description="why it is not the one that shall",
+        exclude_if=lambda problem: not problem,
+    )
 
     def seen_by(self, eyes: Eyes) -> "RouterReport":
         return RouterReport(
@@ -121,6 +131,8 @@ class RouterReport(Record):
             experts=tuple(name for name in self.experts if eyes.shows(name)),
             kernels=self.kernels,
             asks_reader=self.asks_reader,
+            encoder=self.encoder,
+            encoder_problem=self.encoder_problem,
         )
 
 

@@ -512,6 +512,31 @@ class WrapperSettings(Section):
     )
 
 
+class TrainingSettings(Section):
+    """How a catalogue teaches the router's encoder."""
+
+    every_s: float = Field(
+        0,
+        ge=0,
+        description="Where the cards have changed, one of the prompt routers trains so often, in a "
+        "process of its own; 0: only `roundhouse router train` does.",
+    )
+    steps: int = Field(100, ge=1, description="Batches of 32 adapters, two texts of each.")
+    folds: int = Field(
+        3,
+        ge=2,
+        description="The encoder is tuned so often on all but a part of the examples, which then "
+        "say whether that is better; time grows with it.",
+    )
+    seed: int = Field(0, ge=0, description="The same one gives the same encoder.")
+    threads: int = Field(
+        2, ge=1, description="Cores that a training takes, at the lowest priority."
+    )
+    memory_bytes: int = Field(
+        6 * 2**30, gt=0, description="Beyond this it ends; what serves is not touched."
+    )
+
+
 class RouterSettings(Section):
     """The choice of the adapter by the prompt."""
 
@@ -543,6 +568,7 @@ class RouterSettings(Section):
         description="Of longer prompts the reader reads the head and the tail, so many tokens in "
         "all; time grows with it.",
     )
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
     replicas: int = Field(1, ge=1, description="Processes that choose.")
     cpus_per_replica: float = Field(0.1, ge=0, description="CPUs that Ray reserves for each.")
     gpus_per_replica: float = Field(

@@ -8,9 +8,10 @@ from scipy.special import softmax
 
 from router.adapters.calibration.bound import below_all, sure_enough
 from router.adapters.calibration.confidence import Confidence
+from router.adapters.calibration.left_out import calibration_error
 from router.adapters.calibration.strangers import signals_of_strangers
 from router.adapters.classifier import Classifier
-from router.adapters.fitting import Learning, calibration_error
+from router.adapters.fitting import Learning
 from tests.test_classifier import Catalogue
 
 LEARNING = Learning(accept_rate=0.98, in_scope_share=0.9, max_landmarks=2048)

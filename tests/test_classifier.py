@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from router.adapters.calibration.left_out import calibration_error
 from router.adapters.classifier import Classifier
 from router.adapters.encoder import unit_rows
 from router.adapters.features import Features
-from router.adapters.fitting import Learning, calibration_error
+from router.adapters.fitting import Learning
 
 SETTINGS = {"accept_rate": 0.99, "in_scope_share": 0.8}
 

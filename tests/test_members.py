@@ -66,6 +66,8 @@ FULL = {
             experts=("ours", "secret", "base"),
             kernels={"wording": 0.25},
             asks_reader=0.5,
+            encoder="e1",
+            encoder_problem="it does not fit",
         ),
     ),
     "ingress": Ingress(

@@ -37,3 +37,19 @@ local function once(key, change)
   end
   return reply
 end
+
+-- Append what now holds to a stream whose newest entry does, unless somebody did so meanwhile.
+-- Returns the new revision, or an error STALE; `expected` '' takes any.
+local function replace_newest(stream, expected, record)
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  local revision = 0
+  if newest[1] then
+    local fields = newest[1][2]
+    for i = 1, #fields, 2 do
+      if fields[i] == 'revision' then revision = tonumber(fields[i + 1]) end
+    end
+  end
+  if expected ~= '' and tonumber(expected) ~= revision then return redis.error_reply('STALE') end
+  redis.call('XADD', stream, 'MAXLEN', '~', 100, '*', 'revision', revision + 1, 'record', record)
+  return revision + 1
+end

@@ -8,7 +8,10 @@ from ray import serve
 
 from cluster.decisions import Decision, Prompt
 from cluster.settings import Settings
+from deployments.chooser.encoders import EncoderFollower
 from deployments.chooser.learner import Learner
+from deployments.chooser.standing import Standing
+from deployments.chooser.training.trainer import Trainer
 from deployments.process.logs import configure
 from deployments.process.loopback import listen_where_ray_does
 from deployments.process.process import Process
@@ -19,6 +22,7 @@ from router.adapters.constraints import Constraints
 from router.adapters.encoder import SentenceEncoder
 from router.adapters.prompt_router import PromptRouter, everyday_prompts
 from router.adapters.reader import Reader
+from router.adapters.training.trained import HeldOut
 
 
 class PromptRouterDeployment:
@@ -34,11 +38,18 @@ class PromptRouterDeployment:
         models = sorted(settings.models, key=lambda m: m.id != settings.fallback_model)
         reader = await asyncio.to_thread(Reader.of, chosen, models)
         weights = await asyncio.to_thread(_weight_routers, settings)
-        self._router = await asyncio.to_thread(
-            PromptRouter, encoder, chosen, models, weights, reader
-        )
+
+        def make(by: SentenceEncoder, held_out: HeldOut | None) -> PromptRouter:
+            return PromptRouter(by, chosen, models, weights, reader, held_out)
+
+        self._standing = Standing(await asyncio.to_thread(make, encoder, None))
         self._process = Process(settings.store, process_id, RayExport())
-        self._process.add(Learner(settings, self._process, self._router, weights))
+        learner = self._process.add(Learner(settings, self._process, self._standing, weights))
+        version = reader.version if reader else ""
+        parts = (settings, self._process, self._standing, learner, make, encoder, version)
+        self._process.add(EncoderFollower(*parts))
+        if chosen.training.every_s:
+            self._process.add(Trainer(settings, self._process))
         self.choose.set_max_batch_size(chosen.max_batch)
         await self._process.start()
 
@@ -46,7 +57,7 @@ class PromptRouterDeployment:
     async def choose(self, asked: list[tuple[list[Prompt], Constraints]]) -> list[list[Decision]]:
         """Decisions for each caller's prompts."""
         # Not in a thread: handing over and waiting for the interpreter takes a millisecond of ten.
-        return self._router.choose_all(asked)
+        return self._standing.router.choose_all(asked)
 
     async def check_health(self) -> None:
         self._process.check()

@@ -14,6 +14,7 @@ from cluster.errors import StoreUnavailable
 from cluster.members import Router
 from cluster.settings import Settings
 from cluster.tasks import Background
+from deployments.chooser.standing import Standing
 from deployments.process.membership import Membership
 from deployments.process.process import Process
 from router.adapters.arrow import ArrowRouter
@@ -39,11 +40,11 @@ class Learner:
         self,
         settings: Settings,
         process: Process,
-        router: PromptRouter,
+        standing: Standing,
         weights: Mapping[str, ArrowRouter],
     ) -> None:
         self._process = process
-        self._router = router
+        self._standing = standing
         self._weights = weights
         self._blobs = open_blobs(settings.store)
         self._base_models = {model.id for model in settings.models}
@@ -71,15 +72,27 @@ class Learner:
         await self._background.stop()
 
     async def _learn(self, _: Changes) -> None:
-        catalogue = self._process.catalogue
-        served = {
-            name: adapter
-            for name, adapter in catalogue.adapters.items()
-            if adapter.card.base_model in self._base_models
-        }
-        position = catalogue.position
+        catalogue, served = self._process.catalogue, self._served()
         await asyncio.to_thread(self._learn_weights, served)
-        await asyncio.to_thread(self._router.update, served, position)
+        async with self._standing.changing:
+            await asyncio.to_thread(self._standing.router.update, served, catalogue.position)
+
+    async def teach(self, router: PromptRouter) -> None:
+        """All that the one that answers has been told, for another one."""
+        catalogue, known = self._process.catalogue, tuple(self._outcomes.known)
+        await asyncio.to_thread(router.update, self._served(), catalogue.position)
+        await asyncio.to_thread(router.refresh)
+        if known:
+            await asyncio.to_thread(router.learn_outcomes, known)
+        router.observe(await self._process.store.members.all())
+
+    def announce(self) -> None:
+        """Report at once."""
+        self._membership.announce()
+
+    def _served(self) -> dict[str, Adapter]:
+        adapters = self._process.catalogue.adapters
+        return {n: a for n, a in adapters.items() if a.card.base_model in self._base_models}
 
     def _learn_weights(self, served: dict[str, Adapter]) -> None:
         """Read the weights of adapters that have nothing else to be known by."""
@@ -95,7 +108,7 @@ class Learner:
                     logger.warning("%s is not chosen by its weights: %s", wanted[digest].name, e)
 
     async def _look_at_costs(self) -> None:
-        self._router.observe(await self._process.store.members.all())
+        self._standing.router.observe(await self._process.store.members.all())
 
     async def _learn_anew(self) -> None:
         """Outcomes, and cards that were worked in, whenever there are new ones."""
@@ -109,9 +122,10 @@ class Learner:
                 logger.warning("the outcomes stay as they were: %s", e)
                 continue
             if has_new:
-                await asyncio.to_thread(self._router.learn_outcomes, tuple(self._outcomes.known))
-            if not self._router.is_whole:
-                await asyncio.to_thread(self._router.refresh)
+                known = tuple(self._outcomes.known)
+                await asyncio.to_thread(self._standing.router.learn_outcomes, known)
+            if not self._standing.router.is_whole:
+                await asyncio.to_thread(self._standing.router.refresh)
                 self._membership.announce()
             took_s = time.monotonic() - began
 
@@ -119,5 +133,5 @@ class Learner:
         return Router(
             id=self._process.id,
             position=self._process.catalogue.position,
-            router=self._router.report(),
+            router=self._standing.report(),
         )

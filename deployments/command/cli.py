@@ -29,6 +29,7 @@ from deployments.command.cli_common import (
     errors,
     print_json,
 )
+from deployments.command.encoders import cli as encoders
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +44,7 @@ app.add_typer(cli_store.app, name="store")
 app.add_typer(keys_app, name="keys")
 app.command("eval-router")(cli_router.eval_router)
 app.add_typer(cli_router.rules_app, name="rules")
+app.add_typer(encoders.app, name="router")
 
 
 def _tell_version(asked: bool) -> None:

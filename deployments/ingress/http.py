@@ -23,6 +23,7 @@ from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
 from deployments.ingress.doors import doors
+from deployments.ingress.encoders.http import add_encoders
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
 from deployments.ingress.openapi.document import document
@@ -73,6 +74,7 @@ def build_http(
     _add_inference(client, offered.gateway, max_body_bytes)
     _add_route(client, offered.gateway, offered.rules, max_body_bytes)
     add_rules(changes, offered.rules, max_body_bytes)
+    add_encoders(changes, offered.encoders, max_body_bytes)
     _add_reading(client, offered.directory)
     _add_feedback(client, changes, offered.feedback, max_body_bytes)
     add_changes(changes, offered.admin, max_body_bytes)

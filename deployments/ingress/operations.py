@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from adapter_store.batches.contents import Contents
 from adapter_store.batches.ledger import Ledger
+from adapter_store.encoders.kept import EncoderStore
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
@@ -48,6 +49,7 @@ class Operations:
     dashboard: Dashboard
     rules: Book
     jobs: Jobs
+    encoders: EncoderStore
 
 
 def operations(
@@ -92,6 +94,7 @@ def operations(
         Dashboard(directory, overview, process.telemetry, store.telemetry, log, ledger),
         rules,
         _jobs(settings, process, gateway, ledger),
+        store.encoders,
     )
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from cluster.adapters import Adapter, AdapterKey
-from cluster.members import Replica, Report
+from cluster.members import Replica, Report, Router
 from cluster.plans import Happening
 
 # Of one replica in one step: a replica that starts has dozens at once.
@@ -100,6 +100,8 @@ def member_news(
         if was is None:
             where = f" on {member.node}" if isinstance(member, Replica) and member.node else ""
             yield _of("replica", member.id, f"{_what(member)} {member.id} is there{where}")
+        elif isinstance(member, Router) and isinstance(was, Router):
+            yield from _encoders(was, member)
         elif isinstance(member, Replica) and isinstance(was, Replica):
             if member.trouble and not was.trouble:
                 text = f"{member.model} is not asked: {member.trouble}"
@@ -109,6 +111,17 @@ def member_news(
                 is_known = adapter and key in map(adapter.key, adapter.versions.values())
                 owner = _whose(adapter) if adapter and is_known else None
                 yield news.model_copy(update={"owner": owner})
+
+
+def _encoders(was: Router, now: Router) -> Iterator[Happening]:
+    old, new = was.router, now.router
+    if old is None or new is None:
+        return
+    if new.encoder != old.encoder:
+        which = f"the trained encoder {new.encoder}" if new.encoder else "the settings' encoder"
+        yield _of("replica", now.id, f"router {now.id} reads prompts with {which}")
+    if new.encoder_problem and new.encoder_problem != old.encoder_problem:
+        yield _of("failure", now.id, f"router {now.id}: {new.encoder_problem}", is_bad=True)
 
 
 def _loads(was: Replica, now: Replica) -> Iterator[tuple[Happening, AdapterKey]]:

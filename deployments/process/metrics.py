@@ -97,6 +97,12 @@ ruled = Counter(
     ("rule", "part"),
     registry=REGISTRY,
 )
+encoder_failures = Counter(
+    "roundhouse_routing_encoder_failures_total",
+    "Trained encoders that a prompt router could not take, or had reason not to; the one before "
+    "reads on.",
+    registry=REGISTRY,
+)
 turns = Counter(
     "roundhouse_routing_turns_total",
     "Choices for `auto` in conversations of which is known what answered before: stayed, switched.",

@@ -1,12 +1,12 @@
 """Two classifiers over the same cards: one that is quick, and one that the reader tells more.
 
 The quick one decides where its word would stand. That is learnt from the examples, scored by both
-without themselves (`fitting.py`): the least margin above which the full classifier would choose
-another class for no more prompts than may be, with a reserve for how few examples say so
-(`calibration/bound.py`).
+without themselves (`calibration/left_out.py`): the least margin above which the full classifier
+would choose another class for no more prompts than may be, with a reserve for how few examples say
+so (`calibration/bound.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,9 +14,10 @@ import numpy as np
 from scipy.special import expit, logit
 
 from router.adapters.calibration.bound import below_all, sure_enough
+from router.adapters.calibration.left_out import Crossed, LeftOut
 from router.adapters.classifier import Classifier, Learnt, Verdict
-from router.adapters.features import Features
-from router.adapters.fitting import Learning, LeftOut
+from router.adapters.features import Features, KernelWeights
+from router.adapters.fitting import Learning
 
 # Share of the prompts for which the full classifier may choose otherwise, unasked.
 _CHANGED = 0.003
@@ -99,17 +100,26 @@ class Cascade:
         labels: np.ndarray,
         background: Features,
         learning: Learning,
+        crossed: Sequence[Crossed] = (),
     ) -> "Cascade":
-        """Learn a catalogue; the arguments are :meth:`Classifier.learn`'s."""
+        """Learn a catalogue; the arguments are :meth:`Classifier.learn`'s.
 
-        def learn(seen: Features, beside: Features, start: Classifier | None) -> Learnt:
-            weights = start.kernel.weights if start else None
-            return Classifier.learn(seen, labels, beside, learning, weights)
+        Args:
+            crossed: for the quick classifier, then, where the reader said something that the choice
+                was better for, for the full one. Of a trained encoder.
+        """
 
-        quick, by_quick = learn(features.unread, background.unread, None)
-        if features.states is None:
+        def learn(
+            seen: Features, beside: Features, start: KernelWeights | Crossed | None
+        ) -> Learnt:
+            return Classifier.learn(seen, labels, beside, learning, start)
+
+        first = crossed[0] if crossed else None
+        quick, by_quick = learn(features.unread, background.unread, first)
+        if features.states is None or len(crossed) == 1:
             return cls(quick)
-        full, by_full = learn(features, background, quick if by_quick else None)
+        begin = quick.kernel.weights if by_quick else None
+        full, by_full = learn(features, background, crossed[1] if crossed else begin)
         if not full.kernel.weights.reads:
             return cls(quick)
         if by_quick is None or by_full is None:

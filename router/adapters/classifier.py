@@ -13,9 +13,10 @@ import numpy as np
 import scipy.sparse
 
 from router.adapters.calibration.confidence import Confidence
+from router.adapters.calibration.left_out import Crossed, LeftOut, Report
 from router.adapters.calibration.strangers import signals_of_strangers
 from router.adapters.features import Features, Kernel, KernelWeights, total_of
-from router.adapters.fitting import Learning, LeftOut, Report, tuned
+from router.adapters.fitting import Learning, tuned
 from router.adapters.regression import Regression
 from router.adapters.scope import Scope
 
@@ -86,7 +87,7 @@ class Classifier:
         labels: np.ndarray,
         background: Features,
         learning: Learning,
-        start: KernelWeights | None = None,
+        start: KernelWeights | Crossed | None = None,
     ) -> "Learnt":
         """Learn a catalogue.
 
@@ -94,12 +95,17 @@ class Classifier:
             features: of n examples of c classes; every class has one at least.
             labels: (n,) class of each.
             background: of prompts that no adapter was made for.
-            start: kernel weights from which better ones are looked for.
+            start: kernel weights from which better ones are looked for; or, where the encoder was
+                tuned on the examples, what is known of them, with the weights.
         """
         rng = np.random.default_rng(0)
         order = rng.permutation(len(labels))
         landmarks = order[: learning.max_landmarks]
-        weights = tuned(features, labels, rng, start, are_prompts=learning.are_prompts)
+        if isinstance(start, Crossed):
+            crossed, weights = start, start.weights
+        else:
+            crossed = None
+            weights = tuned(features, labels, rng, start, are_prompts=learning.are_prompts)
         regression = Regression.fit(weights, landmarks, features, labels)
         outside = regression.signals(background)
         made = cls(
@@ -110,7 +116,7 @@ class Classifier:
             Scope.without_examples(outside),
             Report(len(labels), len(landmarks)),
         )
-        left_out = LeftOut.of(regression, features, labels, order)
+        left_out = LeftOut.of(regression, features, labels, order, crossed)
         if left_out is None:
             return Learnt(made, None)
         twins = left_out.twins()

@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import threading
+from collections.abc import Mapping
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,7 +68,8 @@ class SentenceEncoder:
         # Room for the prefix and the marks at both ends: what is longer, the model would cut off.
         reserved = len(self._model.tokenizer.tokenize(prefix)) + 4
         self._window = min(window_tokens, max(8, (self._model.max_seq_length or 512) - reserved))
-        self.version = f"{short_name(source)}:{digest_of(self._model)}:{window_tokens}:{prefix}"
+        self._named, self._read_as = short_name(source), f"{window_tokens}:{prefix}"
+        self.version = self._versioned()
         transformer = getattr(self._model[0], "auto_model", None)
         if transformer is not None:
             transformer.config.output_hidden_states = True
@@ -80,6 +83,38 @@ class SentenceEncoder:
             settings.encoder, prefix=settings.encoder_prefix, window_tokens=settings.window_tokens
         )
 
+    def trainable(self) -> Any:
+        """A copy of the model in float32, which learns; reads what `prepared` gives."""
+        return deepcopy(self._model).float()
+
+    @property
+    def weights(self) -> Mapping[str, Any]:
+        """By the names of the model's own."""
+        state: Mapping[str, Any] = self._model.state_dict()
+        return state
+
+    def with_weights(self, weights: Mapping[str, Any]) -> "SentenceEncoder":
+        """The same encoder with other weights, by the names of the model's own.
+
+        Raises:
+            ValueError: they are not of this model.
+        """
+        own = self._model.state_dict()
+        if {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
+            raise ValueError("they are of a model of another shape")
+        other = copy(self)
+        other._model, other._lock = deepcopy(self._model), threading.Lock()  # noqa: SLF001
+        other._model.load_state_dict(weights)  # noqa: SLF001  (its own copy)
+        other.version = other._versioned()  # noqa: SLF001
+        return other
+
+    def prepared(self, texts: list[str]) -> list[str]:
+        """What the model sees of texts: their ends, behind the prefix."""
+        return [self._prefix + self._ends_of(text) for text in texts]
+
+    def _versioned(self) -> str:
+        return f"{self._named}:{digest_of(self._model)}:{self._read_as}"
+
     def encode(self, texts: list[str]) -> Embeddings:
         import torch
 
@@ -89,8 +124,8 @@ class SentenceEncoder:
         for start in range(0, len(order), _BATCH):
             # Between batches another thread may have its turn: a prompt must not wait for a card.
             with self._lock, torch.inference_mode():
-                batch = [self._ends_of(texts[i]) for i in order[start : start + _BATCH]]
-                parts.append(self._forward([self._prefix + text for text in batch]))
+                batch = [texts[i] for i in order[start : start + _BATCH]]
+                parts.append(self._forward(self.prepared(batch)))
         back = np.argsort(order, kind="stable")
         return Embeddings(
             unit_rows(np.concatenate([p[0] for p in parts])[back]),

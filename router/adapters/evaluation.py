@@ -17,11 +17,11 @@ from cluster.adapters import Adapter, Card, Share, Version
 from cluster.decisions import Decision, Prompt
 from cluster.errors import ConfigError
 from cluster.settings import RouterSettings, explain
+from router.adapters.calibration.left_out import calibration_error
 from router.adapters.constraints import Constraints
 from router.adapters.encoder import Encoder
 from router.adapters.experts.predictor import QualityPredictor
 from router.adapters.features import FeatureExtractor, Features, Glances
-from router.adapters.fitting import calibration_error
 from router.adapters.prompt_router import PromptRouter
 from router.adapters.prompts import clip
 from router.adapters.reader import Reader

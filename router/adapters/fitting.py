@@ -1,24 +1,21 @@
-"""What is learnt from mistakes: the kernel's weights, who is like whom, what is reported.
+"""How catalogues are learnt, and with which weights of the kernel.
 
-All of it comes from examples that are scored as if they had not been learnt from, in closed form
+The weights come from examples that are scored as if they had not been learnt from, in closed form
 (`ridge.py`), so that none need be held back.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import scipy.linalg
 
 from cluster.settings import RouterSettings
-from router.adapters.calibration.confidence import Confidence, fit_temperature, log_loss
+from router.adapters.calibration.confidence import best_log_loss
+from router.adapters.calibration.left_out import MIN_LEFT_OUT
 from router.adapters.features import Features, Kernel, KernelWeights
-from router.adapters.regression import NOISE, SAME, Regression, gain, unknown
+from router.adapters.regression import NOISE, gain, unknown
 
-# Fewer examples that can be left out say nothing.
-_MIN_LEFT_OUT = 3
-# Mistakes are counted on this many examples at most.
-_SAMPLE = 2000
 _TUNING_CLASSES, _TUNING_EXAMPLES = 40, 15
 # Each weight of the kernel is tried so many times smaller and larger, as long as that helps.
 _TUNING_STEPS = (0.5, 2.0)
@@ -42,11 +39,6 @@ _OF_PROMPTS = KernelWeights(
     meaning=2.0, form=0.025, wording=0.5, mean=1.0, last=0.5, linear_form=0.1
 )
 _FEW_GRAMS = 200
-# Adapters that take each other's prompts this often (a coin would: half) cannot be told apart.
-_TWINS = 0.35
-
-# Two classes that cannot be told apart, and how often they are confused.
-Pair = tuple[int, int, float]
 
 
 @dataclass(frozen=True)
@@ -73,124 +65,6 @@ class Learning:
         )
 
 
-@dataclass(frozen=True)
-class Report:
-    """What leaving out one example at a time says of a catalogue.
-
-    Attributes:
-        top1: share of the examples whose own adapter comes first; None with nothing to leave out.
-        ece: expected calibration error of the probabilities, 15 bins.
-        twins: pairs of classes that cannot be told apart, and how often they are confused.
-    """
-
-    examples: int
-    landmarks: int
-    top1: float | None = None
-    ece: float | None = None
-    twins: tuple[Pair, ...] = ()
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Examples as they would be seen had they not been learnt from.
-
-    Attributes:
-        scores: (n, c), as those of prompts to a catalogue that lacks the example.
-        signals: (n, 3) as :meth:`Regression.signals` gives them.
-        labels: (n,) class of each.
-    """
-
-    scores: np.ndarray
-    signals: np.ndarray
-    labels: np.ndarray
-
-    @classmethod
-    def of(
-        cls, made: Regression, features: Features, labels: np.ndarray, order: np.ndarray
-    ) -> "LeftOut | None":
-        """Of some of the examples that a regression was fitted to; None when too few of them have
-        others of their class.
-
-        Args:
-            order: (n,) of the examples; the first of it are the landmarks.
-        """
-        # From the end: what is no landmark comes nearest to a prompt never seen.
-        held = np.flatnonzero(made.counts[labels[order]] > 1)[-_SAMPLE:]
-        if len(held) < _MIN_LEFT_OUT:
-            return None
-        rows = order[held]
-        own, regressors = labels[rows], made.kernel.regressors(features[rows])
-        scores = made.score_left_out(regressors, own)
-        blind = regressors[:, : len(made.landmarks)].copy()
-        is_landmark = held < len(made.landmarks)
-        blind[is_landmark, held[is_landmark]] = 0
-        blind[blind > SAME] = 0
-        everything = np.ones(made.classes, dtype=bool)
-        known = made.familiarity(features[rows], blind, everything)
-        # Examples that the variance is made from.
-        inside = held < len(made.variance)
-        known[inside, 1] = made.variance_left_out(held[inside])
-        signals = np.column_stack([made.surest(scores), known])
-        # Its class is left with one example less, whose scores would be lent more.
-        counts = made.counts[own]
-        scores[np.arange(len(own)), own] *= gain(counts - 1) / gain(counts)
-        return cls(scores, signals, own)
-
-    @property
-    def best(self) -> np.ndarray:
-        """(n,) the class that comes first."""
-        found: np.ndarray = self.scores.argmax(axis=1)
-        return found
-
-    @property
-    def is_right(self) -> np.ndarray:
-        """(n,) whether that is its own."""
-        found: np.ndarray = self.best == self.labels
-        return found
-
-    def confidence(self, alone: np.ndarray, each: float) -> Confidence:
-        """What makes probabilities of scores.
-
-        Args:
-            alone: (c,) whether a class has no twin; those that have one do not shape it.
-            each: examples of a class.
-        """
-        chosen = alone[self.labels]
-        if chosen.sum() < _MIN_LEFT_OUT:
-            chosen[:] = True
-        return Confidence.fit(self.scores, self.labels, chosen, each)
-
-    def twins(self) -> tuple[Pair, ...]:
-        """Pairs whose examples, left out, go to the other as often as to their own."""
-        wrong = self.scores.argmax(axis=1)
-        seen = np.bincount(self.labels, minlength=self.scores.shape[1])
-        pairs: dict[tuple[int, int], int] = {}
-        for own, taken in zip(self.labels.tolist(), wrong.tolist(), strict=True):
-            if own != taken:
-                pair = (min(own, taken), max(own, taken))
-                pairs[pair] = pairs.get(pair, 0) + 1
-        shares = ((a, b, n / (seen[a] + seen[b])) for (a, b), n in sorted(pairs.items()) if n > 3)
-        return tuple((a, b, round(float(s), 3)) for a, b, s in shares if s >= _TWINS)
-
-    def report(self, blank: Report, twins: tuple[Pair, ...], confidence: Confidence) -> Report:
-        """The report with what these say."""
-        probabilities = confidence(self.scores)
-        return replace(
-            blank,
-            top1=float(self.is_right.mean()),
-            ece=calibration_error(probabilities.max(axis=1), self.is_right),
-            twins=twins,
-        )
-
-
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Naeini et al., AAAI 2015): mean gap between the two, by bins."""
-    edges = np.linspace(0, 1, bins + 1)
-    inside = [(confidence > low) & (confidence <= high) for low, high in pairwise(edges)]
-    gaps = [m.mean() * abs(confidence[m].mean() - right[m].mean()) for m in inside if m.any()]
-    return float(sum(gaps))
-
-
 def tuned(
     features: Features,
     labels: np.ndarray,
@@ -205,16 +79,16 @@ def tuned(
         start: where the search begins; the defaults, by default.
         are_prompts: whether none of the texts is but a description.
     """
-    if (np.bincount(labels)[labels] > 1).sum() < _MIN_LEFT_OUT:
+    if (np.bincount(labels)[labels] > 1).sum() < MIN_LEFT_OUT:
         grams = np.median(features.wording.sum(axis=1).A1)
         is_told = are_prompts and features.states is not None and grams >= _FEW_GRAMS
         return _OF_PROMPTS if is_told else _OF_DESCRIPTIONS
     default = start or KernelWeights()
-    rows = _few_of_some(labels, rng)
+    rows = few_of_some(labels, rng)
     _, own = np.unique(labels[rows], return_inverse=True)
     counts = np.bincount(own)
     scored = counts[own] > 1
-    if len(counts) < 2 or scored.sum() < 8 * _MIN_LEFT_OUT:
+    if len(counts) < 2 or scored.sum() < 8 * MIN_LEFT_OUT:
         return default
     chosen = features[rows]
     kernel = Kernel(default, chosen, chosen)
@@ -226,11 +100,21 @@ def tuned(
         inverse = scipy.linalg.inv(parts.combine(weights) + beside, assume_a="pos")
         left_out = targets - (inverse @ targets) / np.diag(inverse)[:, None]
         scores = (left_out + unknown(len(counts))) * gain(counts)
-        temperature = fit_temperature(scores[scored], own[scored])
-        return log_loss(temperature * scores[scored], own[scored])
+        return best_log_loss(scores[scored], own[scored])
 
-    names = ("meaning", "form", "wording") + (() if chosen.states is None else ("mean", "last"))
-    best, lowest = default, loss(default)
+    return searched(default, loss, reads=chosen.states is not None)
+
+
+def searched(
+    start: KernelWeights, loss: Callable[[KernelWeights], float], *, reads: bool
+) -> KernelWeights:
+    """Each weight made smaller and larger by steps, as long as the loss falls.
+
+    Args:
+        reads: whether there is something that the reader says.
+    """
+    names = ("meaning", "form", "wording") + (("mean", "last") if reads else ())
+    best, lowest = start, loss(start)
     for _ in range(_TUNING_ROUNDS):
         before = best
         for name in names:
@@ -251,7 +135,7 @@ def _neighbours(weights: KernelWeights, name: str) -> list[KernelWeights]:
     return [replace(weights, **{name: value}) for value in inside]
 
 
-def _few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def few_of_some(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rows of at most so many classes, and at most so many of each."""
     some = rng.permutation(np.unique(labels))[:_TUNING_CLASSES]
     rows = [rng.permutation(np.flatnonzero(labels == c))[:_TUNING_EXAMPLES] for c in some]

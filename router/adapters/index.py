@@ -1,7 +1,7 @@
 """The cards of the store, learnt: one state of the catalogue at a time, ready to answer."""
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from router.adapters.cascade import Cascade
 from router.adapters.constraints import Constraints
 from router.adapters.features import FeatureExtractor, Features
 from router.adapters.fitting import Learning
+from router.adapters.training.trained import HeldOut
 
 # Up to this many texts learning anew takes well under a second; of more, changes are worked in.
 _LEARN_ANEW = 500
@@ -77,15 +78,21 @@ class CardLearner:
 
     Args:
         background: of prompts that no adapter was made for.
+        held_out: what examples were like before the encoder was tuned on them, if it was.
     """
 
     def __init__(
-        self, extract: FeatureExtractor, settings: RouterSettings, background: Features
+        self,
+        extract: FeatureExtractor,
+        settings: RouterSettings,
+        background: Features,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.index = Index()
         self._extract = extract
         self._settings = settings
         self._background = background
+        self._held_out = held_out
         self._features: dict[Texts, Features] = {}
         self._changing = threading.Lock()
 
@@ -151,10 +158,13 @@ class CardLearner:
         learnt = [self._embed(texts) for texts in new.values()]
         return cascade.with_classes(Features.stack(learnt), len(names) + _labels(learnt))
 
-    def _fit(self, parts: list[Features], adapters: Iterable[Adapter]) -> Cascade:
+    def _fit(self, parts: list[Features], adapters: Collection[Adapter]) -> Cascade:
         are_prompts = not any(a.card.description for a in adapters)
         learning = Learning.of(self._settings, are_prompts=are_prompts)
-        return Cascade.fit(Features.stack(parts), _labels(parts), self._background, learning)
+        cards = {a.name: texts_of(a.card) for a in adapters}
+        crossed = self._held_out.among(cards) if self._held_out else ()
+        examples, labels = Features.stack(parts), _labels(parts)
+        return Cascade.fit(examples, labels, self._background, learning, crossed)
 
     def _embed(self, texts: Texts) -> Features:
         if texts not in self._features:

@@ -23,6 +23,7 @@ from router.adapters.features import FeatureExtractor, Features, Glances
 from router.adapters.index import CardLearner, Index
 from router.adapters.quality import Foretold, OutcomeLearner
 from router.adapters.reader import Reader
+from router.adapters.training.trained import HeldOut
 from router.adapters.unseen.choice import ByOutcomes
 
 # How likely a turn goes on with what was said, from where it is read with that.
@@ -39,6 +40,7 @@ class PromptRouter:
         base_models: that may answer when no adapter fits; the first is the default.
         weights: base model -> what knows its adapters by their weights.
         reader: reads cards, and the prompts that are not clear without it.
+        held_out: of an encoder that was tuned on cards, what these were like to others.
     """
 
     def __init__(
@@ -48,13 +50,14 @@ class PromptRouter:
         base_models: Sequence[BaseModelSettings] = (),
         weights: Mapping[str, ArrowRouter] | None = None,
         reader: Reader | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self._extract = FeatureExtractor(encoder, reader)
         self._settings = settings
         self._base_models = tuple(base_models)
         self._weights = weights or {}
         everyday = self._extract(everyday_prompts())
-        self._cards = CardLearner(self._extract, settings, everyday)
+        self._cards = CardLearner(self._extract, settings, everyday, held_out)
         self._follow_ups = FollowUps(self._extract.glance, everyday)
         self._outcomes = OutcomeLearner(self._extract, settings, everyday.unread)
         self._explorer = Explorer.of(settings)

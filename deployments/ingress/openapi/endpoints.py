@@ -9,10 +9,12 @@ from pydantic import BaseModel
 from cluster.adapters import Card, Rollout, RolloutEnd, Version
 from cluster.batches import Counts, Status, StoredFile
 from cluster.decisions import Decision, RoutedRequest
+from cluster.encoders.kept import TrainedEncoder
 from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
 from cluster.rules import Rule, RuleSet
 from deployments.ingress.batches.jobs import PURPOSE, BatchRequest
 from deployments.ingress.changes.http import Load, Unload
+from deployments.ingress.encoders.http import Use
 from deployments.ingress.feedback import Rated
 from router.adapters.constraints import Constraints
 
@@ -129,6 +131,13 @@ SCHEMAS: dict[str, Schema] = {
         },
         "required": ["id", "object", "endpoint", "input_file_id", "status", "request_counts"],
     },
+    "Encoders": _object(
+        {
+            "held": {"type": ["string", "null"], "description": "null: that of the settings"},
+            "previous": {"type": "array", "items": {"type": ["string", "null"]}},
+            "encoders": {"type": "array", "items": _ref("TrainedEncoder")},
+        }
+    ),
     "Edit": {
         "type": "object",
         "description": "fields of the card, and the revision as the client last read it",
@@ -150,11 +159,11 @@ SCHEMAS: dict[str, Schema] = {
 # Models whose schemas are referred to, for what is sent and for what is answered.
 SENT: tuple[type[BaseModel], ...] = (
     *(Constraints, Rule, RuleSet, Registration, RolloutRequest, RollbackRequest, AliasRequest),
-    *(Load, Unload, Rated, BatchRequest),
+    *(Load, Unload, Rated, BatchRequest, Use),
 )
 ANSWERED: tuple[type[BaseModel], ...] = (
     *(Decision, RoutedRequest, Version, Rollout, RolloutEnd),
-    *(StoredFile, Counts),
+    *(StoredFile, Counts, TrainedEncoder),
 )
 
 _STREAMED = "a stream ends with one error event, whatever has happened"
@@ -244,6 +253,18 @@ ENDPOINTS: dict[str, Endpoint] = {
     "GET /v1/rules": Endpoint("The rules before the choice that hold.", answers=_json(_RULES)),
     "PUT /v1/rules": Endpoint("Have others hold.", body=RuleSet, answers=_json(_RULES)),
     "DELETE /v1/rules": Endpoint("Go back to those of the settings.", answers=_json(_RULES)),
+    "GET /v1/router/encoders": Endpoint(
+        "Encoders that the catalogue has taught, and which one reads prompts.",
+        answers=_json(_ref("Encoders")),
+    ),
+    "PUT /v1/router/encoders": Endpoint(
+        "Have one of them read prompts, or that of the settings.",
+        body=Use,
+        answers=_json(_ref("Encoders")),
+    ),
+    "POST /v1/router/encoders/rollback": Endpoint(
+        "Go back to the one that read before.", answers=_json(_ref("Encoders"))
+    ),
     "POST /v1/feedback": Endpoint(
         "Say how good an answer was, for the router to learn from.",
         body=Rated,

@@ -91,6 +91,11 @@ def fit_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(0.0, 5.0), method="bounded").x))
 
 
+def best_log_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Of n examples (n, c), at the temperature that is best for them."""
+    return log_loss(fit_temperature(scores, labels) * scores, labels)
+
+
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """Of n examples, with Platt's targets (1999): n right ones do not prove that none is wrong."""
     logs = log_softmax(logits, axis=1)

@@ -1,0 +1,1 @@
+"""Encoders that the catalogue has taught."""

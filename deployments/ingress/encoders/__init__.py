@@ -1,0 +1,1 @@
+"""HTTP of the trained encoders: which there are, and which one shall read prompts."""
