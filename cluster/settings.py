@@ -62,6 +62,33 @@ Origin = Annotated[
 ]
 
 
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+HeaderName = Annotated[
+    str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9!#$%&'+.^_`|~-]+)$", to_lower=True)
+]
+
+
+class CorsSettings(Section):
+    """Web pages elsewhere that may use the endpoint, and how; by default there are none."""
+
+    origins: tuple[Origin, ...] = Field(
+        (),
+        description="Their origins: https://app.example.com. Their browsers get the CORS headers "
+        "that they ask for, before anybody is asked for a key.",
+    )
+    headers: tuple[HeaderName, ...] = Field(
+        ("*",), description="Headers that they may send; * for any."
+    )
+    methods: tuple[Method, ...] = Field(
+        ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+        description="Methods that they may use; with GET, HEAD and POST alone they change no adapter.",
+    )
+
+    def lets(self, origin: str | None, method: str) -> bool:
+        """Whether a page of that origin (in small letters) may send a request."""
+        return origin in self.origins and method in self.methods
+
+
 class HttpSettings(Section):
     """The public endpoint."""
 
@@ -105,10 +132,8 @@ class HttpSettings(Section):
         "*.example.com, or * for any. Addresses and localhost always are. Default: no others, and "
         "with `auth.enabled` any.",
     )
-    allowed_origins: tuple[Origin, ...] = Field(
-        (),
-        description="Web pages elsewhere that may use the endpoint: https://app.example.com. "
-        "Default: only its own page.",
+    cors: CorsSettings = Field(
+        default_factory=CorsSettings, description="Web pages elsewhere that may use the endpoint."
     )
     node_labels: NodeLabels = Field(default_factory=dict)
 

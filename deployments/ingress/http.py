@@ -21,7 +21,7 @@ from deployments.ingress.changes.http import add_changes, add_uploads
 from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
-from deployments.ingress.doors import doors
+from deployments.ingress.edge.doors import doors
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
 from deployments.ingress.operations import Operations
@@ -84,7 +84,7 @@ def build_http(
 
 def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
     async def complete(request: Request) -> Response:
-        body = await read_json(request, max_body_bytes)
+        body = await read_json(request, max_body_bytes, may_be_unsaid=True)
         request.state.is_counted = True  # by the gateway, from here on
         path, asked_by = request.scope["path"], request.state.viewer
         async with AsyncExitStack() as held:
@@ -153,9 +153,10 @@ def _add_feedback(
         body = await read_json(request, max_body_bytes)
         return await feedback.take(body, request.state.viewer)
 
-    @client.get("/v1/decisions/{request_id}")
+    @client.get("/v1/decisions/{request_id:path}")
     async def show(request_id: str, request: Request, owner: str | None = None) -> dict[str, Any]:
-        found = await feedback.show(request_id, request.state.viewer, owner)
+        raw = request.scope.get("raw_path", b"").decode("latin-1").removeprefix("/v1/decisions/")
+        found = await feedback.show(request_id, request.state.viewer, owner, raw=raw)
         return found.model_dump(mode="json")
 
     @admins.get("/v1/decisions")
