@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from cluster.addresses import host_entry, is_loopback
 from cluster.errors import ConfigError
 from cluster.rules import Rules, strange_base_model
+from cluster.server_args import refused
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
 RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)"})
@@ -81,7 +82,7 @@ class CorsSettings(Section):
     )
     methods: tuple[Method, ...] = Field(
         ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
-        description="Methods that they may use; with GET, HEAD and POST alone they change no adapter.",
+        description="Methods that they may use.",
     )
 
     def lets(self, origin: str | None, method: str) -> bool:
@@ -448,7 +449,8 @@ class BaseModelSettings(Section):
     server_args: dict[str, Any] = Field(
         default_factory=dict,
         description="Passed to vLLM's OpenAI server under the same names, such as "
-        "enable_auto_tool_choice and tool_call_parser.",
+        "enable_auto_tool_choice and tool_call_parser; what cannot work behind this endpoint is "
+        "refused with what does instead.",
     )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment of the replica's processes."
@@ -487,6 +489,13 @@ class BaseModelSettings(Section):
             if self.is_elsewhere and getattr(self, name):
                 raise ValueError(f"{name}: of no use to engine: openai")
         return self
+
+    @field_validator("server_args")
+    @classmethod
+    def _has_effect(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if problem := refused(arguments):
+            raise ValueError(problem)
+        return arguments
 
     @model_validator(mode="after")
     def _can_scale(self) -> Self:

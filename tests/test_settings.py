@@ -38,6 +38,10 @@ def test_a_minimal_tree_has_defaults_for_all_else():
         ({"default_model": "other"}, "'other' is not one of"),
         ({"http": {"allowed_hosts": ["https://a.example"]}}, "http.allowed_hosts.0"),
         ({"http": {"cors": {"origins": ["*"]}}}, "http.cors.origins.0"),
+        (
+            {"models": [{"id": "m", "path": "x", "server_args": {"api_key": ["k"], "port": 1}}]},
+            "models.0.server_args: api_key: has no effect behind the endpoint; set auth.enabled",
+        ),
         (keys({"name": "x"}, {"name": "x"}), "auth: keys: 'x' has no owner, and another key"),
         (keys({"name": "search"}, {"name": "b", "owner": "search"}), "set owner: 'search' on each"),
         (keys({"name": "search"}, {"name": "b", "owner": "search", "scope": "admin"}), "'search'"),

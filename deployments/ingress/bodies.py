@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.routing import Match
-from starlette.types import Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from cluster.errors import (
     InvalidRequest,
@@ -39,15 +39,34 @@ class NameRoute(APIRoute):
 
     So `PATCH /v1/adapters/x/versions` is no change of an adapter `x/versions`, whatever the order
     of the routes, and an address with a slash at its end is redirected as any other.
+
+    Where it answers GET it answers HEAD: with the same start, and no body.
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, found = super().matches(scope)
+        match, found = super().matches(self._read(scope))
         values = found.get("path_params", {})
         names = (value for place, value in values.items() if place != REQUEST_ID)
         # The id of a request may be anything at all.
         is_one = bool(values.get(REQUEST_ID, True)) and all(map(is_whole, names))
         return (match, found) if is_one else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = self._read(scope)
+        await super().handle(read, receive, send if read is scope else _without_body(send))
+
+    def _read(self, scope: Scope) -> Scope:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        is_ours = is_head and "GET" in self.methods and "HEAD" not in self.methods
+        return {**scope, "method": "GET"} if is_ours else scope
+
+
+def _without_body(send: Send) -> Send:
+    async def send_start(message: Message) -> None:
+        is_body = message["type"] == "http.response.body"
+        await send({**message, "body": b""} if is_body else message)
+
+    return send_start
 
 
 def request_id_of(request: Request) -> str:

@@ -13,15 +13,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from adapter_store.search import Search
-from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
+from cluster.errors import InvalidRequest, RoundhouseError
 from cluster.settings import AuthSettings, HttpSettings
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
+from deployments.ingress.base_models import BaseModels
 from deployments.ingress.bodies import NameRoute, read_json, request_id_of
 from deployments.ingress.changes.http import add_changes, add_uploads
 from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
 from deployments.ingress.edge.doors import doors
+from deployments.ingress.edge.probes import add_probes
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
 from deployments.ingress.operations import Operations
@@ -70,11 +72,13 @@ def build_http(
     _add_inference(client, offered.gateway, max_body_bytes)
     _add_route(client, offered.gateway, offered.rules, max_body_bytes)
     add_rules(changes, offered.rules, max_body_bytes)
+    _add_models(client, offered.directory, offered.base_models)
     _add_reading(client, offered.directory)
     _add_feedback(client, changes, offered.feedback, max_body_bytes)
     add_changes(changes, offered.admin, max_body_bytes)
     add_uploads(changes, offered.admin.uploads)
-    _add_overview(app, client, offered.overview)
+    _add_overview(client, offered.overview)
+    add_probes(app, offered.overview)
     add_dashboard(client, changes, offered.dashboard)
     add_page(app)
     app.include_router(client)
@@ -107,15 +111,18 @@ def _add_route(router: APIRouter, gateway: Gateway, book: Book, max_body_bytes: 
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 
 
-def _add_reading(router: APIRouter, directory: Directory) -> None:
+def _add_models(router: APIRouter, directory: Directory, bases: BaseModels) -> None:
     @router.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": directory.models(request.state.viewer)}
+        cards = directory.models(request.state.viewer, await bases.facts())
+        return {"object": "list", "data": cards}
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str, request: Request) -> dict[str, Any]:
-        return directory.model(model, request.state.viewer)
+        return directory.model(model, request.state.viewer, await bases.facts())
 
+
+def _add_reading(router: APIRouter, directory: Directory) -> None:
     @router.get("/v1/adapters")
     async def index(
         request: Request,
@@ -165,21 +172,10 @@ def _add_feedback(
         return {"object": "list", "data": [request.model_dump(mode="json") for request in found]}
 
 
-def _add_overview(app: FastAPI, client: APIRouter, overview: Overview) -> None:
+def _add_overview(client: APIRouter, overview: Overview) -> None:
     @client.get("/v1/cluster")
     async def snapshot(request: Request) -> dict[str, Any]:
         return cluster(await overview.snapshot(request.state.viewer))
-
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
-    async def readyz() -> dict[str, str]:
-        waiting = await overview.not_ready()
-        if waiting:
-            raise Unavailable(f"waiting for {', '.join(waiting)}")
-        return {"status": "ready"}
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -7,6 +7,7 @@ from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
+from deployments.ingress.base_models import BaseModels
 from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver
@@ -35,6 +36,7 @@ class Operations:
 
     gateway: Gateway
     directory: Directory
+    base_models: BaseModels
     overview: Overview
     admin: AdapterAdmin
     feedback: Feedback
@@ -76,6 +78,7 @@ def operations(
     return Operations(
         gateway,
         directory,
+        BaseModels(store.registry),
         overview,
         admin,
         Feedback(log, settings),

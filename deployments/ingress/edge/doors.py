@@ -21,7 +21,7 @@ from deployments.ingress.edge import request_ids
 # They change nothing, and a page elsewhere cannot read the answers.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 # Probes ask by whatever name leads there.
-_PROBES = frozenset({"/healthz", "/readyz"})
+_PROBES = frozenset({"/healthz", "/readyz", "/health", "/ping"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:@/?#\[\]]+)(:\d*)?", re.IGNORECASE)
 
 
@@ -115,7 +115,8 @@ class Doors:
         raise OriginRefused(
             f"a web page elsewhere ({(origin or 'of no known origin')[:100]}) sent this to "
             f"{(host or 'no host')[:100]}; list its origin in http.cors.origins if it may, and "
-            "the method in http.cors.methods, or have a proxy pass on the host that it was asked for, port included"
+            "the method in http.cors.methods, or have a proxy pass on the host that it was asked "
+            "for, port included"
         )
 
 
