@@ -845,7 +845,9 @@ class Settings(BaseSettings):
         None, description="Base model that answers when no adapter fits; default: the first."
     )
     preload: tuple[str, ...] = Field(
-        (), description="Adapter folders that `roundhouse up` registers when they are missing."
+        (),
+        description="Adapter folders that `roundhouse up` registers when they are missing. It is "
+        "ready when they are in place; one that cannot be is told, there and by /readyz.",
     )
 
     @classmethod

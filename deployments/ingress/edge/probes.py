@@ -23,7 +23,8 @@ def add_probes(app: FastAPI, overview: Overview) -> None:
         waiting = await overview.not_ready()
         if waiting:
             raise Unavailable(f"waiting for {', '.join(waiting)}")
-        return {"status": "ready"}
+        failed = overview.not_preloaded
+        return {"status": "ready", **({"not_preloaded": failed} if failed else {})}
 
     for path in ("/readyz", "/health", "/ping"):
         app.add_api_route(path, readyz, methods=_READING)
