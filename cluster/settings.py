@@ -816,6 +816,26 @@ class LoggingSettings(Section):
     prompts: bool = Field(False, description="The prompt in that line; without it, never.")
 
 
+class TelemetrySettings(Section):
+    """Traces of requests."""
+
+    otlp_endpoint: str | None = Field(
+        None,
+        description="A collector of OpenTelemetry's, which is sent the spans of each request, the "
+        "engines' own included: http://HOST:4317 (gRPC), or, with a path, "
+        "http://HOST:4318/v1/traces (HTTP). How many requests is said by the environment "
+        "(OTEL_TRACES_SAMPLER). Default: there are no traces.",
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _leads_somewhere(cls, endpoint: str | None) -> str | None:
+        parts = urlsplit(endpoint or "http://none")
+        if parts.scheme not in ("https", "http") or not parts.hostname:
+            raise ValueError("it must be http://HOST:PORT, or https://...")
+        return endpoint
+
+
 class Settings(BaseSettings):
     """The whole tree. Environment variables win over the file: ``ROUNDHOUSE_HTTP__PORT=9000``."""
 
@@ -841,6 +861,9 @@ class Settings(BaseSettings):
     )
     auth: AuthSettings = Field(default_factory=AuthSettings, description="API keys.")
     logging: LoggingSettings = Field(default_factory=LoggingSettings, description="Log lines.")
+    telemetry: TelemetrySettings = Field(
+        default_factory=TelemetrySettings, description="Traces of requests."
+    )
     default_model: str | None = Field(
         None, description="Base model that answers when no adapter fits; default: the first."
     )

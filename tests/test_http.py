@@ -33,6 +33,7 @@ from deployments.process import metrics
 from deployments.process.call import Reply
 from deployments.process.process import Process
 from deployments.process.telemetry import Telemetry
+from deployments.process.tracing import Tracing
 from deployments.replica.adapter_cache import AdapterCache
 from deployments.replica.adapter_files import AdapterFiles
 from deployments.replica.model_server import make_engine
@@ -162,6 +163,7 @@ async def world(
     it.chooser = LocalChooser(prompt_router)
 
     process = Process(store_settings, "test")
+    process.add(Tracing(settings.telemetry, "ingress", "test"))
     catalogue = process.catalogue
 
     async def learn(_: Changes) -> None:
@@ -187,6 +189,7 @@ async def world(
         settings.http,
         settings.auth,
         lifespan=no_lifespan,
+        is_traced=settings.telemetry.otlp_endpoint is not None,
     )
     await process.start()
     transport = httpx.ASGITransport(app=it.app)

@@ -39,6 +39,7 @@ from deployments.process.call import (
     Call,
     Reply,
 )
+from deployments.process.tracing import current
 from router.adapters.constraints import Constraints
 from router.adapters.policy import NOT_SERVED
 from router.adapters.prompts import in_conversation
@@ -141,7 +142,8 @@ class Gateway:
         async def dispatch(chosen: Chosen, held: AsyncExitStack) -> Reply:
             content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
             position = self._directory.position
-            call = Call(asked.path, request_id, content, chosen.adapter, position)
+            trace = current().carried
+            call = Call(asked.path, request_id, content, chosen.adapter, position, trace=trace)
             return await self._dispatch(chosen, call, asked.terms, held)
 
         chain = self._fallbacks.chain(chosen, asked.constraints)
@@ -151,7 +153,14 @@ class Gateway:
         if asked.model != AUTO:
             return await self._named(asked, key)
         began = time.monotonic()
-        (decision,) = await self.route([asked.asked], asked.constraints)
+        with current().child("choose") as span:
+            (decision,) = await self.route([asked.asked], asked.constraints)
+            span.note(
+                adapter=decision.adapter or "base",
+                decision=decision.reason,
+                confidence=decision.confidence,
+                rule=decision.rule,
+            )
         metrics.routing_time.observe(time.monotonic() - began)
         _count(decision)
         if decision.adapter is not None:

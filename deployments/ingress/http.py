@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from adapter_store.search import Search
@@ -24,6 +25,7 @@ from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
 from deployments.ingress.edge.doors import doors
 from deployments.ingress.edge.probes import add_probes
+from deployments.ingress.edge.traced import Traced
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
 from deployments.ingress.operations import Operations
@@ -33,6 +35,7 @@ from deployments.ingress.rules.http import add_rules, tried
 from deployments.ingress.views import cluster, describe
 from deployments.process import metrics
 from deployments.process.call import Reply
+from deployments.process.tracing import current
 from router.rules.matching import Asked
 
 logger = logging.getLogger(__name__)
@@ -44,9 +47,15 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def build_http(
-    offered: Operations, http: HttpSettings, auth: AuthSettings, *, lifespan: Lifespan
+    offered: Operations,
+    http: HttpSettings,
+    auth: AuthSettings,
+    *,
+    lifespan: Lifespan,
+    is_traced: bool = False,
 ) -> FastAPI:
     """The ASGI application of the endpoint."""
+    first = [Middleware(Traced)] if is_traced else []
     # No interactive docs: they would load scripts from outside the cluster.
     app = FastAPI(
         title="Roundhouse",
@@ -54,7 +63,7 @@ def build_http(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=doors(http, auth, _refusal),
+        middleware=first + doors(http, auth, _refusal),
     )
     _add_errors(app)
     authoriser, max_body_bytes = Authoriser(auth), http.max_body_bytes
@@ -63,7 +72,8 @@ def build_http(
         # A coroutine, or every request would wait for a thread.
         async def check(request: Request) -> None:
             header = request.headers.get("authorization")
-            request.state.viewer = authoriser.check(header, scope)
+            with current().child("authorise"):
+                request.state.viewer = authoriser.check(header, scope)
 
         return [Depends(check)]
 
