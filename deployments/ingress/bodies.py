@@ -44,7 +44,9 @@ class NameRoute(APIRoute):
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, found = super().matches(self._read(scope))
+        match, found = super().matches(self._read(scope) if scope.get("method") == "HEAD" else scope)
+        if match is Match.NONE:
+            return match, found
         values = found.get("path_params", {})
         names = (value for place, value in values.items() if place != REQUEST_ID)
         # The id of a request may be anything at all.
@@ -56,8 +58,7 @@ class NameRoute(APIRoute):
         await super().handle(read, receive, send if read is scope else _without_body(send))
 
     def _read(self, scope: Scope) -> Scope:
-        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
-        is_ours = is_head and "GET" in self.methods and "HEAD" not in self.methods
+        is_ours = scope["method"] == "HEAD" and "GET" in self.methods and "HEAD" not in self.methods
         return {**scope, "method": "GET"} if is_ours else scope
 
 

@@ -88,11 +88,11 @@ def build_http(
     add_changes(changes, offered.admin, max_body_bytes)
     add_uploads(changes, offered.admin.uploads)
     _add_overview(client, offered.overview)
-    add_probes(app, offered.overview)
     add_dashboard(client, changes, offered.dashboard)
-    add_page(app)
     app.include_router(client)
     app.include_router(changes)
+    add_probes(app, offered.overview)
+    add_page(app)
     return app
 
 
