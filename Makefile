@@ -22,6 +22,7 @@ LOCKED := install --require-hashes --no-deps --only-binary :all:
 pinned = sed -n '/^$(1)==/,/[^\\]$$/p' requirements/$(LOCK).lock > .venv/$(1).txt
 STAMP := .venv/.$(shell cat requirements/$(LOCK).lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)-$(LOCK)
 DEV_STAMP := .venv/.$(shell cksum < requirements/dev.lock | cut -d' ' -f1)-dev
+SDKS_STAMP := .venv/.$(shell cksum < requirements/sdks.lock | cut -d' ' -f1)-sdks
 PYTEST := $(BIN)/python -m pytest
 # Tests without Ray and engines run side by side.
 WORKERS ?= 2
@@ -54,6 +55,13 @@ $(DEV_STAMP): $(STAMP)
 	@$(PIP) $(LOCKED) -q -r requirements/dev.lock
 	@touch $@
 
+# Of other people, in an environment of its own: some of it cannot stand beside ours.
+$(SDKS_STAMP): $(DEV_STAMP)
+	@echo "Installing the SDKs of requirements/sdks.lock, for tests"
+	@test -x .venv/sdks/bin/python || $(PYTHON) -m venv .venv/sdks
+	@.venv/sdks/bin/python -m pip --disable-pip-version-check $(LOCKED) -q -r requirements/sdks.lock
+	@touch $@
+
 setup: $(STAMP) ## Install what running needs, and compile the CPU kernel.
 	@$(if $(filter cpu,$(LOCK)),ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m deployments.engines.lora_kernel >/dev/null)
 
@@ -63,7 +71,7 @@ model: setup ## Prepare the demo's base model in the cache.
 demo: model ## Serve twelve trained adapters on two replicas; Ctrl-C stops it.
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/roundhouse up $(CONFIG)
 
-test: $(DEV_STAMP) model ## Run all tests, fast ones first.
+test: $(DEV_STAMP) $(SDKS_STAMP) model ## Run all tests, fast ones first.
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -n $(WORKERS) -m "not ray and not vllm"
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "ray and not vllm"
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "vllm"

@@ -44,7 +44,9 @@ class NameRoute(APIRoute):
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, found = super().matches(self._read(scope) if scope.get("method") == "HEAD" else scope)
+        match, found = super().matches(
+            self._read(scope) if scope.get("method") == "HEAD" else scope
+        )
         if match is Match.NONE:
             return match, found
         values = found.get("path_params", {})
