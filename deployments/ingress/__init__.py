@@ -1,6 +1,6 @@
 """The HTTP process: one request, from the key to the stream, and the changes of adapters.
 
-A request goes one way: `http` authorises it, `completion` reads it once, `gateway` has it routed
+A request goes one way: past the `edge`, `http` authorises it, `completion` reads it once, `gateway` has it routed
 (`directory` knows names, `deployment` reaches the prompt router), `admission` finds its replica
 with what `fleet` knows; what comes back is counted by `traffic` and streamed by `http`. Beside that
 way: `changes` of adapters, `resolver` fetches those that are not registered, `overview` is the
