@@ -31,7 +31,7 @@ WORKERS ?= 2
 COUNT := awk -v total="$$(grep -c '==' requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-conversations bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
+.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-conversations bench-store bench-cluster bench-page bench-chaos bench-tracing lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -114,6 +114,9 @@ bench-page: $(DEV_STAMP) ## Measure the page with 2,000 adapters on 64 replicas 
 
 bench-chaos: $(DEV_STAMP) ## Kill each part of a cluster under load, and count what fails (8 min).
 	@$(BIN)/python -m benchmarks.chaos
+
+bench-tracing: $(DEV_STAMP) ## Measure what traces cost a request, off and on (2 min).
+	@$(BIN)/python -m benchmarks.tracing
 
 lint: $(DEV_STAMP) ## Check style, types, which way imports go, and sizes.
 	@$(BIN)/ruff check .

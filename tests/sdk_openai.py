@@ -91,7 +91,8 @@ def errors():
 async def left():
     """What is given up ends there as well: the test looks."""
     async with openai.AsyncOpenAI(base_url=URL, api_key=KEY, max_retries=0) as ai:
-        stream = await ai.chat.completions.create(model="slow", messages=USER, stream=True)
+        long = [{"role": "user", "content": "word " * 120}]
+        stream = await ai.chat.completions.create(model="slow", messages=long, stream=True)
         async for _ in stream:
             break
         await stream.close()

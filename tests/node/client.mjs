@@ -38,7 +38,8 @@ await assert.rejects(ask("full"), OpenAI.RateLimitError);
 await assert.rejects(ask("echo", {}, client({ apiKey: "rh-wrong" })), OpenAI.AuthenticationError);
 await assert.rejects(ask("slow", {}, client({ timeout: 300 })), OpenAI.APIConnectionTimeoutError);
 
-const stream = await ask("slow", { stream: true });
+const long = [{ role: "user", content: "word ".repeat(120) }];
+const stream = await ask("slow", { stream: true, messages: long });
 for await (const _ of stream) break; // which leaves it
 const leaving = new AbortController();
 setTimeout(() => leaving.abort(), 200);
