@@ -487,7 +487,7 @@ def _chaos() -> Iterator[str]:
 def _tracing() -> Iterator[str]:
     report = json.loads((RESULTS / "tracing.json").read_text())
     yield from _heading("What traces cost", report, "bench-tracing")
-    yield "CPU of the whole ASGI application for a streamed request, with an echo engine and no Ray:"
+    yield "CPU of the whole ASGI application for a streamed request, with an echo engine, no Ray:"
     yield "the least of four times, then the median over rounds in turns. *before* is the release"
     yield f"without traces. Others used the machine (load {report['load']})."
     yield ""
