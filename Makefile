@@ -22,6 +22,7 @@ LOCKED := install --require-hashes --no-deps --only-binary :all:
 pinned = sed -n '/^$(1)==/,/[^\\]$$/p' requirements/$(LOCK).lock > .venv/$(1).txt
 STAMP := .venv/.$(shell cat requirements/$(LOCK).lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)-$(LOCK)
 DEV_STAMP := .venv/.$(shell cksum < requirements/dev.lock | cut -d' ' -f1)-dev
+SDKS_STAMP := .venv/.$(shell cksum < requirements/sdks.lock | cut -d' ' -f1)-sdks
 PYTEST := $(BIN)/python -m pytest
 # Tests without Ray and engines run side by side.
 WORKERS ?= 2
@@ -30,7 +31,7 @@ WORKERS ?= 2
 COUNT := awk -v total="$$(grep -c '==' requirements/$(LOCK).lock)" '/^(Collecting|Processing|Requirement)/ { if (++n % 20 == 0) { printf "  %d of %d packages\n", n, total; fflush() } } /^Installing/ { print "  unpacking"; fflush() } /^ERROR/'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-experts bench-conversations bench-unseen bench-harness bench-store bench-cluster bench-page bench-chaos lint format docs lock clean
+.PHONY: help setup model demo test test-fast test-hostile image sbom bench-engine bench-router bench-experts bench-conversations bench-unseen bench-harness bench-store bench-cluster bench-page bench-chaos bench-tracing lint format docs lock clean
 
 help: ## Show what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +55,13 @@ $(DEV_STAMP): $(STAMP)
 	@$(PIP) $(LOCKED) -q -r requirements/dev.lock
 	@touch $@
 
+# Of other people, in an environment of its own: some of it cannot stand beside ours.
+$(SDKS_STAMP): $(DEV_STAMP)
+	@echo "Installing the SDKs of requirements/sdks.lock, for tests"
+	@test -x .venv/sdks/bin/python || $(PYTHON) -m venv .venv/sdks
+	@.venv/sdks/bin/python -m pip --disable-pip-version-check $(LOCKED) -q -r requirements/sdks.lock
+	@touch $@
+
 setup: $(STAMP) ## Install what running needs, and compile the CPU kernel.
 	@$(if $(filter cpu,$(LOCK)),ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/python -m deployments.engines.lora_kernel >/dev/null)
 
@@ -63,7 +71,7 @@ model: setup ## Prepare the demo's base model in the cache.
 demo: model ## Serve twelve trained adapters on two replicas; Ctrl-C stops it.
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(BIN)/roundhouse up $(CONFIG)
 
-test: $(DEV_STAMP) model ## Run all tests, fast ones first.
+test: $(DEV_STAMP) $(SDKS_STAMP) model ## Run all tests, fast ones first.
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -n $(WORKERS) -m "not ray and not vllm"
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "ray and not vllm"
 	@ROUNDHOUSE_CACHE="$(CACHE)" $(PYTEST) -m "vllm"
@@ -115,6 +123,9 @@ bench-page: $(DEV_STAMP) ## Measure the page with 2,000 adapters on 64 replicas 
 
 bench-chaos: $(DEV_STAMP) ## Kill each part of a cluster under load, and count what fails (8 min).
 	@$(BIN)/python -m benchmarks.chaos
+
+bench-tracing: $(DEV_STAMP) ## Measure what traces cost a request, off and on (2 min).
+	@$(BIN)/python -m benchmarks.tracing
 
 lint: $(DEV_STAMP) ## Check style, types, which way imports go, and sizes.
 	@$(BIN)/ruff check .

@@ -64,6 +64,11 @@ class Keys:
         return self._own("members")
 
     @property
+    def preload(self) -> str:
+        """How far `roundhouse up` is with the adapters that it registers, as JSON."""
+        return self._own("preload")
+
+    @property
     def base_models(self) -> str:
         """Hash: base model id -> those facts that the release before knows, as JSON."""
         return self._key("base-models")

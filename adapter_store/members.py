@@ -11,6 +11,7 @@ from adapter_store.server import BLOCK_S, Server, answering, is_before
 from cluster.adapters import AdapterKey
 from cluster.errors import StoreUnavailable, Unavailable
 from cluster.members import Arrival, Ingress, Replica, Report, read_report
+from cluster.preload import Preload
 
 _RETRY_S = 0.5
 _ARRIVALS = TypeAdapter(tuple[Arrival, ...])
@@ -47,6 +48,15 @@ class Members:
             await self._server.redis.delete(self._keys.member(member_id))
             await self._server.redis.delete(self._keys.arrivals(member_id))
             await self._server.redis.zrem(self._keys.members, member_id)
+
+    async def put_preload(self, preload: Preload) -> None:
+        with answering():
+            await self._server.redis.set(self._keys.preload, preload.model_dump_json())
+
+    async def preload(self) -> Preload | None:
+        """None before `roundhouse up` has begun with it."""
+        found = await self._server.text(self._keys.preload)
+        return Preload.model_validate_json(found) if found else None
 
     async def all(self) -> list[Report]:
         """Those whose lease has not ended, of the kinds that this release knows, ordered by id."""

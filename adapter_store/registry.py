@@ -1,6 +1,7 @@
 """The registry in Redis: cards, versions, aliases, events; every change is one script."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -265,6 +266,10 @@ class Registry:
     # -- base models ----------------------------------------------------------------------
 
     async def put_base_model(self, facts: BaseModelFacts) -> None:
+        """What its newest replica says; since when it is known stays."""
+        known = await self.base_model(facts.id)
+        since = (known and known.created_at) or facts.created_at or time.time()
+        facts = facts.model_copy(update={"created_at": since})
         brief = facts.model_dump_json(include=_FACTS_BEFORE)
         with answering():
             await self._server.redis.hset(self._keys.base_models, facts.id, brief)
@@ -275,6 +280,11 @@ class Registry:
         if facts is None:  # only a replica of the release before has told of it yet
             facts = await self._server.field(self._keys.base_models, model_id)
         return BaseModelFacts.model_validate_json(facts) if facts else None
+
+    async def base_models(self) -> dict[str, BaseModelFacts]:
+        """All that replicas of this release have told of, by id."""
+        found = await self._server.fields(self._keys.facts)
+        return {name: BaseModelFacts.model_validate_json(facts) for name, facts in found.items()}
 
     # -- backup ---------------------------------------------------------------------------
 

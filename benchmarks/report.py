@@ -10,7 +10,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def page() -> str:
     parts = (_router(), _experts(), _conversations(), _harness(), _unseen(), _cluster(), _engine())
-    parts += (_store(), _chaos())
+    parts += (_store(), _chaos(), _tracing())
     return "\n".join(["# Benchmarks", "", *_HOW, "", *(line for p in parts for line in (*p, ""))])
 
 
@@ -684,3 +684,17 @@ def _chaos() -> Iterator[str]:
             f"| {name} | {seen['sent']} | {seen['failed']} | {seen['recovered_s']} s | "
             f"{seen['longest_gap_s']} s | {told} | {seen['before']} |"
         )
+
+
+def _tracing() -> Iterator[str]:
+    report = json.loads((RESULTS / "tracing.json").read_text())
+    yield from _heading("What traces cost", report, "bench-tracing")
+    yield "CPU of the whole ASGI application for a streamed request, with an echo engine, no Ray:"
+    yield "the least of four times, then the median over rounds in turns. *before* is the release"
+    yield f"without traces. Others used the machine (load {report['load']})."
+    yield ""
+    yield "| | CPU a request | rounds |"
+    yield "|---|---:|---|"
+    for name, us in report["cpu_us_per_request"].items():
+        rounds = ", ".join(f"{v:.0f}" for v in report["rounds"][name])
+        yield f"| {name} | {us:.0f} us | {rounds} |"

@@ -328,6 +328,10 @@ class BaseModelFacts(Record):
     name: str = Field("", description="as its makers call it")
     chat_template: str = Field("", description="sha256 of it; empty where there is none")
     vocabulary: str = Field("", description="sha256 over its tokens and their numbers")
+    max_model_len: int | None = Field(
+        None, description="tokens of a prompt and its answer at most; None: it does not say"
+    )
+    created_at: float = Field(0.0, description="Unix time at which a replica first told of it")
 
     @property
     def modules(self) -> frozenset[str]:

@@ -28,6 +28,7 @@ from cluster import wrappers
 from cluster.addresses import host_entry, is_loopback
 from cluster.errors import ConfigError
 from cluster.rules import Rules, strange_base_model
+from cluster.server_args import refused
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
 RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)", "(several)"})
@@ -61,6 +62,33 @@ HostName = Annotated[
 Origin = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#*\s]+$", to_lower=True)
 ]
+
+
+Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+HeaderName = Annotated[
+    str, StringConstraints(pattern=r"^(\*|[A-Za-z0-9!#$%&'+.^_`|~-]+)$", to_lower=True)
+]
+
+
+class CorsSettings(Section):
+    """Web pages elsewhere that may use the endpoint, and how; by default there are none."""
+
+    origins: tuple[Origin, ...] = Field(
+        (),
+        description="Their origins: https://app.example.com. Their browsers get the CORS headers "
+        "that they ask for, before anybody is asked for a key.",
+    )
+    headers: tuple[HeaderName, ...] = Field(
+        ("*",), description="Headers that they may send; * for any."
+    )
+    methods: tuple[Method, ...] = Field(
+        ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+        description="Methods that they may use.",
+    )
+
+    def lets(self, origin: str | None, method: str) -> bool:
+        """Whether a page of that origin (in small letters) may send a request."""
+        return origin in self.origins and method in self.methods
 
 
 class HttpSettings(Section):
@@ -106,10 +134,8 @@ class HttpSettings(Section):
         "*.example.com, or * for any. Addresses and localhost always are. Default: no others, and "
         "with `auth.enabled` any.",
     )
-    allowed_origins: tuple[Origin, ...] = Field(
-        (),
-        description="Web pages elsewhere that may use the endpoint: https://app.example.com. "
-        "Default: only its own page.",
+    cors: CorsSettings = Field(
+        default_factory=CorsSettings, description="Web pages elsewhere that may use the endpoint."
     )
     node_labels: NodeLabels = Field(default_factory=dict)
 
@@ -424,7 +450,8 @@ class BaseModelSettings(Section):
     server_args: dict[str, Any] = Field(
         default_factory=dict,
         description="Passed to vLLM's OpenAI server under the same names, such as "
-        "enable_auto_tool_choice and tool_call_parser.",
+        "enable_auto_tool_choice and tool_call_parser; what cannot work behind this endpoint is "
+        "refused with what does instead.",
     )
     env: dict[str, str] = Field(
         default_factory=dict, description="Environment of the replica's processes."
@@ -463,6 +490,13 @@ class BaseModelSettings(Section):
             if self.is_elsewhere and getattr(self, name):
                 raise ValueError(f"{name}: of no use to engine: openai")
         return self
+
+    @field_validator("server_args")
+    @classmethod
+    def _has_effect(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if problem := refused(arguments):
+            raise ValueError(problem)
+        return arguments
 
     @model_validator(mode="after")
     def _can_scale(self) -> Self:
@@ -897,6 +931,26 @@ class LoggingSettings(Section):
     prompts: bool = Field(False, description="The prompt in that line; without it, never.")
 
 
+class TelemetrySettings(Section):
+    """Traces of requests."""
+
+    otlp_endpoint: str | None = Field(
+        None,
+        description="A collector of OpenTelemetry's, which is sent the spans of each request, the "
+        "engines' own included: http://HOST:4317 (gRPC), or, with a path, "
+        "http://HOST:4318/v1/traces (HTTP). How many requests is said by the environment "
+        "(OTEL_TRACES_SAMPLER). Default: there are no traces.",
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _leads_somewhere(cls, endpoint: str | None) -> str | None:
+        parts = urlsplit(endpoint or "http://none")
+        if parts.scheme not in ("https", "http") or not parts.hostname:
+            raise ValueError("it must be http://HOST:PORT, or https://...")
+        return endpoint
+
+
 class Settings(BaseSettings):
     """The whole tree. Environment variables win over the file: ``ROUNDHOUSE_HTTP__PORT=9000``."""
 
@@ -925,11 +979,16 @@ class Settings(BaseSettings):
     )
     auth: AuthSettings = Field(default_factory=AuthSettings, description="API keys.")
     logging: LoggingSettings = Field(default_factory=LoggingSettings, description="Log lines.")
+    telemetry: TelemetrySettings = Field(
+        default_factory=TelemetrySettings, description="Traces of requests."
+    )
     default_model: str | None = Field(
         None, description="Base model that answers when no adapter fits; default: the first."
     )
     preload: tuple[str, ...] = Field(
-        (), description="Adapter folders that `roundhouse up` registers when they are missing."
+        (),
+        description="Adapter folders that `roundhouse up` registers when they are missing. It is "
+        "ready when they are in place; one that cannot be is told, there and by /readyz.",
     )
 
     @classmethod

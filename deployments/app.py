@@ -10,7 +10,9 @@ from deployments.process.serve_status import serve_host
 
 def build(args: dict[str, Any]) -> Any:
     """Wire everything (`import_path: deployments.app:build`; `args` is the settings tree)."""
-    return wire(in_this_cluster(parse_settings(args, source="args")))
+    settings = in_this_cluster(parse_settings(args, source="args"))
+    # `roundhouse up` alone does that; here nobody would, and ingresses would wait for it.
+    return wire(settings.model_copy(update={"preload": ()}))
 
 
 def in_this_cluster(settings: Settings) -> Settings:

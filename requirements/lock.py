@@ -84,6 +84,7 @@ def main() -> None:
     write("dev", dev | DEV_WITHOUT_DEPENDENCIES)
     write("cuda", resolve("cuda") | WITHOUT_DEPENDENCIES)
     write("sbom", resolve("sbom"))
+    write("sdks", resolve("sdks"))
 
 
 if __name__ == "__main__":

@@ -347,8 +347,17 @@ def far_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def trace_port() -> int:
+    """Where `locked` sends its traces; who wants to see them collects them there."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
 def standing_locked(
-    tmp_path_factory: pytest.TempPathFactory, admin_key: tuple[str, str], far_port: int
+    tmp_path_factory: pytest.TempPathFactory,
+    admin_key: tuple[str, str],
+    far_port: int,
+    trace_port: int,
 ) -> Iterator[Standing]:
     from tests.elsewhere import KEY, far_model
 
@@ -357,6 +366,7 @@ def standing_locked(
     endpoint = {"key_env": "ROUNDHOUSE_FAR_KEY", "retries": 0, "breaker_failures": 3}
     far = far_model(f"http://127.0.0.1:{far_port}/v1", **endpoint)
     settings = {"models": [ECHO | {"replicas": 1}, far], "auth": auth}
+    settings["telemetry"] = {"otlp_endpoint": f"http://127.0.0.1:{trace_port}"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROUNDHOUSE_FAR_KEY", KEY)
         it = Standing(tmp_path_factory.mktemp("locked"), settings)

@@ -558,18 +558,19 @@ async def test_a_client_of_vllm_loads_and_unloads(rh, make_adapter):
 
 
 @pytest.mark.parametrize(
-    ("body", "param"),
+    ("body", "status", "param"),
     [
-        ({}, "lora_name"),
-        ({"lora_name": "x"}, "lora_path"),
-        ({"lora_name": "", "lora_path": "/x"}, "lora_name"),
-        ({"lora_name": "x", "lora_path": "/nowhere"}, "lora_path"),
-        ({"lora_name": "X", "lora_path": "/nowhere"}, "lora_path"),
+        ({}, 400, "lora_name"),
+        ({"lora_name": "x"}, 400, "lora_path"),
+        ({"lora_name": "", "lora_path": "/x"}, 400, "lora_name"),
+        ({"lora_name": "x@y", "lora_path": "/x"}, 400, "lora_name"),
+        ({"lora_name": "x", "lora_path": "/nowhere"}, 404, "lora_path"),
+        ({"lora_name": "X", "lora_path": "file:///nowhere"}, 404, "lora_path"),
     ],
 )
-async def test_a_wrong_load_is_refused(rh, body, param):
+async def test_a_wrong_load_is_refused_as_vllm_does(rh, body, status, param):
     refused = await rh.client.post("/v1/load_lora_adapter", json=body)
-    assert error(refused, 400)["param"] == param
+    assert error(refused, status)["param"] == param
 
 
 # -- size ---------------------------------------------------------------------------------------

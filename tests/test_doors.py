@@ -16,7 +16,7 @@ from deployments.command import cli
 from deployments.command.doctor import examine
 from deployments.command.first_key import FILE, KEY_FILE, with_first_key
 from deployments.ingress.auth import hash_key
-from deployments.ingress.doors import before_serve
+from deployments.ingress.edge.legible import before_serve
 from tests.test_http import ADMIN_HASH, ADMIN_KEY, JSON, add, chat, error
 
 pytestmark = [pytest.mark.redis, pytest.mark.hostile]
@@ -162,7 +162,7 @@ async def test_a_packed_body_is_415_and_says_so(rh):
 
 async def test_a_page_elsewhere_that_the_settings_name_is_let_in_and_may_read(make_world):
     app = "https://app.example.com"
-    async with make_world(auth=LOCKED, http={"allowed_origins": [app]}) as rh:
+    async with make_world(auth=LOCKED, http={"cors": {"origins": [app]}}) as rh:
         wanted = {"access-control-request-method": "POST"}
         wanted["access-control-request-headers"] = "authorization, content-type"
         told = await rh.client.options("/v1/chat/completions", headers={"origin": app} | wanted)
@@ -177,6 +177,29 @@ async def test_a_page_elsewhere_that_the_settings_name_is_let_in_and_may_read(ma
         assert "access-control-allow-credentials" not in answer.headers
         other = await rh.client.options("/v1/models", headers={"origin": EVIL} | wanted)
         assert "access-control-allow-origin" not in other.headers
+
+
+async def test_what_a_page_elsewhere_may_send_is_told_before_and_held_to(make_world, make_adapter):
+    """Preflights are answered before keys are asked for; what they would refuse is refused."""
+    app = "https://app.example.com"
+    cors = {"origins": [app], "methods": ["GET", "POST"], "headers": ["authorization", "x-mine"]}
+    async with make_world(auth=LOCKED, http={"cors": cors}) as rh:
+        await rh.client.post(
+            "/v1/adapters", json={"source": str(make_adapter("cron"))}, headers=BEARER
+        )
+        for method, headers, status in (
+            ("POST", "authorization, content-type, x-mine", 200),
+            ("POST", "x-other", 400),
+            ("DELETE", "authorization", 400),
+        ):
+            asked = {"origin": app, "access-control-request-method": method}
+            asked["access-control-request-headers"] = headers
+            told = await rh.client.options("/v1/adapters/cron", headers=asked)
+            assert told.status_code == status, (method, headers)
+        sent = BEARER | {"origin": app}
+        found = error(await rh.client.delete("/v1/adapters/cron", headers=sent), 403)
+        assert "http.cors.methods" in found["message"]
+        assert (await rh.client.get("/v1/adapters/cron", headers=sent)).status_code == 200
 
 
 async def test_browsers_that_ask_first_are_told_of_nobody_who_may(rh):
@@ -203,15 +226,24 @@ async def test_there_are_no_web_sockets(rh):
 
 
 async def test_a_body_that_is_not_sent_as_json_is_415_and_says_how(rh):
-    forms = [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+    forms = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
     paths = ["/v1/chat/completions", "/v1/feedback", "/v1/route", "/v1/adapters"]
-    for kind, path in product(forms, paths):
+    changes = [(None, path) for path in paths[1:]]
+    for kind, path in [*product(forms, paths), *changes]:
         headers = {} if kind is None else {"content-type": kind}
         refused = await rh.client.post(path, content=json.dumps(chat("echo")), headers=headers)
         found = error(refused, 415)
         assert "-H 'content-type: application/json'" in found["message"]
         assert (kind or "nothing") in found["message"]
     assert rh.pool.terms == []
+
+
+async def test_inference_takes_a_body_that_is_called_nothing_but_of_no_page_elsewhere(rh):
+    """Browsers can send one unasked, and never without saying for whom."""
+    body, path = json.dumps(chat("echo")).encode(), "/v1/chat/completions"
+    assert (await rh.client.post(path, content=body)).status_code == 200
+    refused = await rh.client.post(path, content=body, headers={"origin": EVIL})
+    assert error(refused, 403)["code"] == "origin_not_allowed"
 
 
 async def test_json_is_taken_however_it_is_spelt(rh):
@@ -411,11 +443,12 @@ async def test_ray_serve_is_given_headers_that_it_can_read():
 
     for middleware in before_serve():
         app = middleware.cls(app, *middleware.args, **middleware.kwargs)
-    sent = [(b"a", b"plain"), (b"b", "größe".encode()), (b"c", GARBAGE), (b"x-request-id", GARBAGE)]
-    await app({"type": "http", "headers": [*sent, (b"x-request-id", b"mine-1")]}, None, None)
+    sent = [(b"a", b"plain"), (b"b", "größe".encode()), (b"c", GARBAGE), (b"x-request-id", b" ")]
+    ids = [(b"x-request-id", b"caf\xe9"), (b"x-request-id", b"another")]
+    await app({"type": "http", "headers": [*sent, *ids]}, None, None)
     names = dict(seen)
     assert names[b"a"] == b"plain"
     assert names[b"b"] == "größe".encode()
     assert names[b"c"].decode() == GARBAGE.decode("latin-1")
-    assert names[b"x-request-id"] == b"mine-1"
+    assert names[b"x-request-id"] == b"caf%E9"
     assert len(seen) == 4

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ from cluster.plans import Happening
 from cluster.settings import BaseModelSettings, RouterSettings, parse_settings
 from deployments.ingress.auth import new_key
 from deployments.ingress.changes.admin import AdapterAdmin
+from deployments.ingress.edge.request_ids import known_as
 from deployments.ingress.http import build_http
 from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
@@ -31,6 +33,7 @@ from deployments.process import metrics
 from deployments.process.call import Reply
 from deployments.process.process import Process
 from deployments.process.telemetry import Telemetry
+from deployments.process.tracing import Tracing
 from deployments.replica.adapter_cache import AdapterCache
 from deployments.replica.adapter_files import AdapterFiles
 from deployments.replica.model_server import make_engine
@@ -164,6 +167,7 @@ async def world(
     it.chooser = LocalChooser(prompt_router)
 
     process = Process(store_settings, "test")
+    process.add(Tracing(settings.telemetry, "ingress", "test"))
     catalogue = process.catalogue
 
     async def learn(_: Changes) -> None:
@@ -189,6 +193,7 @@ async def world(
         settings.http,
         settings.auth,
         lifespan=no_lifespan,
+        is_traced=settings.telemetry.otlp_endpoint is not None,
     )
     await process.start()
     transport = httpx.ASGITransport(app=it.app)
@@ -514,6 +519,42 @@ async def test_a_decision_can_be_looked_up_by_the_request_and_in_the_list(rh, ma
     error(await rh.client.get("/v1/decisions/unknown"), 404)
     await ask_as(rh, "r2", model="cron")
     error(await rh.client.get("/v1/decisions/r2"), 404)
+
+
+ODD_IDS = [
+    b"Root=1-67891233-abcdef012345678912345678",
+    b"a/b//c",
+    b"a b",
+    b"a%20b%2Fc",
+    b"trailing/versions",
+    "größe-日本".encode(),
+    b"caf\xe9",
+    b"x" * 512,
+]
+
+
+@pytest.mark.parametrize("sent", ODD_IDS)
+async def test_whatever_id_a_client_sends_is_what_decisions_and_feedback_know(rh, sent, caplog):
+    body, headers = chat("auto", "every friday at ten"), {"x-request-id": sent}
+    with caplog.at_level(logging.INFO):
+        answer = await rh.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert answer.status_code == 200
+    known = known_as(sent)
+    assert [r.request_id for r in caplog.records if r.message == "request"] == [known]
+    latin = sent.decode("latin-1") if sent.startswith(b"caf") else sent.decode()
+    for told in {known, latin}:
+        assert (await kept(rh, quote(told, safe="")))["request_id"] == known
+    assert (await kept(rh, quote(known, safe="/% ")))["request_id"] == known
+    rated = await rh.client.post("/v1/feedback", json={"request_id": latin, "score": 1})
+    assert rated.json()["request_id"] == latin
+    again = await rh.client.post("/v1/feedback", json={"request_id": known, "score": 1})
+    assert error(again, 409)["param"] == "request_id"
+
+
+async def test_an_id_that_is_too_long_is_refused_and_never_cut(rh):
+    for sent in (b"x" * 513, "ö".encode() * 86):
+        answer = await rh.client.get("/v1/models", headers={"x-request-id": sent})
+        assert error(answer, 400)["param"] == "x-request-id"
 
 
 async def test_feedback_is_kept_with_the_prompt_and_what_answered_it(rh, make_adapter):

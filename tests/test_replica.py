@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from ray.serve.deployment import deployment_to_schema
 
 from cluster.errors import ConfigError
@@ -82,3 +83,34 @@ def test_wrong_names_are_told_with_the_right_ones(fields, said):
 
     with pytest.raises(ConfigError, match=said):
         engine_args(BaseModelSettings(id="big", path="none", **fields))
+
+
+# What reaches vLLM's application, and has an effect there.
+SERVER_ARGS = {
+    *("chat_template", "chat_template_content_format", "trust_request_chat_template"),
+    *("trust_request_mm_kwargs", "default_chat_template_kwargs", "response_role"),
+    *("return_tokens_as_token_ids", "enable_auto_tool_choice", "tool_call_parser"),
+    *("exclude_tools_when_tool_choice_none", "tool_parser_plugin", "tool_strict_level"),
+    *("tool_server", "max_log_len", "enable_prompt_tokens_details", "enable_log_outputs"),
+    *("enable_per_request_metrics", "enable_force_include_usage", "sse_keep_alive_interval"),
+    *("enable_log_deltas", "cohere_is_reasoning_model", "cohere_format", "log_error_stack"),
+    *("anthropic_disabled_thinking_effort", "fingerprint_mode", "fingerprint_value"),
+    "enable_flash_late_interaction",
+}
+
+
+@pytest.mark.vllm
+def test_each_of_vllms_server_arguments_is_taken_or_refused_with_what_does_instead():
+    import dataclasses
+
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+
+    names = {field.name for field in dataclasses.fields(FrontendArgs)}
+    taken = set()
+    for name in names:
+        try:
+            BaseModelSettings(id="big", path="none", server_args={name: "x"})
+            taken.add(name)
+        except ValidationError as e:
+            assert f"{name}: has no effect behind the endpoint; " in str(e)
+    assert taken == SERVER_ARGS

@@ -37,7 +37,11 @@ def test_a_minimal_tree_has_defaults_for_all_else():
         ({"models": MINIMAL["models"] * 2}, "share an id"),
         ({"default_model": "other"}, "'other' is not one of"),
         ({"http": {"allowed_hosts": ["https://a.example"]}}, "http.allowed_hosts.0"),
-        ({"http": {"allowed_origins": ["*"]}}, "http.allowed_origins.0"),
+        ({"http": {"cors": {"origins": ["*"]}}}, "http.cors.origins.0"),
+        (
+            {"models": [{"id": "m", "path": "x", "server_args": {"api_key": ["k"], "port": 1}}]},
+            "models.0.server_args: api_key: has no effect behind the endpoint; set auth.enabled",
+        ),
         (keys({"name": "x"}, {"name": "x"}), "auth: keys: 'x' has no owner, and another key"),
         (keys({"name": "search"}, {"name": "b", "owner": "search"}), "set owner: 'search' on each"),
         (keys({"name": "search"}, {"name": "b", "owner": "search", "scope": "admin"}), "'search'"),
@@ -73,11 +77,11 @@ def test_a_key_where_its_hash_belongs_is_not_repeated():
 def test_names_of_hosts_are_taken_however_they_are_written():
     http = {
         "allowed_hosts": ["LLM.example.com", "*.Example.COM"],
-        "allowed_origins": ["HTTPS://App.example.com"],
+        "cors": {"origins": ["HTTPS://App.example.com"]},
     }
     settings = parse_settings(MINIMAL | {"http": http}).http
     assert settings.allowed_hosts == ("llm.example.com", "*.example.com")
-    assert settings.allowed_origins == ("https://app.example.com",)
+    assert settings.cors.origins == ("https://app.example.com",)
 
 
 def test_only_what_is_wrong_is_named():

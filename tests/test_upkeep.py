@@ -81,5 +81,7 @@ def test_the_first_key_is_made_by_who_has_the_data_folder(monkeypatch, tmp_path)
         auth=AuthSettings(enabled=True),
     )
     with only_one(tmp_path, Run(pid=1, endpoint="")), pytest.raises(Conflict):
-        keep_up(settings, address=None, progress=print, ready=print, show_key=pytest.fail)
+        keep_up(
+            settings, address=None, progress=print, warn=print, ready=print, show_key=pytest.fail
+        )
     assert not (tmp_path / FILE).exists()

@@ -11,7 +11,8 @@ import openai
 import pytest
 
 from docs import console
-from tests.conftest import CACHE, COMMAND, Running, running_cluster, wait_until
+from tests.collector import collecting
+from tests.conftest import CACHE, COMMAND, Running, free_port, running_cluster, wait_until
 from tests.test_serve import replicas
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -31,7 +32,15 @@ PROMPTS = {
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def collector():
+    """Of the cluster's traces."""
+    port = free_port()
+    with collecting(port) as collector:
+        yield port, collector
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, collector):
     model = {
         "id": BASE,
         "path": str(CACHE / "smollm2-135m-instruct"),
@@ -53,7 +62,9 @@ def cluster(tmp_path_factory):
     }
     preload = [str(ADAPTERS / name) for name in LOADED]
     folder = tmp_path_factory.mktemp("vllm")
-    with running_cluster(folder, {"models": [model], "preload": preload}, 300) as running:
+    telemetry = {"otlp_endpoint": f"http://127.0.0.1:{collector[0]}"}
+    settings = {"models": [model], "preload": preload, "telemetry": telemetry}
+    with running_cluster(folder, settings, 300) as running:
         yield running
 
 
@@ -346,3 +357,15 @@ def test_the_page_on_adapters_shows_what_its_commands_print(cluster, tmp_path):
     for step in console.page_steps(PAGE.read_text()):
         printed = console.run(f"cd {tmp_path}; {step.command}", **environment)
         assert console.settled(printed) == console.settled(step.output), step.command
+
+
+def test_vllms_own_span_is_within_the_replicas(http, collector):
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    body = {"model": LOADED[0], "prompt": "hello", "max_tokens": 4, "stream": True}
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    assert http.post("/v1/completions", json=body, headers=headers).status_code == 200
+    spans = collector[1].of_trace(trace, "replica", "llm_request", "decode", "load")
+    assert spans["llm_request"].parent == spans["replica"].id
+    assert spans["llm_request"].attributes["gen_ai.usage.completion_tokens"] >= 1
+    (card,) = (m for m in http.get("/v1/models").json()["data"] if m["id"] == BASE)
+    assert card["max_model_len"] == 1024

@@ -101,6 +101,7 @@ def up(
             settings,
             address=address,
             progress=progress.say,
+            warn=_warn,
             ready=ready,
             show_key=partial(show_first_key, settings.store.root),
         )
@@ -290,6 +291,10 @@ class _Progress:
 
     def pause(self) -> None:
         self._status.stop()
+
+
+def _warn(what: str) -> None:
+    errors.print(f"[yellow]warning:[/] {escape(what)}", highlight=False, soft_wrap=True)
 
 
 def _typed_lines() -> Iterator[str]:

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from adapter_store.embedded import die_with_parent, how_it_ended
 from adapter_store.registration import Registrar
 from adapter_store.store import Store
 from cluster.addresses import host_problem, is_loopback, port_problem
-from cluster.errors import ConfigError, Conflict, RoundhouseError, Unavailable
+from cluster.errors import ConfigError, Conflict, RoundhouseError, StoreUnavailable, Unavailable
+from cluster.preload import Preload
 from cluster.requests import Registration
 from cluster.settings import Settings
 from deployments.command.haproxy import proxy_environment
@@ -49,14 +51,20 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 Progress = Callable[[str], None]
 
 
+class Problem(NamedTuple):
+    """What a run says of something that did not work, and does not keep it from being up."""
+
+    said: str
+
+
 def run(settings: Settings, address: str | None, folder: Path, owner: Connection) -> None:
     """Start all, and keep it until the owner hangs up, or until Ray has died.
 
     Args:
         address: of a Ray cluster to join; without one, a local cluster is started.
         folder: for the files of this run.
-        owner: is told what is being waited for in a few words, None when all is up, and the error
-            that has ended it.
+        owner: is told what is being waited for in a few words, each :class:`Problem`, None when all
+            is up, and the error that has ended it.
     """
     die_with_parent(signal.SIGKILL)
     _heed_no_signals()
@@ -68,7 +76,7 @@ def run(settings: Settings, address: str | None, folder: Path, owner: Connection
 
                 settings = in_this_cluster(settings)
                 with _serving(settings, folder, owner.send):
-                    asyncio.run(_preload(settings, owner.send))
+                    asyncio.run(preload(settings, owner.send))
                     owner.send(None)
                     owner.poll(None)
         except RoundhouseError as e:
@@ -249,19 +257,45 @@ def _wait_until_running(temp_dir: Path, progress: Progress) -> None:
     raise Unavailable(f"the application did not start within {READY_TIMEOUT_S} s")
 
 
-async def _preload(settings: Settings, progress: Progress) -> None:
-    """Register the adapters that the settings name; the ones that are there already stay."""
+async def preload(settings: Settings, say: Callable[[str | Problem], None]) -> None:
+    """Register the adapters that the settings name; the ones that are there already stay.
+
+    One that cannot be registered is told, here and by `/readyz`, and keeps no other from it.
+    """
     if not settings.preload:
         return
     async with Store(settings.store) as store:
         registrar = Registrar(store, settings.store)
-        for i, source in enumerate(settings.preload, 1):
+        told = Preload(of=len(settings.preload))
+        await store.members.put_preload(told)
+        for source in settings.preload:
             folder = Path(source).resolve()
-            progress(f"registering adapter {i} of {len(settings.preload)}: {folder.name}")
-            # What is there may have been updated since: it stays as it is.
-            with contextlib.suppress(Conflict):
-                await registrar.register(Registration(source=str(folder)), mode="create")
+            say(f"registering adapter {told.done + 1} of {told.of}: {folder.name}")
+            failed = dict(told.failed)
+            if why := await _why_not_registered(registrar, folder):
+                say(Problem(f"preload: {folder}: {why}"))
+                # Whoever asks for `/readyz` needs no key.
+                failed[folder.name] = why.replace(str(folder), folder.name)
+            told = told.model_copy(update={"done": told.done + 1, "failed": failed})
+            await store.members.put_preload(told)
         position, _ = await store.registry.position()
         await store.members.converged(
             position, timeout_s=READY_TIMEOUT_S, at_least=processes(settings)
         )
+        await store.members.put_preload(told.model_copy(update={"is_in_place": True}))
+
+
+async def _why_not_registered(registrar: Registrar, folder: Path) -> str:
+    """Empty when it is there now; what was there may have been updated since, and stays as it is.
+
+    Raises StoreUnavailable.
+    """
+    try:
+        await registrar.register(Registration(source=str(folder)), mode="create")
+    except Conflict:
+        return ""
+    except StoreUnavailable:
+        raise
+    except RoundhouseError as e:
+        return e.message
+    return ""

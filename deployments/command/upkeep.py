@@ -24,7 +24,7 @@ from cluster.settings import Settings, door_problem
 from deployments.command import lifecycle
 from deployments.command.first_key import with_first_key
 from deployments.command.keeper import kept
-from deployments.command.lifecycle import Progress
+from deployments.command.lifecycle import Problem, Progress
 from deployments.command.private import close_to_others
 from deployments.command.runs import Run, only_one
 from deployments.command.watching import watching
@@ -69,6 +69,7 @@ def keep_up(
     *,
     address: str | None,
     progress: Progress,
+    warn: Callable[[str], None],
     ready: Callable[[str], None],
     show_key: Callable[[str], None],
 ) -> None:
@@ -77,6 +78,7 @@ def keep_up(
     Args:
         address: of a Ray cluster to join; without one, a local cluster is started.
         progress: told in a few words what is being waited for.
+        warn: told what does not work, and keeps nothing else from it.
         ready: told the endpoint's URL when it answers, again after each new start.
         show_key: told the first admin's key, when one is made.
 
@@ -98,7 +100,8 @@ def keep_up(
         only_one(root, Run(pid=os.getpid(), endpoint=endpoint)),
         _with_store(with_first_key(settings, show_key), progress) as settings,
     ):
-        stand = partial(_stand, address=address, progress=progress, ready=lambda: ready(endpoint))
+        heed = partial(_heed, progress=progress, warn=warn)
+        stand = partial(_stand, address=address, heed=heed, ready=lambda: ready(endpoint))
         restarts = Restarts()
         died = stand(settings)
         # What was preloaded may have been removed since.
@@ -140,8 +143,18 @@ def _kept_alive(server: EmbeddedServer) -> Iterator[None]:
         yield
 
 
+def _heed(said: str | Problem, *, progress: Progress, warn: Callable[[str], None]) -> None:
+    if isinstance(said, Problem):
+        warn(said.said)
+    else:
+        progress(said)
+
+
+Heed = Callable[[str | Problem], None]
+
+
 def _stand(
-    settings: Settings, *, address: str | None, progress: Progress, ready: Callable[[], None]
+    settings: Settings, *, address: str | None, heed: Heed, ready: Callable[[], None]
 ) -> RoundhouseError | None:
     """One run, from its start to its end; returns what it died of, None when it was stopped.
 
@@ -149,7 +162,7 @@ def _stand(
     """
     is_ready = False
     try:
-        with _run(settings, address, progress) as run:
+        with _run(settings, address, heed) as run:
             ready()
             is_ready = True
             _hear(run)  # its next word is its last
@@ -161,7 +174,7 @@ def _stand(
 
 
 @contextlib.contextmanager
-def _run(settings: Settings, address: str | None, progress: Progress) -> Iterator[Connection]:
+def _run(settings: Settings, address: str | None, heed: Heed) -> Iterator[Connection]:
     """A run that is up, and what it says; it ends with the block, and all that came from it."""
     # Short: a socket's path has at most 107 characters, and Ray and Serve add most of them.
     folder = Path(tempfile.mkdtemp(prefix="rh-"))
@@ -171,15 +184,15 @@ def _run(settings: Settings, address: str | None, progress: Progress) -> Iterato
     theirs.close()
     with kept(process.pid or 0, folder):
         try:
-            progress("starting Ray")
-            while (waits_for := _hear(ours)) is not None:
-                progress(waits_for)
+            heed("starting Ray")
+            while (said := _hear(ours)) is not None:
+                heed(said)
             yield ours
         except KeyboardInterrupt:
             # Stopping takes seconds; an impatient second Ctrl-C would leave it half done.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            progress("stopping")
+            heed("stopping")
             raise
         finally:
             ours.close()
@@ -188,10 +201,11 @@ def _run(settings: Settings, address: str | None, progress: Progress) -> Iterato
             process.join()
 
 
-def _hear(run: Connection) -> str | None:
-    """What a run waits for; None when it is up. Raises what it has ended with."""
+def _hear(run: Connection) -> str | Problem | None:
+    """What a run waits for, or what does not work; None when it is up. Raises what it has ended
+    with."""
     try:
-        said: str | RoundhouseError | None = run.recv()
+        said: str | Problem | RoundhouseError | None = run.recv()
     except (EOFError, OSError):
         raise Unavailable("the process that had started Ray has died") from None
     if isinstance(said, RoundhouseError):

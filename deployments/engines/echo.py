@@ -1,6 +1,7 @@
 """The one fake engine: repeats the prompt, and moves adapters between tiers as a real one would.
 
-An adapter can say something else: `echo_answers` in its config maps prompts to answers.
+An adapter can say something else: `echo_answers` in its config maps prompts to answers. Offered
+tools, it calls the first, with the prompt as arguments.
 
 For tests of the control plane and for benchmarks at a scale that real engines do not allow.
 """
@@ -8,11 +9,9 @@ For tests of the control plane and for benchmarks at a scale that real engines d
 import asyncio
 import json
 import shutil
-import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
 from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused, InvalidRequest, NotFound
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
+from deployments.engines.echo_answers import Said, event
 from deployments.process.call import Reply, ResponseStart
 
 _JSON = {"content-type": "application/json"}
@@ -54,6 +54,14 @@ class _StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+class _Function(BaseModel):
+    name: str
+
+
+class _Tool(BaseModel):
+    function: _Function
+
+
 class _Request(BaseModel):
     """Of a request, what the answer depends on; checked, as engines do."""
 
@@ -65,6 +73,7 @@ class _Request(BaseModel):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     cache_salt: str | None = None
+    tools: list[_Tool] | None = None
 
 
 class EchoEngine:
@@ -179,18 +188,19 @@ class EchoEngine:
         finally:
             self._unfinished -= 1
 
-    def _said(self, path: str, request: _Request, headers: dict[str, str]) -> "_Said":
+    def _said(self, path: str, request: _Request, headers: dict[str, str]) -> Said:
         key = AdapterKey(request.model)
         is_chat = path.endswith("/chat/completions")
         prompts = _prompts(request, is_chat)
         texts = [self._answers.get(key, {}).get(prompt, prompt) for prompt in prompts]
         answers = [text.split()[: request.max_tokens] for text in texts]
-        return _Said(
+        return Said(
             cached=self._take_prefix(key, request.cache_salt, " ".join(prompts).split()),
             id=headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
             answers=[words for words in answers for _ in range(request.n or 1)],
             is_chat=is_chat,
+            tool=request.tools[0].function.name if is_chat and request.tools else None,
         )
 
     def _take_prefix(self, key: AdapterKey, salt: str | None, words: list[str]) -> int | None:
@@ -232,74 +242,13 @@ class EchoEngine:
     async def _work(self, alone_s: float) -> None:
         await asyncio.sleep(alone_s * (1 + self._args.crowd * max(0, self._unfinished - 1)))
 
-    async def _stream(self, said: "_Said", with_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def _stream(self, said: Said, with_usage: bool) -> AsyncGenerator[bytes, None]:
         for chunk in said.chunks():
             await self._work(self._args.token_s)
-            yield _event(chunk)
+            yield event(chunk)
         if with_usage:
-            yield _event(said.usage())
-        yield _event(b"[DONE]")
-
-
-@dataclass(frozen=True)
-class _Said:
-    """An answer, as OpenAI's protocol words it: a message of a chat, or a text; one for each prompt
-    of a list, or `n`."""
-
-    id: str
-    model: str
-    answers: list[list[str]]
-    is_chat: bool
-    cached: int | None = None
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def words(self) -> list[str]:
-        """Of all of it."""
-        return [word for answer in self.answers for word in answer]
-
-    def whole(self) -> bytes:
-        choices = [self._choice(i, words) for i, words in enumerate(self.answers)]
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        return self._json(kind, choices, usage=self._counts())
-
-    def _choice(self, index: int, words: list[str]) -> dict[str, Any]:
-        text = " ".join(words)
-        message = {"message": {"role": "assistant", "content": text}}
-        content = message if self.is_chat else {"text": text}
-        return {"index": index, "finish_reason": "stop", "logprobs": None, **content}
-
-    def chunks(self) -> Iterator[bytes]:
-        """Of a stream, one for each word."""
-        for index, words in enumerate(self.answers):
-            for i, word in enumerate(words):
-                text = word if i == 0 else f" {word}"
-                content = {"delta": {"content": text}} if self.is_chat else {"text": text}
-                reason = "stop" if i == len(words) - 1 else None
-                yield self._chunk([{"index": index, "finish_reason": reason, **content}])
-
-    def usage(self) -> bytes:
-        """Of a stream, the last chunk."""
-        return self._chunk([], usage=self._counts())
-
-    def _counts(self) -> dict[str, Any]:
-        count = len(self.words)
-        counts = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
-        if self.cached is None:
-            return counts
-        return counts | {"prompt_tokens_details": {"cached_tokens": self.cached}}
-
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return self._json(kind, choices, **more)
-
-    def _json(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        head = {"id": self.id, "created": self.created, "model": self.model}
-        return json.dumps({**head, "object": kind, "choices": choices, **more}).encode()
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
+            yield event(said.usage())
+        yield event(b"[DONE]")
 
 
 def _prompts(request: _Request, is_chat: bool) -> list[str]:

@@ -83,6 +83,8 @@ class VllmEngine:
         await self._check_plugin()
         config = self.llm.vllm_config.model_config.hf_config
         facts = base_model_facts(self._settings, self._args.model, config)
+        longest = self.llm.vllm_config.model_config.max_model_len
+        facts = facts.model_copy(update={"max_model_len": longest})
         modules = sorted(facts.modules)
         adaptable = (await self.llm.collective_rpc("roundhouse_adaptable", args=(modules,)))[0]
         self._facts = only_adaptable(facts, set(adaptable))

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.routing import Match
-from starlette.types import Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from cluster.errors import (
     InvalidRequest,
@@ -19,12 +19,14 @@ from cluster.errors import (
     UnsupportedMediaType,
 )
 from cluster.names import is_whole
+from deployments.ingress.edge import request_ids
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # For all of a body: the proxy ends clients that are silent, but not those that drip.
 _BODY_S = 60.0
 _LONGEST_PLACE = 200
-_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+# The part of an address that is the id of a request.
+REQUEST_ID = "request_id"
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -39,12 +41,37 @@ class NameRoute(APIRoute):
 
     So `PATCH /v1/adapters/x/versions` is no change of an adapter `x/versions`, whatever the order
     of the routes, and an address with a slash at its end is redirected as any other.
+
+    Where it answers GET it answers HEAD: with the same start, and no body.
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, found = super().matches(scope)
-        values = found.get("path_params", {}).values()
-        return (match, found) if all(map(is_whole, values)) else (Match.NONE, {})
+        match, found = super().matches(
+            self._read(scope) if scope.get("method") == "HEAD" else scope
+        )
+        if match is Match.NONE:
+            return match, found
+        values = found.get("path_params", {})
+        names = (value for place, value in values.items() if place != REQUEST_ID)
+        # The id of a request may be anything at all.
+        is_one = bool(values.get(REQUEST_ID, True)) and all(map(is_whole, names))
+        return (match, found) if is_one else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = self._read(scope)
+        await super().handle(read, receive, send if read is scope else _without_body(send))
+
+    def _read(self, scope: Scope) -> Scope:
+        is_ours = scope["method"] == "HEAD" and "GET" in self.methods and "HEAD" not in self.methods
+        return {**scope, "method": "GET"} if is_ours else scope
+
+
+def _without_body(send: Send) -> Send:
+    async def send_start(message: Message) -> None:
+        is_body = message["type"] == "http.response.body"
+        await send({**message, "body": b""} if is_body else message)
+
+    return send_start
 
 
 def request_id_of(request: Request) -> str:
@@ -53,13 +80,15 @@ def request_id_of(request: Request) -> str:
     Serve also puts it on the answer.
     """
     if not hasattr(request.state, "request_id"):
-        sent = request.headers.get("x-request-id", "")
-        request.state.request_id = sent if _REQUEST_ID.match(sent) else uuid.uuid4().hex
+        sent = request.headers.get("x-request-id", "").encode("latin-1")
+        request.state.request_id = request_ids.known_as(sent) or uuid.uuid4().hex
     return str(request.state.request_id)
 
 
-def check_content_type(request: Request) -> None:
+def check_content_type(request: Request, *, may_be_unsaid: bool = False) -> None:
     """A web page elsewhere can post text to this address unasked, but not JSON.
+
+    Nothing at all it can send, too, but not without its origin (:mod:`.edge.doors`).
 
     Raises:
         UnsupportedMediaType: the body is sent as something else.
@@ -67,6 +96,8 @@ def check_content_type(request: Request) -> None:
     if packed := request.headers.get("content-encoding"):
         raise UnsupportedMediaType(f"content-encoding {packed[:80]!r}; send the body as it is")
     sent = request.headers.get("content-type", "")
+    if may_be_unsaid and not sent:
+        return
     if sent.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType(
             f"the body is sent as {sent[:80] or 'nothing in particular'}; send the header "
@@ -75,9 +106,12 @@ def check_content_type(request: Request) -> None:
 
 
 async def read_json(
-    request: Request, max_bytes: int, *, may_be_empty: bool = False
+    request: Request, max_bytes: int, *, may_be_empty: bool = False, may_be_unsaid: bool = False
 ) -> dict[str, Any]:
     """The body as a JSON object; where it may be empty, that is an empty one.
+
+    Args:
+        may_be_unsaid: a request without a content-type is taken for JSON.
 
     Raises:
         PayloadTooLarge: it is longer than `max_bytes`; the rest is not read.
@@ -88,7 +122,7 @@ async def read_json(
     body = await _read(request, max_bytes)
     if may_be_empty and not body:
         return {}
-    check_content_type(request)
+    check_content_type(request, may_be_unsaid=may_be_unsaid)
     return parse_json(body)
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import ray
@@ -35,6 +35,7 @@ from deployments.process.ray_health import RayHealth
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import on_nodes
 from deployments.process.serve_status import deployment_states
+from deployments.process.tracing import Tracing, current
 from deployments.process.wire import Part, unpacked
 from router.adapters.constraints import Constraints
 
@@ -70,10 +71,12 @@ class ServePool:
             async with self.sent(call) as reply:
                 yield reply
             return
-        async with (
-            admission.turn(call, terms) as place,
-            aclosing(self._parts(admission.placed(call, place))) as parts,
-        ):
+        async with AsyncExitStack() as held:
+            with current().child("wait") as span:
+                place = await held.enter_async_context(admission.turn(call, terms))
+                span.note(replica=place.replica)
+            placed = admission.placed(call, place)
+            parts = await held.enter_async_context(aclosing(self._parts(placed)))
             reply = await unpacked(parts)
             if reply.start.is_stream:
                 place.has_begun()
@@ -153,6 +156,7 @@ class Ingress:
         configure(settings.logging, process_id)
         listen_where_ray_does()
         self._process = process = Process(settings.store, process_id, RayExport())
+        process.add(Tracing(settings.telemetry, "ingress", process_id))
         process.telemetry.on_reading(self._measure)
         members = process.store.members
         process.add(Membership(members, process.catalogue, self._report))
@@ -228,6 +232,7 @@ class Ingress:
             self._settings.http,
             self._settings.auth,
             lifespan=self._lifespan,
+            is_traced=self._settings.telemetry.otlp_endpoint is not None,
         )
 
     @asynccontextmanager

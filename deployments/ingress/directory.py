@@ -1,7 +1,7 @@
 """What there is, for whoever asks: names and what they mean, listings, nothing of others."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,13 +10,16 @@ from adapter_store.catalogue import Catalogue
 from adapter_store.search import Search
 from adapter_store.telemetry import STEPS
 from cluster import rollouts
-from cluster.adapters import Adapter, AdapterKey, AdapterRef, Viewer
+from cluster.adapters import Adapter, AdapterKey, AdapterRef, BaseModelFacts, Viewer
 from cluster.decisions import Decision, Prompt, Route
 from cluster.errors import ModelNotFound, Unavailable
 from cluster.members import Eyes
 from deployments.ingress.views import model_card, row, summarise
 
 AUTO = "auto"
+
+# Of base models, by id.
+Facts = Mapping[str, BaseModelFacts]
 
 
 @dataclass(frozen=True)
@@ -147,23 +150,27 @@ class Directory:
 
     # -- listings ---------------------------------------------------------------------------
 
-    def models(self, viewer: Viewer) -> list[dict[str, Any]]:
-        """OpenAI model cards: ``auto``, base models, adapters."""
+    def models(self, viewer: Viewer, facts: Facts) -> list[dict[str, Any]]:
+        """Model cards: ``auto``, base models, adapters."""
         adapters = (a for a in self._catalogue.ordered() if viewer.may_see(a.card))
-        return [
-            model_card(AUTO),
-            *(model_card(m) for m in self.base_models),
-            *(model_card(a.name, a) for a in adapters),
-        ]
+        named = [AUTO, *self.base_models]
+        cards = [self._card(name, facts) for name in named]
+        return cards + [_card_of(adapter, facts) for adapter in adapters]
 
-    def model(self, model: str, viewer: Viewer) -> dict[str, Any]:
+    def model(self, model: str, viewer: Viewer, facts: Facts) -> dict[str, Any]:
         """One of them; raises :class:`ModelNotFound`."""
         if model == AUTO:
-            return model_card(AUTO)
+            return self._card(AUTO, facts)
         chosen = self.resolve(model, viewer, key="")
         if chosen.adapter is None:
-            return model_card(model)
-        return model_card(model, self._catalogue.adapters[chosen.adapter.name])
+            return self._card(model, facts)
+        return _card_of(self._catalogue.adapters[chosen.adapter.name], facts) | {"id": model}
+
+    def _card(self, model: str, facts: Facts) -> dict[str, Any]:
+        """Of a base model; of `auto`, which is as old as the oldest of them."""
+        known = [facts[base].created_at for base in self.base_models if base in facts]
+        own = facts.get(model)
+        return model_card(model, own.created_at if own else min(known, default=0), own)
 
     def page(
         self, search: Search, viewer: Viewer, *, after: str, limit: int
@@ -184,6 +191,12 @@ class Directory:
         if adapter is None:
             raise ModelNotFound(name, self.visible(viewer), param="name")
         return adapter
+
+
+def _card_of(adapter: Adapter, facts: Facts) -> dict[str, Any]:
+    """It is as old as the version that its name means."""
+    base = facts.get(adapter.card.base_model)
+    return model_card(adapter.name, adapter.stable.created_at, base, adapter)
 
 
 def _plain(model: str) -> str:

@@ -1,5 +1,6 @@
 """Decisions that are kept, and what users say of the answers."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from cluster.errors import Conflict, InvalidRequest, NotFound, parse
 from cluster.settings import Settings
 from cluster.values import Value
 from deployments.ingress.directory import Directory
+from deployments.ingress.edge import request_ids
 
 # Candidates that one request's feedback may speak of.
 _MOST_SCORES = 64
@@ -19,7 +21,7 @@ _MOST_SCORES = 64
 class Rated(Value):
     """What `POST /v1/feedback` takes."""
 
-    request_id: str = Field(min_length=1, max_length=128)
+    request_id: str = Field(min_length=1, max_length=request_ids.LONGEST)
     score: Share | None = Field(None, description="of what answered")
     scores: dict[str, Share] = Field(
         default_factory=dict,
@@ -63,7 +65,7 @@ class Feedback:
             for name, score in scores.items()
         }
         answered = outcomes.pop(answered_by, None)
-        if not await self._log.add_outcome(sent.request_id, answered, [*outcomes.values()]):
+        if not await self._log.add_outcome(request.request_id, answered, [*outcomes.values()]):
             raise Conflict("this request has its feedback already", param="request_id")
         told: dict[str, Any] = {"request_id": sent.request_id}
         if answered is not None:
@@ -91,12 +93,14 @@ class Feedback:
         return {answered_by: sent.score, **sent.scores}
 
     async def show(
-        self, request_id: str, viewer: Viewer, owner: str | None = None
+        self, request_id: str, viewer: Viewer, owner: str | None = None, *, raw: str = ""
     ) -> RoutedRequest:
         """What was decided about a request: one's own, or, for those who see all, another tenant's.
 
         Args:
+            request_id: as the client has sent it, or as the answer had it.
             owner: whose it was, where several have sent the same id.
+            raw: the id as an address has it, before it was decoded.
 
         Raises:
             NotFound: it expired, never was, or is somebody else's.
@@ -105,9 +109,9 @@ class Feedback:
         owners = [viewer.owner] if owner is None else [owner]
         if not (viewer.sees_all or owners == [viewer.owner]):
             owners = []
-        found = await self._log.find(request_id, owners)
+        found = await self._find(request_id, raw, owners)
         if not found and viewer.sees_all and owner is None:
-            found = await self._log.find(request_id, self._tenants)
+            found = await self._find(request_id, raw, self._tenants)
         if len(found) > 1:
             named = ", ".join(repr(request.owner) for request in found)
             raise Conflict(
@@ -122,6 +126,12 @@ class Feedback:
                 param="request_id",
             )
         return found[0]
+
+    async def _find(self, told: str, raw: str, owners: Iterable[str]) -> list[RoutedRequest]:
+        for request_id in dict.fromkeys(request_ids.meant(told, raw)):
+            if found := await self._log.find(request_id, owners):
+                return found
+        return []
 
     async def newest(self, limit: int) -> list[RoutedRequest]:
         return await self._log.newest(limit)

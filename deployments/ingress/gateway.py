@@ -30,6 +30,7 @@ from deployments.ingress.rules.choice import Choice
 from deployments.ingress.traffic import Observed
 from deployments.process import metrics
 from deployments.process.call import Call, Reply
+from deployments.process.tracing import current
 from router.adapters.constraints import Constraints
 from router.adapters.policy import NOT_SERVED
 from router.adapters.prompts import in_conversation
@@ -132,7 +133,8 @@ class Gateway:
         async def dispatch(chosen: Chosen, held: AsyncExitStack) -> Reply:
             content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
             position = self._directory.position
-            call = Call(asked.path, request_id, content, chosen.adapter, position)
+            trace = current().carried
+            call = Call(asked.path, request_id, content, chosen.adapter, position, trace=trace)
             return await answered_by(self._pools[chosen.base_model], call, asked.terms, held)
 
         chain = self._fallbacks.chain(chosen, asked.constraints)
@@ -144,7 +146,15 @@ class Gateway:
             return [await self._named(asked, key)]
         began = time.monotonic()
         prompts = asked.prompts
-        decisions = await self.route(prompts, asked.constraints)
+        with current().child("choose") as span:
+            decisions = await self.route(prompts, asked.constraints)
+            first = decisions[0]
+            span.note(
+                adapter=first.adapter or "base",
+                decision=first.reason,
+                confidence=first.confidence,
+                rule=first.rule,
+            )
         metrics.routing_time.observe(time.monotonic() - began)
         chosen = []
         for one, decision in zip(prompts, decisions, strict=True):

@@ -10,19 +10,23 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from adapter_store.search import Search
-from cluster.errors import InvalidRequest, RoundhouseError, Unavailable
+from cluster.errors import InvalidRequest, RoundhouseError
 from cluster.settings import AuthSettings, HttpSettings
 from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
+from deployments.ingress.base_models import BaseModels
 from deployments.ingress.batches.http import add_batches
 from deployments.ingress.bodies import NameRoute, read_json, request_id_of
 from deployments.ingress.changes.http import add_changes, add_uploads
 from deployments.ingress.completion import FORMS, parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
-from deployments.ingress.doors import doors
+from deployments.ingress.edge.doors import doors
+from deployments.ingress.edge.probes import add_probes
+from deployments.ingress.edge.traced import Traced
 from deployments.ingress.encoders.http import add_encoders
 from deployments.ingress.feedback import Feedback
 from deployments.ingress.gateway import Gateway
@@ -34,6 +38,7 @@ from deployments.ingress.rules.http import add_rules, tried
 from deployments.ingress.views import cluster, describe
 from deployments.process import metrics
 from deployments.process.call import Reply
+from deployments.process.tracing import current
 from router.rules.matching import Asked
 
 logger = logging.getLogger(__name__)
@@ -45,9 +50,15 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def build_http(
-    offered: Operations, http: HttpSettings, auth: AuthSettings, *, lifespan: Lifespan
+    offered: Operations,
+    http: HttpSettings,
+    auth: AuthSettings,
+    *,
+    lifespan: Lifespan,
+    is_traced: bool = False,
 ) -> FastAPI:
     """The ASGI application of the endpoint."""
+    first = [Middleware(Traced)] if is_traced else []
     # No interactive docs: they would load scripts from outside the cluster.
     app = FastAPI(
         title="Roundhouse",
@@ -55,7 +66,7 @@ def build_http(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=doors(http, auth, _refusal),
+        middleware=first + doors(http, auth, _refusal),
     )
     _add_errors(app)
     authoriser, max_body_bytes = Authoriser(auth), http.max_body_bytes
@@ -64,7 +75,8 @@ def build_http(
         # A coroutine, or every request would wait for a thread.
         async def check(request: Request) -> None:
             header = request.headers.get("authorization")
-            request.state.viewer = authoriser.check(header, scope)
+            with current().child("authorise"):
+                request.state.viewer = authoriser.check(header, scope)
 
         check.scope = scope  # type: ignore[attr-defined]  # for the OpenAPI document
         return [Depends(check)]
@@ -75,16 +87,18 @@ def build_http(
     _add_route(client, offered.gateway, offered.rules, max_body_bytes)
     add_rules(changes, offered.rules, max_body_bytes)
     add_encoders(changes, offered.encoders, max_body_bytes)
+    _add_models(client, offered.directory, offered.base_models)
     _add_reading(client, offered.directory)
     _add_feedback(client, changes, offered.feedback, max_body_bytes)
     add_changes(changes, offered.admin, max_body_bytes)
     add_uploads(changes, offered.admin.uploads)
     add_batches(client, offered.jobs, max_body_bytes)
-    _add_overview(app, client, offered.overview)
+    _add_overview(client, offered.overview)
     add_dashboard(client, changes, offered.dashboard)
-    add_page(app)
     app.include_router(client)
     app.include_router(changes)
+    add_probes(app, offered.overview)
+    add_page(app)
     _add_document(app, asks_for_keys=auth.enabled)
     return app
 
@@ -102,7 +116,7 @@ def _add_document(app: FastAPI, *, asks_for_keys: bool) -> None:
 
 def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
     async def complete(request: Request) -> Response:
-        body = await read_json(request, max_body_bytes)
+        body = await read_json(request, max_body_bytes, may_be_unsaid=True)
         request.state.is_counted = True  # by the gateway, from here on
         path, asked_by = request.scope["path"], request.state.viewer
         async with AsyncExitStack() as held:
@@ -126,15 +140,18 @@ def _add_route(router: APIRouter, gateway: Gateway, book: Book, max_body_bytes: 
         return {"decisions": [d.model_dump(mode="json") for d in decisions]}
 
 
-def _add_reading(router: APIRouter, directory: Directory) -> None:
+def _add_models(router: APIRouter, directory: Directory, bases: BaseModels) -> None:
     @router.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": directory.models(request.state.viewer)}
+        cards = directory.models(request.state.viewer, await bases.facts())
+        return {"object": "list", "data": cards}
 
     @router.get("/v1/models/{model:path}")
     async def model(model: str, request: Request) -> dict[str, Any]:
-        return directory.model(model, request.state.viewer)
+        return directory.model(model, request.state.viewer, await bases.facts())
 
+
+def _add_reading(router: APIRouter, directory: Directory) -> None:
     @router.get("/v1/adapters")
     async def index(
         request: Request,
@@ -172,9 +189,10 @@ def _add_feedback(
         body = await read_json(request, max_body_bytes)
         return await feedback.take(body, request.state.viewer)
 
-    @client.get("/v1/decisions/{request_id}")
+    @client.get("/v1/decisions/{request_id:path}")
     async def show(request_id: str, request: Request, owner: str | None = None) -> dict[str, Any]:
-        found = await feedback.show(request_id, request.state.viewer, owner)
+        raw = request.scope.get("raw_path", b"").decode("latin-1").removeprefix("/v1/decisions/")
+        found = await feedback.show(request_id, request.state.viewer, owner, raw=raw)
         return found.model_dump(mode="json")
 
     @admins.get("/v1/decisions")
@@ -183,21 +201,10 @@ def _add_feedback(
         return {"object": "list", "data": [request.model_dump(mode="json") for request in found]}
 
 
-def _add_overview(app: FastAPI, client: APIRouter, overview: Overview) -> None:
+def _add_overview(client: APIRouter, overview: Overview) -> None:
     @client.get("/v1/cluster")
     async def snapshot(request: Request) -> dict[str, Any]:
         return cluster(await overview.snapshot(request.state.viewer))
-
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
-    async def readyz() -> dict[str, str]:
-        waiting = await overview.not_ready()
-        if waiting:
-            raise Unavailable(f"waiting for {', '.join(waiting)}")
-        return {"status": "ready"}
 
 
 def _add_errors(app: FastAPI) -> None:

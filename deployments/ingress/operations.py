@@ -11,6 +11,7 @@ from adapter_store.server import Server
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
 from deployments.ingress.answering.pools import ReplicaPool
+from deployments.ingress.base_models import BaseModels
 from deployments.ingress.batches.jobs import Jobs
 from deployments.ingress.batches.runner import Runner
 from deployments.ingress.changes.admin import AdapterAdmin
@@ -43,6 +44,7 @@ class Operations:
 
     gateway: Gateway
     directory: Directory
+    base_models: BaseModels
     overview: Overview
     admin: AdapterAdmin
     feedback: Feedback
@@ -88,6 +90,7 @@ def operations(
     return Operations(
         gateway,
         directory,
+        BaseModels(store.registry),
         overview,
         admin,
         Feedback(log, settings, directory),

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from adapter_store.members import Members
@@ -11,6 +11,7 @@ from cluster.adapters import Viewer
 from cluster.errors import StoreUnavailable
 from cluster.members import ClusterSnapshot, DeploymentState, Replica, Report, Router
 from cluster.plans import PlacementPlan
+from cluster.preload import Preload
 from cluster.settings import Settings
 from cluster.tasks import soon
 from deployments.ingress.directory import Directory
@@ -56,6 +57,7 @@ class Overview:
         self._deployments = deployments
         self._unwell = unwell
         self._was_whole = False
+        self._preload = Preload(of=len(settings.preload), is_in_place=not settings.preload)
         self._wanting = ["the adapter store's first answer"]
 
     async def look(self) -> Sight:
@@ -107,11 +109,23 @@ class Overview:
         unwell = self._unwell()
         # Without the store it is as it was: degraded, which /v1/cluster says, but served.
         with contextlib.suppress(StoreUnavailable):
-            members = await soon(self._members.all(), within_s=_PROBE_S)
+            members = await soon(self._look_for_what_is_missing(), within_s=_PROBE_S)
             missing = self.missing(members)
+            if self._preload.waiting:
+                missing.append(self._preload.waiting)
             self._was_whole = self._was_whole or not missing
             self._wanting = self._without_any(members) if self._was_whole else missing
         return unwell + self._wanting
+
+    @property
+    def not_preloaded(self) -> Mapping[str, str]:
+        """Folders of `preload` whose adapters are not there, and why."""
+        return self._preload.failed
+
+    async def _look_for_what_is_missing(self) -> list[Report]:
+        if not self._preload.is_in_place:
+            self._preload = await self._members.preload() or self._preload
+        return await self._members.all()
 
     def _without_any(self, members: Iterable[Report]) -> list[str]:
         there = {member.model for member in members if isinstance(member, Replica)}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cluster.adapters import Adapter
+from cluster.adapters import Adapter, BaseModelFacts
 from cluster.members import ClusterSnapshot, Ingress, Replica, Router
 
 
@@ -55,15 +55,23 @@ def cluster(snapshot: ClusterSnapshot) -> dict[str, Any]:
     return shown | {"members": [_EVERY_FIELD | member for member in shown["members"]]}
 
 
-def model_card(model: str, adapter: Adapter | None = None) -> dict[str, Any]:
-    """A model as OpenAI lists it."""
-    created = int(adapter.stable.created_at) if adapter else 0
-    card: dict[str, Any] = {
+def model_card(
+    model: str, created_at: float, facts: BaseModelFacts | None, adapter: Adapter | None = None
+) -> dict[str, Any]:
+    """A model as OpenAI lists it, with what vLLM adds.
+
+    Args:
+        created_at: Unix time in seconds.
+        facts: of the base model, as far as they are known.
+        adapter: what the model is; without one, a base model or `auto`.
+    """
+    root = adapter.stable.digest if adapter else facts.name if facts else ""
+    return {
         "id": model,
         "object": "model",
-        "created": created,
+        "created": int(created_at),
         "owned_by": "roundhouse",
+        "root": root or model,
+        "parent": adapter.card.base_model if adapter else None,
+        "max_model_len": facts.max_model_len if facts else None,
     }
-    if adapter is not None:
-        card |= {"root": adapter.stable.digest, "parent": adapter.card.base_model}
-    return card

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from cluster.adapters import AdapterKey, AdapterRef
@@ -69,6 +69,7 @@ class Call:
     far the ingress had followed the store when it resolved the adapter. `replica` is the one that
     it should go to; empty leaves that to Ray Serve. `waiting` are the adapter versions that
     requests behind it wait for; `missing` is the one of them that this replica should load next.
+    `trace` are the headers by which spans of a replica join the request's.
     """
 
     path: str
@@ -79,6 +80,7 @@ class Call:
     replica: str = ""
     waiting: tuple[AdapterKey, ...] = ()
     missing: AdapterKey | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> AdapterKey | None:

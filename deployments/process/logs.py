@@ -22,7 +22,13 @@ _request: ContextVar[dict[str, str] | None] = ContextVar("request", default=None
 
 def about(request_id: str, adapter: str) -> None:
     """Name the request in every line that this task, and those it starts, write from now on."""
-    _request.set({"request_id": request_id, "adapter": adapter})
+    _request.set({**(_request.get() or {}), "request_id": request_id, "adapter": adapter})
+
+
+def about_trace(trace_id: str) -> None:
+    """Likewise its trace, where there is one."""
+    if trace_id:
+        _request.set({**(_request.get() or {}), "trace_id": trace_id})
 
 
 class _AboutRequest(logging.Filter):

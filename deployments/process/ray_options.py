@@ -25,7 +25,7 @@ ENVIRONMENT = {
     # When ingresses come or go, a new HAProxy takes over; the old one ends its streams first.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
     # Before Serve reads the headers of a request.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.doors.before_serve",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.ingress.edge.legible.before_serve",
     # A call is a message, and has the request's body in it, in JSON's longest spelling.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(256 * 2**20),
 }

@@ -12,12 +12,13 @@ from ray.serve.config import RequestRouterConfig
 
 from cluster.settings import BaseModelSettings, Settings
 from deployments.process.call import Call
-from deployments.process.logs import about, configure
+from deployments.process.logs import about, about_trace, configure
 from deployments.process.loopback import listen_where_ray_does
 from deployments.process.process import Process
 from deployments.process.ray_metrics import RayExport
 from deployments.process.ray_options import replicas_of, resources_of
 from deployments.process.request_router import AssignedReplicaRouter
+from deployments.process.tracing import trace_id_of
 from deployments.process.wire import Part, packed
 from deployments.replica.model_server import ModelServer
 
@@ -43,6 +44,7 @@ class ModelReplica:
     async def answer(self, call: Call) -> AsyncIterator[Part]:
         """Stream the engine's answer."""
         about(call.request_id, call.key or "")
+        about_trace(trace_id_of(call.trace))
         await self._end_if_dead()
         async with contextlib.aclosing(packed(self._server.answer(call))) as parts:
             async for part in parts:

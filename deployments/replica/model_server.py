@@ -11,12 +11,13 @@ from cluster.adapters import AdapterRef, Tier
 from cluster.errors import ModelNotFound
 from cluster.means import MovingMean
 from cluster.members import Replica
-from cluster.settings import BaseModelSettings, Settings
+from cluster.settings import BaseModelSettings, Settings, TelemetrySettings
 from deployments.engines.engine import Engine
 from deployments.process import metrics
 from deployments.process.call import TRIAL_PATH, Call, Reply
 from deployments.process.membership import Membership
 from deployments.process.process import Process
+from deployments.process.tracing import Tracing, for_engines
 from deployments.replica.adapter_cache import AdapterCache
 from deployments.replica.adapter_files import AdapterFiles
 from deployments.replica.base_model import BaseModel
@@ -43,7 +44,8 @@ class ModelServer:
         self._node = node
         self._base = BaseModel(model_id)
         self._service_s = MovingMean()
-        self.engine = make_engine(self._model)
+        self.engine = make_engine(traced(self._model, settings.telemetry))
+        process.add(Tracing(settings.telemetry, "replica", process.id))
         self._node_cache = NodeCache(settings.node_cache.root, settings.node_cache.max_bytes)
         files = AdapterFiles(open_blobs(settings.store), self._node_cache, self.engine)
         self._adapters = AdapterCache(
@@ -170,6 +172,14 @@ class ModelServer:
             problems=self._adapters.problems,
             trouble=self.engine.trouble(),
         )
+
+
+def traced(model: BaseModelSettings, telemetry: TelemetrySettings) -> BaseModelSettings:
+    """With vLLM's own spans sent where ours are, unless its arguments say otherwise."""
+    if model.engine != "vllm":
+        return model
+    arguments = for_engines(telemetry) | model.engine_args
+    return model.model_copy(update={"engine_args": arguments})
 
 
 def make_engine(model: BaseModelSettings) -> Engine:

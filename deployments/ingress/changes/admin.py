@@ -17,6 +17,7 @@ from cluster.adapters import Adapter, AdapterKey, AliasName, Card, Gate, Tier, V
 from cluster.errors import (
     Conflict,
     InvalidRequest,
+    ModelNotFound,
     NotFound,
     StoreUnavailable,
     Unavailable,
@@ -120,8 +121,20 @@ class AdapterAdmin:
             resolved_from=source,
         )
 
-    async def load(self, name: str, path: str, *, replace: bool, tenant: str = "") -> None:
-        """What vLLM calls loading an adapter; returns when every replica has it."""
+    async def load(
+        self,
+        name: str,
+        path: str,
+        *,
+        replace: bool,
+        tenant: str = "",
+        base_model: str | None = None,
+    ) -> None:
+        """What vLLM calls loading an adapter; returns when every replica has it.
+
+        Args:
+            base_model: as the client calls it: by its id here, or by its path.
+        """
         if not replace and name in self._catalogue.adapters:
             raise InvalidRequest(
                 f"The lora adapter '{name}' has already been loaded. If you want to load the "
@@ -132,8 +145,9 @@ class AdapterAdmin:
         is_name = path.count("/") == 1 and path[0] not in "/.~"
         is_hub_id = is_name and not await asyncio.to_thread(Path(path).exists)
         source = f"hf://{path}" if is_hub_id else path
-        registration = parse(Registration, {"source": source, "name": name})
-        # vLLM has one base model, and its clients never name it.
+        named = {} if base_model is None else {"base_model": self._base_called(base_model)}
+        registration = parse(Registration, {"source": source, "name": name, **named})
+        # vLLM has one base model, and most of its clients never name it.
         await self.register(
             registration,
             mode="upsert",
@@ -142,6 +156,21 @@ class AdapterAdmin:
             tenant=tenant,
             default_base=self._settings.local_model,
         )
+
+    def _base_called(self, name: str) -> str:
+        """The base model that a client of vLLM's means. Where one alone takes adapters it is that
+        one, however it is called there: vLLM, too, looks no further.
+
+        Raises:
+            ModelNotFound: there are several, and none is called so.
+        """
+        here = [model for model in self._settings.models if not model.is_elsewhere]
+        found = [model.id for model in here if name in (model.id, model.path)]
+        if not found and len(here) == 1:
+            return here[0].id
+        if not found:
+            raise ModelNotFound(name, [model.id for model in here], param="base_model_name")
+        return found[0]
 
     # -- one adapter ------------------------------------------------------------------------
 

@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from adapter_store.files.uploads import PART_BYTES, Uploads
-from cluster.errors import InvalidRequest, ModelNotFound, NotFound, RoundhouseError, parse
+from cluster.errors import InvalidRequest, RoundhouseError, parse
 from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
-from cluster.values import Value
 from deployments.ingress.bodies import read_json
 from deployments.ingress.changes.admin import AdapterAdmin, Tell, nobody
+from deployments.ingress.changes.vllm import add_vllm
 from deployments.ingress.views import describe
 
 # Does something, tells of its progress, returns the answer's status and body.
@@ -29,29 +29,13 @@ _TUS_BODY = "application/offset+octet-stream"
 _GONE = 499
 
 
-class Load(Value):
-    """What `POST /v1/load_lora_adapter` takes."""
-
-    lora_name: str
-    lora_path: str
-    load_inplace: bool = False
-    is_3d_lora_weight: bool = False
-
-
-class Unload(Value):
-    """What `POST /v1/unload_lora_adapter` takes."""
-
-    lora_name: str
-    lora_int_id: int | None = None
-
-
 def add_changes(router: APIRouter, admin: AdapterAdmin, max_body_bytes: int) -> None:
     async def body_of(request: Request, *, may_be_empty: bool = False) -> dict[str, Any]:
         return await read_json(request, max_body_bytes, may_be_empty=may_be_empty)
 
     _add_registration(router, admin, body_of)
     _add_versions(router, admin, body_of)
-    _add_vllm(router, admin, body_of)
+    add_vllm(router, admin, body_of)
 
     @router.patch("/v1/adapters/{name:path}")
     async def edit(name: str, request: Request) -> dict[str, Any]:
@@ -120,46 +104,6 @@ def _add_versions(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None
         # A rollback is made in a hurry: without a body it goes back by one.
         wanted = parse(RollbackRequest, await body_of(request, may_be_empty=True))
         return describe(await admin.roll_back(name, wanted, wait=wait))
-
-
-def _add_vllm(router: APIRouter, admin: AdapterAdmin, body_of: Body) -> None:
-    """Loading and unloading for clients that were written for vLLM."""
-
-    @router.post("/v1/load_lora_adapter")
-    async def load(request: Request) -> Response:
-        wanted = parse(Load, await body_of(request))
-        if not wanted.lora_name or not wanted.lora_path:
-            param = "lora_path" if wanted.lora_name else "lora_name"
-            raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.", param=param)
-        try:
-            await admin.load(
-                wanted.lora_name,
-                wanted.lora_path,
-                replace=wanted.load_inplace,
-                tenant=request.state.viewer.owner,
-            )
-        except InvalidRequest as e:
-            # Its clients know these fields.
-            e.param = {"name": "lora_name", "source": "lora_path"}.get(e.param or "", e.param)
-            raise
-        return PlainTextResponse(f"Success: LoRA adapter '{wanted.lora_name}' added successfully.")
-
-    @router.post("/v1/unload_lora_adapter")
-    async def unload(request: Request) -> Response:
-        wanted = parse(Unload, await body_of(request))
-        if not wanted.lora_name:
-            raise InvalidRequest(
-                "'lora_name' needs to be provided to unload a LoRA adapter.", param="lora_name"
-            )
-        try:
-            await admin.delete(wanted.lora_name)
-        except ModelNotFound as e:
-            raise NotFound(
-                f"The lora adapter '{wanted.lora_name}' cannot be found.", param="lora_name"
-            ) from e
-        return PlainTextResponse(
-            f"Success: LoRA adapter '{wanted.lora_name}' removed successfully."
-        )
 
 
 def add_uploads(router: APIRouter, uploads: Uploads) -> None:

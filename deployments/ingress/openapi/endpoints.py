@@ -13,7 +13,7 @@ from cluster.encoders.kept import TrainedEncoder
 from cluster.requests import AliasRequest, Registration, RollbackRequest, RolloutRequest
 from cluster.rules import Rule, RuleSet
 from deployments.ingress.batches.jobs import PURPOSE, BatchRequest
-from deployments.ingress.changes.http import Load, Unload
+from deployments.ingress.changes.vllm import Load, Unload
 from deployments.ingress.encoders.http import Use
 from deployments.ingress.feedback import Rated
 from router.adapters.constraints import Constraints
@@ -67,6 +67,14 @@ def _json(schema: Schema, status: int = 200) -> dict[int, Mapping[str, Schema] |
 
 _TEXT: Schema = {"type": "string"}
 _STATUS = _object({"status": {"type": "string"}})
+_READY = _object(
+    {"status": {"type": "string"}},
+    not_preloaded={
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "description": "folders of `preload` whose adapters are not there, and why",
+    },
+)
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _ANY: Schema = {"type": "object"}
 _ADAPTER = _ref("Adapter")
@@ -101,6 +109,10 @@ SCHEMAS: dict[str, Schema] = {
             "owned_by": _TEXT,
             "root": {"type": ["string", "null"]},
             "parent": {"type": ["string", "null"], "description": "an adapter's base model"},
+            "max_model_len": {
+                "type": ["integer", "null"],
+                "description": "tokens; null where no replica has told yet",
+            },
         },
         "required": ["id", "object", "created", "owned_by"],
     },
@@ -329,6 +341,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         body=Load,
         answers={200: {TEXT: _TEXT}},
         differs="In all replicas of its base model at once, kept over restarts, and for admins. "
+        "`base_model_name` says which, where there are several. "
         "The path is looked at by the rules of `store.sources`. Errors are OpenAI's.",
     ),
     "POST /v1/unload_lora_adapter": Endpoint(
@@ -360,8 +373,19 @@ ENDPOINTS: dict[str, Endpoint] = {
     "GET /metrics": Endpoint("Of all processes, for Prometheus.", answers={200: {TEXT: _TEXT}}),
     "GET /healthz": Endpoint("Whether this process lives.", answers=_json(_STATUS)),
     "HEAD /healthz": Endpoint("Likewise, without a body.", answers={200: None}),
-    "GET /readyz": Endpoint("Whether requests are answered.", answers=_json(_STATUS)),
+    "GET /readyz": Endpoint("Whether requests are answered.", answers=_json(_READY)),
     "HEAD /readyz": Endpoint("Likewise, without a body.", answers={200: None}),
+    "GET /health": Endpoint("As `/readyz`, where vLLM's clients ask.", answers=_json(_READY)),
+    "HEAD /health": Endpoint("Likewise, without a body.", answers={200: None}),
+    "GET /ping": Endpoint("As `/readyz`, where SageMaker asks.", answers=_json(_READY)),
+    "HEAD /ping": Endpoint("Likewise, without a body.", answers={200: None}),
+    "POST /ping": Endpoint("Likewise.", answers=_json(_READY)),
+    "GET /version": Endpoint(
+        "The release that answers.",
+        answers=_json(_object({"version": _TEXT})),
+        differs="Roundhouse's version, not vLLM's.",
+    ),
+    "HEAD /version": Endpoint("Likewise, without a body.", answers={200: None}),
     "GET /": Endpoint("The page.", answers={200: {"text/html": _TEXT}}),
     "HEAD /": Endpoint("Likewise, without a body.", answers={200: None}),
     "GET /openapi.json": Endpoint("This document.", answers=_json(_ANY)),

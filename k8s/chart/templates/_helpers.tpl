@@ -169,7 +169,7 @@ installed without one, none: it stays as it is until you name one. */}}
 - {name: ROUNDHOUSE_HTTP__{{ upper $setting }}, value: {{ . | quote }}}
 {{- end }}
 {{- end }}
-- {name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, value: deployments.ingress.doors.before_serve}
+- {name: RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, value: deployments.ingress.edge.legible.before_serve}
 # A call between them has the request's body in it.
 - {name: RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH, value: "268435456"}
 - {name: RAY_worker_niceness, value: "0"}

@@ -16,14 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import HostRefused, InvalidRequest, OriginRefused, RoundhouseError
 from cluster.settings import AuthSettings, HttpSettings
+from deployments.ingress.edge import request_ids
 
 # They change nothing, and a page elsewhere cannot read the answers.
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 # Probes ask by whatever name leads there.
-_PROBES = frozenset({"/healthz", "/readyz"})
+_PROBES = frozenset({"/healthz", "/readyz", "/health", "/ping"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:@/?#\[\]]+)(:\d*)?", re.IGNORECASE)
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 # Makes an answer of what is refused.
@@ -33,14 +32,15 @@ Refusal = Callable[[Scope, RoundhouseError], ASGIApp]
 def doors(http: HttpSettings, auth: AuthSettings, refusal: Refusal) -> list[Middleware]:
     """What stands before the application."""
     found = [Middleware(Doors, http, refusal, is_locked=auth.enabled)]
-    if http.allowed_origins:
+    cors = http.cors
+    if cors.origins:
         # Their browsers ask first, and hide answers that do not say who may read them.
         found.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=http.allowed_origins,
-                allow_methods=_METHODS,
-                allow_headers=["*"],
+                allow_origins=cors.origins,
+                allow_methods=cors.methods,
+                allow_headers=cors.headers,
                 expose_headers=["*"],
                 allow_private_network=True,
             )
@@ -65,7 +65,7 @@ class Doors:
         self._is_any = "*" in names
         self._names = frozenset(names)
         self._below = tuple(name[1:] for name in names if name.startswith("*."))
-        self._origins = frozenset(http.allowed_origins)
+        self._cors = http.cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -86,7 +86,9 @@ class Doors:
                 origin = value.decode("latin-1").lower()
             elif name == b"sec-fetch-site":
                 site = value
-        if scope["method"] not in _SAFE:
+            elif name == request_ids.HEADER:
+                request_ids.check(value)
+        if scope["method"] not in _SAFE and not self._cors.lets(origin, scope["method"]):
             self._check_origin(host, origin, site)
 
     def _check_host(self, host: str, path: str) -> None:
@@ -106,14 +108,15 @@ class Doors:
 
     def _check_origin(self, host: str | None, origin: str | None, site: bytes | None) -> None:
         """Raises OriginRefused. No browser leaves out both headers."""
-        if site in (b"same-origin", b"none") or origin in self._origins:
+        if site in (b"same-origin", b"none"):
             return
         if site is None and (origin is None or _is_at(origin, (host or "").lower())):
             return
         raise OriginRefused(
             f"a web page elsewhere ({(origin or 'of no known origin')[:100]}) sent this to "
-            f"{(host or 'no host')[:100]}; list its origin in http.allowed_origins if it may, or "
-            "have a proxy pass on the host that it was asked for, port included"
+            f"{(host or 'no host')[:100]}; list its origin in http.cors.origins if it may, and "
+            "the method in http.cors.methods, or have a proxy pass on the host that it was asked "
+            "for, port included"
         )
 
 
@@ -133,37 +136,3 @@ def _is_ours(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-class Legible:
-    """Leaves to Ray Serve only headers that it can read.
-
-    It decodes some of them as UTF-8 before the application sees the request, and a request whose
-    headers it cannot read would get a bare 500. An id that is none of ours is left out: Serve then
-    gives one, which the answer and our log have.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["headers"] = [pair for pair in map(_legible, scope["headers"]) if pair]
-        await self._app(scope, receive, send)
-
-
-def _legible(header: tuple[bytes, bytes]) -> tuple[bytes, bytes] | None:
-    name, value = header
-    if name == b"x-request-id":
-        return header if _REQUEST_ID.fullmatch(value) else None
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        # As HTTP has it: bytes beyond ASCII stand for themselves.
-        return name, value.decode("latin-1").encode()
-    return header
-
-
-def before_serve() -> list[Middleware]:
-    """For Ray Serve, which calls it by its path (`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`)."""
-    return [Middleware(Legible)]
