@@ -81,6 +81,9 @@ class LocalPool:
         self.open_answers = 0
         self.terms: list[Terms] = []
 
+    def tasks(self):
+        return self.engine.tasks
+
     def running(self) -> list[str]:
         return ["local"]
 

@@ -8,21 +8,20 @@ For tests of the control plane and for benchmarks at a scale that real engines d
 import asyncio
 import json
 import shutil
-import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from adapter_store.files.blobs import CONFIG, FILES
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
+from cluster.calls import CALLS, GENERATES, Task
 from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused, InvalidRequest, NotFound
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
+from deployments.engines.echo_answers import WORDINGS, EchoRequest, Said
 from deployments.process.call import Reply, ResponseStart
 
 _JSON = {"content-type": "application/json"}
@@ -38,6 +37,7 @@ class EchoArgs(Section):
         load_s: of a load into host memory; swap_s: from there into a slot.
         prefix_block: words of a block of its prefix cache, which it tells of in `usage`; 0: it has
             none.
+        tasks: that it can do.
     """
 
     prefill_s: float = 0.0
@@ -46,24 +46,9 @@ class EchoArgs(Section):
     load_s: float = 0.0
     swap_s: float = 0.0
     prefix_block: int = 0
+    tasks: tuple[Task, ...] = (*map(Task, GENERATES),)
     hidden_size: int = 8
     layers: int = 1
-
-
-class _StreamOptions(BaseModel):
-    include_usage: bool | None = None
-
-
-class _Request(BaseModel):
-    """Of a request, what the answer depends on; checked, as engines do."""
-
-    model: str
-    messages: list[dict[str, Any]] = []
-    prompt: str | list[Any] = ""
-    max_tokens: int | None = Field(None, ge=1)
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    cache_salt: str | None = None
 
 
 class EchoEngine:
@@ -107,6 +92,10 @@ class EchoEngine:
 
     async def check_health(self) -> None:
         return
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(map(str, self._args.tasks))
 
     @property
     def layout(self) -> str:
@@ -155,9 +144,12 @@ class EchoEngine:
     @asynccontextmanager
     async def answer(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Reply]:
         try:
-            request = _Request.model_validate_json(body)
+            request = EchoRequest.read(CALLS[path].shape, body, headers)
         except ValidationError as e:
             yield Reply.refusal(InvalidRequest.of(e))
+            return
+        if CALLS[path].task not in self._args.tasks:
+            yield Reply.refusal(NotFound(f"no route {path}"))
             return
         key = AdapterKey(request.model)
         if key != self._settings.id and key not in self._host:
@@ -166,11 +158,10 @@ class EchoEngine:
         self._unfinished += 1
         try:
             async with self._in_slot(key):
-                said = self._said(path, request, headers)
+                said = self._said(request, headers)
                 await self._work(self._args.prefill_s)
                 if request.stream:
-                    with_usage = request.stream_options and request.stream_options.include_usage
-                    async with aclosing(self._stream(said, bool(with_usage))) as events:
+                    async with aclosing(self._stream(said)) as events:
                         yield Reply(ResponseStart(200, _EVENTS), events)
                 else:
                     await self._work(self._args.token_s * len(said.words))
@@ -178,17 +169,15 @@ class EchoEngine:
         finally:
             self._unfinished -= 1
 
-    def _said(self, path: str, request: _Request, headers: dict[str, str]) -> "_Said":
+    def _said(self, request: EchoRequest, headers: Mapping[str, str]) -> Said:
         key = AdapterKey(request.model)
-        is_chat = path.endswith("/chat/completions")
-        prompt = _prompt(request, is_chat)
-        text = self._answers.get(key, {}).get(prompt, prompt)
-        return _Said(
-            cached=self._take_prefix(key, request.cache_salt, prompt.split()),
-            id=headers.get("x-request-id", "echo"),
+        text = self._answers.get(key, {}).get(request.text, request.text)
+        return WORDINGS[request.shape](
+            id=request.request_id or headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
-            words=text.split()[: request.max_tokens],
-            is_chat=is_chat,
+            words=text.split()[: request.longest],
+            cached=self._take_prefix(key, request.cache_salt, request.text.split()),
+            request=request,
         )
 
     def _take_prefix(self, key: AdapterKey, salt: str | None, words: list[str]) -> int | None:
@@ -230,69 +219,7 @@ class EchoEngine:
     async def _work(self, alone_s: float) -> None:
         await asyncio.sleep(alone_s * (1 + self._args.crowd * max(0, self._unfinished - 1)))
 
-    async def _stream(self, said: "_Said", with_usage: bool) -> AsyncGenerator[bytes, None]:
-        for chunk in said.chunks():
-            await self._work(self._args.token_s)
-            yield _event(chunk)
-        if with_usage:
-            yield _event(said.usage())
-        yield _event(b"[DONE]")
-
-
-@dataclass(frozen=True)
-class _Said:
-    """An answer, as OpenAI's protocol words it: a message of a chat, or a text."""
-
-    id: str
-    model: str
-    words: list[str]
-    is_chat: bool
-    cached: int | None = None
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def whole(self) -> bytes:
-        text = " ".join(self.words)
-        message = {"message": {"role": "assistant", "content": text}}
-        content = message if self.is_chat else {"text": text}
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": None, **content}
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        return self._json(kind, [choice], usage=self._counts())
-
-    def chunks(self) -> Iterator[bytes]:
-        """Of a stream, one for each word."""
-        last = len(self.words) - 1
-        for i, word in enumerate(self.words):
-            text = word if i == 0 else f" {word}"
-            content = {"delta": {"content": text}} if self.is_chat else {"text": text}
-            choice = {"index": 0, "finish_reason": "stop" if i == last else None, **content}
-            yield self._chunk([choice])
-
-    def usage(self) -> bytes:
-        """Of a stream, the last chunk."""
-        return self._chunk([], usage=self._counts())
-
-    def _counts(self) -> dict[str, Any]:
-        count = len(self.words)
-        counts = {"prompt_tokens": count, "completion_tokens": count, "total_tokens": 2 * count}
-        if self.cached is None:
-            return counts
-        return counts | {"prompt_tokens_details": {"cached_tokens": self.cached}}
-
-    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return self._json(kind, choices, **more)
-
-    def _json(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        head = {"id": self.id, "created": self.created, "model": self.model}
-        return json.dumps({**head, "object": kind, "choices": choices, **more}).encode()
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
-
-
-def _prompt(request: _Request, is_chat: bool) -> str:
-    if not is_chat:
-        return str(request.prompt)
-    content = request.messages[-1].get("content") or ""
-    return content if isinstance(content, str) else json.dumps(content)
+    async def _stream(self, said: Said) -> AsyncGenerator[bytes, None]:
+        for event in said.events():
+            await self._work(self._args.token_s * event.is_token)
+            yield event.data

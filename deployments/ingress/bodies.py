@@ -18,6 +18,7 @@ from cluster.errors import (
     UnsupportedMediaType,
 )
 from cluster.names import is_whole
+from deployments.ingress.calls.form import fields_of_form
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # For all of a body: the proxy ends clients that are silent, but not those that drip.
@@ -97,6 +98,12 @@ async def read_json(
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
+
+
+async def read_form(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as the fields of a form; raises as `read_json` does."""
+    body = bytes(await _read(request, max_bytes))
+    return await fields_of_form(body, request.headers.get("content-type", ""))
 
 
 async def _read(request: Request, max_bytes: int) -> bytearray:

@@ -8,11 +8,12 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.adapters import Adapter, AdapterRef, Version, Viewer
+from cluster.calls import CALLS, CHAT_PATH
 from cluster.decisions import Decision, Route, RoutedRequest
 from cluster.errors import (
     AdapterLoadFailed,
@@ -26,11 +27,13 @@ from cluster.errors import (
 )
 from cluster.settings import Settings
 from deployments.ingress.answering.fallback import Answered, Fallbacks, first_to_answer
+from deployments.ingress.answering.pool import ReplicaPool
 from deployments.ingress.answering.start import start_of
-from deployments.ingress.completion import CHAT_PATH, Completion, encode_json
+from deployments.ingress.calls.abilities import Abilities
+from deployments.ingress.completion import Completion, encode_json
 from deployments.ingress.directory import AUTO, Chosen, Directory
 from deployments.ingress.resolver import Resolver
-from deployments.ingress.rules.choice import Choice
+from deployments.ingress.rules.choice import Choice, count
 from deployments.ingress.terms import Terms
 from deployments.ingress.traffic import Observed
 from deployments.process import metrics
@@ -49,24 +52,6 @@ from router.rules.rulebook import Rulebook
 EVALUATION_TOKENS = 256
 _LOGGED_PROMPT = 4000
 _OK = 200
-
-
-class ReplicaPool(Protocol):
-    """The replicas of one base model."""
-
-    def answer(self, call: Call, terms: Terms) -> AbstractAsyncContextManager[Reply]:
-        """Send the call to a replica when its turn comes.
-
-        Raises:
-            Overloaded: its turn would come too late.
-            ReplicaLost: the replica died while it had the call; from the body, too.
-        """
-
-    def running(self) -> list[str]:
-        """The replicas that live, those that are least busy first."""
-
-    def sent(self, call: Call) -> AbstractAsyncContextManager[Reply]:
-        """Send the call to the replica that it names, past the queue."""
 
 
 class Gateway:
@@ -90,6 +75,7 @@ class Gateway:
         self._want = want
         self._resolver = resolver
         self._fallbacks = Fallbacks(settings.models)
+        self._abilities = Abilities(settings, lambda model: pools[model].tasks())
 
     async def complete(
         self,
@@ -100,11 +86,11 @@ class Gateway:
         headers: Mapping[str, str],
         held: AsyncExitStack,
     ) -> Reply:
-        """Serve a chat or text completion; `headers` may say how it wants to be served.
+        """Serve a call that a model answers; `headers` may say how it wants to be served.
 
         The reply lives as long as the block `held`.
         """
-        observed = Observed(request_id, self._settings.logging)
+        observed = Observed(request_id, CALLS[path], self._settings.logging)
         try:
             asked = Completion.read(path, body, viewer, headers, self._settings)
             reply = await self._answer(asked, observed, held)
@@ -117,6 +103,8 @@ class Gateway:
         return observed.passing(reply, held)
 
     async def _answer(self, asked: Completion, observed: Observed, held: AsyncExitStack) -> Reply:
+        constraints = self._abilities.narrowed(asked.constraints, asked.kind)
+        asked = replace(asked, constraints=constraints)
         chosen = await self._choose(asked, asked.sticky_key or observed.request_id)
         self._observe(observed, asked, chosen)
         has_answered = False
@@ -139,9 +127,16 @@ class Gateway:
         self, asked: Completion, chosen: Chosen, request_id: str, held: AsyncExitStack
     ) -> Answered:
         async def dispatch(chosen: Chosen, held: AsyncExitStack) -> Reply:
-            content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
-            position = self._directory.position
-            call = Call(asked.path, request_id, content, chosen.adapter, position)
+            model = chosen.adapter.key if chosen.adapter else chosen.base_model
+            sent = asked.for_engine(model, request_id)
+            call = Call(
+                asked.kind.path,
+                request_id,
+                sent.body,
+                chosen.adapter,
+                self._directory.position,
+                content_type=sent.content_type,
+            )
             return await self._dispatch(chosen, call, asked.terms, held)
 
         chain = self._fallbacks.chain(chosen, asked.constraints)
@@ -149,14 +144,26 @@ class Gateway:
 
     async def _choose(self, asked: Completion, key: str) -> Chosen:
         if asked.model != AUTO:
-            return await self._named(asked, key)
+            chosen = await self._named(asked, key)
+        elif asked.kind.by_prompt:
+            chosen = await self._by_prompt(asked, key)
+        else:
+            base_model = self._abilities.default(asked.kind, asked.constraints)
+            chosen = Chosen(base_model, None, Route.AUTO)
+        self._abilities.check(chosen.base_model, asked.kind)
+        if asked.kind.adapters:
+            return chosen
+        # Nothing is chosen for good: it is only told what the one that would answer reads.
+        return replace(chosen, adapter=None, decision=None, prompt=None)
+
+    async def _by_prompt(self, asked: Completion, key: str) -> Chosen:
         began = time.monotonic()
         (decision,) = await self.route([asked.asked], asked.constraints)
         metrics.routing_time.observe(time.monotonic() - began)
-        _count(decision)
+        count(decision)
         if decision.adapter is not None:
             metrics.confidence.observe(decision.confidence)
-        chosen = self._follow(decision, asked.constraints, key)
+        chosen = self._follow(decision, asked, key)
         return replace(chosen, decision=decision, prompt=asked.asked.prompt)
 
     async def _named(self, asked: Completion, key: str) -> Chosen:
@@ -170,10 +177,10 @@ class Gateway:
                 raise
             return self._directory.resolve(name, asked.viewer, key)
 
-    def _follow(self, decision: Decision, constraints: Constraints, key: str) -> Chosen:
+    def _follow(self, decision: Decision, asked: Completion, key: str) -> Chosen:
         """What a decision means now."""
-        default = self._settings.default_base(local_only=constraints.local_only)
-        base_model = decision.model or constraints.base_model or default
+        constraints = asked.constraints
+        base_model = decision.model or self._abilities.default(asked.kind, constraints)
         if decision.adapter is None:
             # One that does not answer now says so itself, or its fallback answers.
             if decision.excluded.get(base_model, NOT_SERVED) != NOT_SERVED:
@@ -235,6 +242,8 @@ class Gateway:
     ) -> list[Decision]:
         """The decisions alone; `tried` are rules in place of those that hold."""
         viewer, base_models = constraints.viewer, self._directory.base_models
+        if not constraints.unable:
+            constraints = self._abilities.narrowed(constraints, CALLS[CHAT_PATH])
         constraints = constraints.renamed(lambda name: self._directory.meant(name, viewer))
         if constraints.base_model is not None and constraints.base_model not in base_models:
             raise ModelNotFound(constraints.base_model, base_models, param="constraints.base_model")
@@ -285,16 +294,3 @@ class Gateway:
             raise (InvalidRequest if is_refused else Unavailable)(error["message"])
         text = content["choices"][0]["message"]["content"] or ""
         return text, reply.start.headers.get(REPLICA_HEADER, "")
-
-
-def _count(decision: Decision) -> None:
-    outcome = "base" if decision.adapter is None else "adapter"
-    if decision.route is Route.FALLBACK:
-        outcome = "fallback"
-    metrics.decisions.labels(outcome).inc()
-    if decision.conversation is not None:
-        metrics.turns.labels(decision.conversation).inc()
-    for name in decision.narrowed_by:
-        metrics.ruled.labels(name, "narrowed").inc()
-    if decision.rule:
-        metrics.ruled.labels(decision.rule, "chose").inc()

@@ -7,6 +7,7 @@ from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
+from deployments.ingress.answering.pool import ReplicaPool
 from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver
@@ -14,7 +15,7 @@ from deployments.ingress.conversations.memory import Conversations
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
 from deployments.ingress.feedback import Feedback
-from deployments.ingress.gateway import Gateway, ReplicaPool
+from deployments.ingress.gateway import Gateway
 from deployments.ingress.overview import Overview
 from deployments.ingress.resolver import Resolver
 from deployments.ingress.rules.book import Book

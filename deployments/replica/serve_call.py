@@ -30,7 +30,8 @@ async def serve_call(
         tier = Tier.SLOT  # of the base model, which needs no lease
         if call.adapter is not None:
             tier = await held.enter_async_context(adapters.lease(call.adapter))
-        answer = engine.answer(call.path, call.body, {"x-request-id": call.request_id})
+        headers = {"x-request-id": call.request_id, "content-type": call.content_type}
+        answer = engine.answer(call.path, call.body, headers)
         reply = await held.enter_async_context(answer)
     except RoundhouseError as e:
         return Reply.refusal(e)
