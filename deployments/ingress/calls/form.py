@@ -52,9 +52,12 @@ async def fields_of_form(body: bytes, content_type: str) -> dict[str, Any]:
     except MultiPartException as e:
         raise InvalidRequest(f"the body is not a form: {e.message}") from e
     fields: dict[str, Any] = {}
-    for name in form:
-        values = [await _value(value) for value in form.getlist(name)]
-        fields[name] = values if len(values) > 1 else values[0]
+    try:
+        for name in form:
+            values = [await _value(value) for value in form.getlist(name)]
+            fields[name] = values if len(values) > 1 else values[0]
+    finally:
+        await form.close()
     if str(fields.get("n", "")).isdecimal():
         fields["n"] = int(fields["n"])
     return fields
