@@ -169,7 +169,8 @@ async def world(
         it.chooser.router.update(catalogue.adapters)
 
     catalogue.on_change(learn)
-    process.add(it.pool.trials)
+    for pool in it.pools.values():
+        process.add(pool.trials)
 
     async def deployments():
         return (DeploymentState(name="Model-echo", status="HEALTHY", running=1),)

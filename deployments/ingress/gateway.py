@@ -27,7 +27,7 @@ from cluster.errors import (
 )
 from cluster.settings import Settings
 from deployments.ingress.answering.fallback import Answered, Fallbacks, first_to_answer
-from deployments.ingress.answering.pool import ReplicaPool
+from deployments.ingress.answering.pools import ReplicaPool
 from deployments.ingress.answering.start import start_of
 from deployments.ingress.calls.abilities import Abilities
 from deployments.ingress.completion import Completion, encode_json

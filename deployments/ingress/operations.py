@@ -7,7 +7,7 @@ from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
-from deployments.ingress.answering.pool import ReplicaPool
+from deployments.ingress.answering.pools import ReplicaPool
 from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from cluster.adapters import AdapterRef
 from cluster.errors import AdapterRefused, EngineRefused, RoundhouseError, Unavailable
-from deployments.ingress.answering.pool import ReplicaPool
+from deployments.ingress.answering.pools import ReplicaPool
 from deployments.process.call import TRIAL_PATH, Call
 
 logger = logging.getLogger(__name__)
