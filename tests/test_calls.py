@@ -10,9 +10,11 @@ import pytest
 from cluster.adapters import Viewer
 from cluster.calls import CALLS, Shape, Task
 from cluster.errors import InvalidRequest
-from cluster.settings import ApiKey, parse_settings
+from cluster.members import Replica
+from cluster.settings import ApiKey, PlacementSettings, parse_settings
 from deployments.ingress.calls.answers import Meter
 from deployments.ingress.completion import Completion
+from deployments.ingress.fleet import Fleet
 from deployments.process import metrics
 from tests.test_http import CLIENT_HASH, CLIENT_KEY, CRON, add, error
 
@@ -113,6 +115,29 @@ async def test_auto_leaves_out_models_that_cannot_and_their_adapters(make_world,
         rh.pools["echo"].is_full = True
         assert (await post(rh, "/v1/responses", "echo")).status_code == 429
         assert (await post(rh, "/v1/embeddings", "cron")).headers["x-roundhouse-adapter"] == "cron"
+
+
+async def test_vectors_of_another_model_are_no_fallback(make_world):
+    far = EMBEDS | {"id": "others"}
+    async with make_world(others=[EMBEDS | {"fallback": ["others"]}, far]) as rh:
+        rh.pools["vectors"].is_full = True
+        assert (await post(rh, "/v1/embeddings", "auto")).status_code == 429
+
+
+async def test_what_replicas_can_do_is_known_from_their_reports(store):
+    fleet = Fleet(store.members, PlacementSettings())
+    assert not fleet.tasks("echo")
+    fleet.take(
+        [
+            Replica(id="a", model="echo"),
+            Replica(id="b", model="vectors", tasks=("tokenize", "embed")),
+            Replica(id="c", model="vectors", tasks=("tokenize",)),
+        ]
+    )
+    assert fleet.tasks("echo") == {"chat", "generate", "tokenize"}
+    assert fleet.tasks("vectors") == {"tokenize", "embed"}
+    # The release before refuses fields that it does not know.
+    assert "tasks" not in Replica(id="a", model="echo").model_dump()
 
 
 async def test_what_a_caller_must_not_set_is_no_constraint(both):
@@ -294,7 +319,10 @@ async def test_a_stream_is_counted_by_its_own_events(both, path):
     labels = {"model": "echo", "adapter": ""}
 
     def counted() -> list[float]:
-        names = ("roundhouse_tokens_total", "roundhouse_ttft_seconds_count")
+        names = (
+            "roundhouse_output_tokens_total",
+            "roundhouse_time_to_first_token_seconds_count",
+        )
         return [metrics.REGISTRY.get_sample_value(name, labels) or 0 for name in names]
 
     before = counted()

@@ -139,7 +139,9 @@ class Gateway:
             )
             return await self._dispatch(chosen, call, asked.terms, held)
 
-        chain = self._fallbacks.chain(chosen, asked.constraints)
+        chain = [chosen]
+        if asked.kind.by_prompt:  # no other model's vectors can stand for these
+            chain = self._fallbacks.chain(chosen, asked.constraints)
         return await first_to_answer(chain, dispatch, held)
 
     async def _choose(self, asked: Completion, key: str) -> Chosen:
