@@ -73,8 +73,12 @@ def clients(rh):
 # -- who answers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", CALLS)
-async def test_each_call_is_answered_by_a_model_that_can(both, path):
+async def test_each_call_is_answered_by_a_model_that_can(both):
+    for path in CALLS:
+        await _is_answered(both, path)
+
+
+async def _is_answered(both, path: str) -> None:
     able = "echo" if CALLS[path].task in (Task.CHAT, Task.GENERATE) else "vectors"
     answer = await post(both, path, able)
     assert answer.status_code == 200, answer.text
@@ -87,15 +91,15 @@ async def test_each_call_is_answered_by_a_model_that_can(both, path):
         "echo" if CALLS[path].task is Task.TOKENIZE else able)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("path", "model", "able"),
-    [("/v1/embeddings", "echo", "vectors"), ("/v1/responses", "vectors", "echo")],
-)
-async def test_a_model_that_cannot_says_which_can(both, path, model, able):
-    found = error(await post(both, path, model), 400)
-    assert (found["param"], found["code"]) == ("model", "model_not_supported")
-    assert model in found["message"]
-    assert f"{able} can" in found["message"]
+async def test_a_model_that_cannot_says_which_can(both):
+    for path, model, able in (
+        ("/v1/embeddings", "echo", "vectors"),
+        ("/v1/responses", "vectors", "echo"),
+    ):
+        found = error(await post(both, path, model), 400)
+        assert (found["param"], found["code"]) == ("model", "model_not_supported")
+        assert model in found["message"]
+        assert f"{able} can" in found["message"]
 
 
 async def test_where_no_model_can_that_is_said(make_world):
@@ -145,10 +149,10 @@ async def test_what_a_caller_must_not_set_is_no_constraint(both):
     assert error(answer, 400)["param"] == "constraints.unable"
 
 
-@pytest.mark.parametrize("path", GENERATED)
-async def test_adapters_and_auto_are_everywhere_the_same(both, make_adapter, path):
+async def test_adapters_and_auto_are_everywhere_the_same(both, make_adapter):
     await add(both, make_adapter("cron", examples=CRON))
-    for model, route in (("cron", "explicit"), ("auto", "auto")):
+    named = [(path, "cron", "explicit") for path in GENERATED]
+    for path, model, route in (*named, *((path, "auto", "auto") for path in GENERATED)):
         answer = await post(both, path, model)
         assert answer.headers["x-roundhouse-adapter"] == "cron"
         assert answer.headers["x-roundhouse-route"] == route
@@ -163,61 +167,70 @@ RESULT = {"type": "function_call_output", "call_id": "1", "output": "tell me a j
 OF_TOOL = {"type": "tool_result", "tool_use_id": "1", "content": "tell me a joke"}
 
 
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
-        ("/v1/responses", {"input": [WEATHER, {"role": "assistant", "content": "?"}, *TURN]}),
-        ("/v1/responses", {"input": [*TURN, CALLED, RESULT], "instructions": "be brief"}),
-        (
-            "/v1/responses",
-            {"input": [{"role": "user", "content": [
-                {"type": "input_text", "text": "every friday at ten"}]}]},
-        ),
-        ("/v1/messages", {"messages": TURN, "system": "be brief", "max_tokens": 5}),
-        (
-            "/v1/messages",
-            {"max_tokens": 5, "messages": [
+TURNS = [
+    ("/v1/responses", {"input": [WEATHER, {"role": "assistant", "content": "?"}, *TURN]}),
+    ("/v1/responses", {"input": [*TURN, CALLED, RESULT], "instructions": "be brief"}),
+    (
+        "/v1/responses",
+        {
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "every friday at ten"}]}
+            ]
+        },
+    ),
+    ("/v1/messages", {"messages": TURN, "system": "be brief", "max_tokens": 5}),
+    (
+        "/v1/messages",
+        {
+            "max_tokens": 5,
+            "messages": [
                 *TURN,
                 {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f"}]},
                 {"role": "user", "content": [OF_TOOL]},
-            ]},
-        ),
-        (
-            "/v1/messages",
-            {"max_tokens": 5, "messages": [
+            ],
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "max_tokens": 5,
+            "messages": [
                 {"role": "user", "content": [OF_TOOL, {"type": "text", "text": TURN[0]["content"]}]}
-            ]},
-        ),
-    ],
-)  # fmt: skip
-async def test_the_last_turn_of_the_user_decides(both, make_adapter, path, fields):
+            ],
+        },
+    ),
+]
+
+
+async def test_the_last_turn_of_the_user_decides(both, make_adapter):
     await add(both, make_adapter("cron", examples=CRON))
-    answer = await both.client.post(path, json={"model": "auto"} | fields)
-    assert answer.headers["x-roundhouse-adapter"] == "cron", answer.text
+    for path, fields in TURNS:
+        answer = await both.client.post(path, json={"model": "auto"} | fields)
+        assert answer.headers["x-roundhouse-adapter"] == "cron", fields
 
 
 # -- what cannot be -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "fields", "param"),
-    [
-        ("/v1/responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
-        ("/v1/responses", {"background": True}, "background"),
-        ("/v1/responses", {"store": True}, "store"),
-        ("/v1/responses", {"conversation": "conv_1"}, "conversation"),
-        ("/v1/responses", {"input": []}, "input"),
-        ("/v1/responses", {"input": ["x"]}, "input[0]"),
-        ("/v1/responses", {"max_output_tokens": "many"}, "max_output_tokens"),
-        ("/v1/embeddings", {"input": ""}, "input"),
-        ("/v1/rerank", {"query": None}, "query"),
-        ("/tokenize", {"prompt": 3}, "prompt"),
-        ("/detokenize", {"tokens": None}, "tokens"),
-    ],
-)
-async def test_what_cannot_be_is_400_and_names_the_field(both, path, fields, param):
-    model = "vectors" if CALLS[path].task in (Task.EMBED, Task.SCORE) else "echo"
-    assert error(await post(both, path, model, **fields), 400)["param"] == param
+WRONG = [
+    ("/v1/responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
+    ("/v1/responses", {"background": True}, "background"),
+    ("/v1/responses", {"store": True}, "store"),
+    ("/v1/responses", {"conversation": "conv_1"}, "conversation"),
+    ("/v1/responses", {"input": []}, "input"),
+    ("/v1/responses", {"input": ["x"]}, "input[0]"),
+    ("/v1/responses", {"max_output_tokens": "many"}, "max_output_tokens"),
+    ("/v1/embeddings", {"input": ""}, "input"),
+    ("/v1/rerank", {"query": None}, "query"),
+    ("/tokenize", {"prompt": 3}, "prompt"),
+    ("/detokenize", {"tokens": None}, "tokens"),
+]
+
+
+async def test_what_cannot_be_is_400_and_names_the_field(both):
+    for path, fields, param in WRONG:
+        model = "vectors" if CALLS[path].task in (Task.EMBED, Task.SCORE) else "echo"
+        assert error(await post(both, path, model, **fields), 400)["param"] == param
 
 
 async def test_store_false_and_what_is_left_out_pass(both):
@@ -314,8 +327,12 @@ async def test_the_sdks_read_what_is_streamed(both):
     assert heard.text == "one two"
 
 
-@pytest.mark.parametrize("path", GENERATED)
-async def test_a_stream_is_counted_by_its_own_events(both, path):
+async def test_a_stream_is_counted_by_its_own_events(both):
+    for path in GENERATED:
+        await _is_counted(both, path)
+
+
+async def _is_counted(both, path: str) -> None:
     labels = {"model": "echo", "adapter": ""}
 
     def counted() -> list[float]:
@@ -335,9 +352,13 @@ async def test_a_stream_is_counted_by_its_own_events(both, path):
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [words, 0]
 
 
-@pytest.mark.parametrize("path", GENERATED)
-async def test_a_stream_that_fails_ends_with_an_error_event_of_its_call(both, path):
+async def test_a_stream_that_fails_ends_with_an_error_event_of_its_call(both):
     both.pool.dies_after = 3
+    for path in GENERATED:
+        await _fails(both, path)
+
+
+async def _fails(both, path: str) -> None:
     answer = await post(both, path, "echo", stream=True)
     *_, last = answer.text.strip().split("\n\n")
     told = json.loads(last.rpartition("data: ")[2])
