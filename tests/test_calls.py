@@ -1,6 +1,7 @@
 """Every call that models answer: read, routed, counted and refused in its own words."""
 
 import json
+from contextlib import asynccontextmanager
 
 import anthropic
 import httpx2
@@ -12,10 +13,12 @@ from cluster.calls import CALLS, Shape, Task
 from cluster.errors import InvalidRequest
 from cluster.members import Replica
 from cluster.settings import ApiKey, PlacementSettings, parse_settings
+from deployments.engines.first_token import with_first_token
 from deployments.ingress.calls.answers import Meter
 from deployments.ingress.completion import Completion
 from deployments.ingress.fleet import Fleet
 from deployments.process import metrics
+from deployments.process.call import Reply, ResponseStart
 from tests.test_http import CLIENT_HASH, CLIENT_KEY, CRON, add, error
 
 pytestmark = pytest.mark.redis
@@ -415,6 +418,31 @@ def test_tokens_of_a_stream(path, chunks, tokens, is_whole):
     for chunk in chunks:
         meter.take(chunk)
     assert (meter.tokens, meter.is_whole) == (tokens, is_whole)
+
+
+CREATED = b"event: response.created\ndata: {}\n\n"
+STARTED = b"event: response.in_progress\ndata: {}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "passed"),
+    [
+        ("/v1/responses", [CREATED, STARTED, DELTA, DELTA], [CREATED + STARTED + DELTA, DELTA]),
+        ("/v1/responses", [CREATED], [CREATED]),
+        ("/v1/messages", [STOP, STOP], [STOP, STOP]),
+    ],
+)
+async def test_a_stream_begins_with_its_first_token(path, sent, passed):
+    @asynccontextmanager
+    async def answering():
+        async def body():
+            for event in sent:
+                yield event
+
+        yield Reply(ResponseStart(200, {"content-type": "text/event-stream"}), body())
+
+    async with with_first_token(path, answering()) as reply:
+        assert [chunk async for chunk in reply.body] == passed
 
 
 @pytest.mark.parametrize(

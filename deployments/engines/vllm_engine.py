@@ -32,7 +32,8 @@ from cluster.settings import BaseModelSettings
 from deployments.engines import prepared, vllm_plugin
 from deployments.engines.asgi import call_asgi
 from deployments.engines.base_facts import base_model_facts, only_adaptable
-from deployments.engines.vllm_calls import tasks_of, with_first_token
+from deployments.engines.first_token import with_first_token
+from deployments.engines.vllm_calls import tasks_of
 from deployments.engines.vllm_worker import RoundhouseWorker
 from deployments.process.call import Reply
 
