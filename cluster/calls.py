@@ -25,7 +25,7 @@ class Task(StrEnum):
 
 
 # Of a model that generates; what a replica has that does not tell its tasks.
-GENERATES: tuple[str, ...] = (Task.CHAT, Task.GENERATE, Task.TOKENIZE)
+GENERATES = (str(Task.CHAT), str(Task.GENERATE), str(Task.TOKENIZE))
 
 
 class Shape(StrEnum):
