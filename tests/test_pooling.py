@@ -9,7 +9,7 @@ from tests.engine_bench import ENVIRONMENT
 from tests.test_http import add, error
 from tests.tiny_model import write_tiny_model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.redis, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.redis, pytest.mark.timeout(400)]
 
 TEXTS = ["w3 w4 w5", "w3 w4 w6", "w400 w17"]
 
