@@ -205,9 +205,10 @@ def test_responses_are_answered_as_chats_are(sdk):
 def test_anthropics_clients_are_answered(cluster, http):
     asked = {"model": "auto", "messages": [{"role": "user", "content": "list all my branches"}]}
     with anthropic.Anthropic(base_url=cluster.url, api_key="none", max_retries=0) as sdk:
-        whole = sdk.messages.create(**asked, max_tokens=24, temperature=0)
+        greedy = {"max_tokens": 24, "extra_body": {"temperature": 0}}
+        whole = sdk.messages.create(**asked, **greedy)
         assert whole.model == "git"
-        with sdk.messages.stream(**asked, max_tokens=24, temperature=0) as stream:
+        with sdk.messages.stream(**asked, **greedy) as stream:
             streamed = stream.get_final_message()
         assert streamed.content[0].text == whole.content[0].text
         assert streamed.usage == whole.usage
