@@ -211,10 +211,10 @@ def test_anthropics_clients_are_answered(cluster, http):
         with sdk.messages.stream(**asked, **greedy) as stream:
             streamed = stream.get_final_message()
         assert streamed.content[0].text == whole.content[0].text
-        assert streamed.usage == whole.usage
+        assert streamed.usage.output_tokens == whole.usage.output_tokens
         count = sdk.messages.count_tokens(**asked).input_tokens
         with pytest.raises(anthropic.BadRequestError) as refused:
-            sdk.messages.create(**asked, max_tokens=100_000)
+            sdk.messages.create(**asked, max_tokens=5000)
     assert refused.value.body["error"]["type"] == "invalid_request_error"
     assert count == whole.usage.input_tokens
     told = http.post("/tokenize", json=asked).json()
