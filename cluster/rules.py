@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
+from cluster.foreign.patterns import search_of, searched
 from cluster.names import AdapterName
-from cluster.patterns import search_of, searched
 from cluster.values import Value
 
 MOST_RULES = 100

@@ -24,11 +24,11 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cluster import wrappers
 from cluster.addresses import host_entry, is_loopback
 from cluster.errors import ConfigError
+from cluster.foreign import wrappers
+from cluster.foreign.server_args import refused
 from cluster.rules import Rules, strange_base_model
-from cluster.server_args import refused
 
 # Where a name is told, these stand for no adapter: in requests, in headers, in metrics.
 RESERVED_NAMES = frozenset({"auto", "base", "(unknown)", "(other)", "(several)"})

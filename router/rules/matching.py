@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.decisions import Prompt
-from cluster.patterns import search_of, searched
+from cluster.foreign.patterns import search_of, searched
 from cluster.rules import ANY, When
 from router.adapters.constraints import all_of
 from router.adapters.prompts import SHIPPED, ends_of, prompt_of, whole

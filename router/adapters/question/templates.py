@@ -8,7 +8,7 @@ end: no matcher goes back and tries again.
 
 import re
 
-from cluster.wrappers import ANYTHING, QUESTION
+from cluster.foreign.wrappers import ANYTHING, QUESTION
 
 
 class Template:
