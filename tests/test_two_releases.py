@@ -218,7 +218,7 @@ async def test_what_a_newer_release_stored_is_written_back(store, registrar, mak
     ("sent", "field"),
     [
         ({"of_next_year": 1}, "of_next_year"),
-        ({"evaluation": [{"prompt": "a", "expected": "b", "weight": 2}]}, "evaluation.0.weight"),
+        ({"evaluation": [{"prompt": "a", "expected": "b", "weight": 2}]}, "evaluation[0].weight"),
     ],
 )
 async def test_what_a_client_sends_is_held_to_what_this_release_knows(
