@@ -189,6 +189,25 @@ class ModelNotFound(NotFound):
         )
 
 
+class CannotAnswer(InvalidRequest):
+    """The model is there, and does not do what is asked of it.
+
+    Args:
+        call: its path; task: that it needs.
+        able: base models that can.
+    """
+
+    code = "model_not_supported"
+
+    def __init__(self, model: str, call: str, task: str, able: Iterable[str] = ()) -> None:
+        names = ", ".join(able)
+        others = f"of the base models here, {names} can" if names else "no base model here can"
+        super().__init__(
+            f"{model} does not answer {call}, which needs a model that can {task!r}; {others}",
+            param="model",
+        )
+
+
 def _likely(name: str, known: Iterable[str]) -> list[str]:
     """The names worth comparing: that takes time, and anybody may ask for anything."""
     if len(name) > _LONGEST_COMPARED:

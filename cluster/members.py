@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cluster.adapters import AdapterKey, Tier
+from cluster.calls import GENERATES
 from cluster.plans import PlacementPlan
 from cluster.values import Record, Value
 
@@ -178,6 +179,11 @@ class Replica(_Report):
         description="why what it passes requests on to is not asked now",
         exclude_if=lambda trouble: not trouble,
     )
+    tasks: tuple[str, ...] = Field(
+        GENERATES,
+        description="what its engine can do",
+        exclude_if=lambda tasks: tasks == GENERATES,
+    )
 
     def seen_by(self, eyes: Eyes) -> "Replica":
         return Replica(
@@ -198,6 +204,7 @@ class Replica(_Report):
             leaving=eyes.keys(self.leaving),
             problems=eyes.by_key(self.problems),
             trouble=self.trouble,
+            tasks=self.tasks,
         )
 
 

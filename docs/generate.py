@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from benchmarks.report import page, router_table
+from cluster.calls import CALLS
 from cluster.settings import AuthSettings, HttpSettings, Settings
 from deployments.command.cli import app
 from deployments.ingress.http import build_http
@@ -58,6 +59,7 @@ def pages() -> dict[str, str]:
         "settings.md": settings_page(),
         "../README.md": readme(),
         "adapters.md": adapters_page(),
+        "calls.md": calls_page(),
         **{
             f"../k8s/chart/monitoring/{name}": content
             for name, content in monitoring.files().items()
@@ -79,6 +81,19 @@ def adapters_page() -> str:
     head, _, rest = (HERE / "adapters.md").read_text().partition(start)
     _, _, tail = rest.partition(end)
     return head + start + "\n".join(table()) + "\n\n" + end + tail
+
+
+def calls_page() -> str:
+    """The page, with the table of the calls in its place."""
+    start, end = "<!-- calls:start -->\n", "<!-- calls:end -->"
+    head, _, rest = (HERE / "calls.md").read_text().partition(start)
+    _, _, tail = rest.partition(end)
+    rows = ["| `POST` | | a model that can | `auto` goes by | adapters |", "|---|---|---|---|---|"]
+    for kind in CALLS.values():
+        choice = "the prompt" if kind.by_prompt else "the first model that can"
+        adapters = "yes" if kind.adapters else "change nothing"
+        rows.append(f"| `{kind.path}` | {kind.says} | `{kind.task}` | {choice} | {adapters} |")
+    return head + start + "\n".join(rows) + "\n" + end + tail
 
 
 def cli_page() -> str:

@@ -20,6 +20,12 @@ from cluster.settings import BaseModelSettings, StoreSettings
 from tests.adapter_kinds import ATTENTION, Kind
 from tests.tiny_model import VOCABULARY
 
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 PROMPT = [(7 * i + 3) % VOCABULARY for i in range(24)]
 
 
@@ -160,19 +166,13 @@ class Bench:
 def engine_bench(
     folder: Path, write_model: Callable[[Path], object], **engine_args: Any
 ) -> Iterator[Bench]:
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
     write_model(folder / "tiny")
     with (
         pytest.MonkeyPatch.context() as patch,
         embedded_server(folder / "store") as server,
         asyncio.Runner() as runner,
     ):
-        for name, value in environment.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         bench = Bench(folder, server.url, runner, engine_args)
         try:

@@ -86,6 +86,9 @@ class LocalPool:
         self.open_answers = 0
         self.terms: list[Terms] = []
 
+    def tasks(self):
+        return self.engine.tasks
+
     def running(self) -> list[str]:
         return ["local"]
 
@@ -174,7 +177,8 @@ async def world(
         it.chooser.router.update(catalogue.adapters)
 
     catalogue.on_change(learn)
-    process.add(it.pool.trials)
+    for pool in it.pools.values():
+        process.add(pool.trials)
 
     async def deployments():
         return (DeploymentState(name="Model-echo", status="HEALTHY", running=1),)

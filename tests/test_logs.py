@@ -7,9 +7,10 @@ import logging
 
 import pytest
 
+from cluster.calls import CALLS, CHAT_PATH
 from cluster.errors import ReplicaLost
 from cluster.settings import LoggingSettings
-from deployments.ingress.traffic import Observed, tokens_in
+from deployments.ingress.traffic import Observed
 from deployments.process import logs
 from deployments.process.call import Reply, ResponseStart
 
@@ -47,7 +48,7 @@ EVENT = b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'
 
 
 async def serve(settings: LoggingSettings, *parts: bytes, error: Exception | None = None) -> None:
-    it = Observed("id-1", settings, model="m", adapter="logged", route="auto")
+    it = Observed("id-1", CALLS[CHAT_PATH], settings, model="m", adapter="logged", route="auto")
     it.prompt = SECRET if settings.prompts else ""
     with contextlib.suppress(ReplicaLost):
         async with contextlib.AsyncExitStack() as held:
@@ -111,20 +112,3 @@ async def test_what_a_replica_logs_names_the_request_that_it_is_about(configured
     about, other = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (about["request_id"], about["adapter"]) == ("id-7", "cron@1")
     assert "request_id" not in other
-
-
-@pytest.mark.parametrize(
-    ("chunk", "tokens"),
-    [
-        (EVENT, 1),
-        (EVENT + EVENT, 2),
-        (b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n', 0),
-        (b'data: {"choices": [], "usage": {"completion_tokens": 7}}\n\n', 0),
-        (b'data: {"choices": [{"delta": {"content": "data: \\"content\\": \\"y\\""}}]}\n\n', 1),
-        (b"data: [DONE]\n\n", 0),
-        (b'{"choices": [], "usage": {"completion_tokens": 7, "prompt_tokens": 1}}', 7),
-        (b'{"error": {"message": "no"}}', 0),
-    ],
-)
-def test_tokens_of_an_answer(chunk, tokens):
-    assert tokens_in(chunk) == tokens

@@ -44,6 +44,7 @@ FULL = {
         leaving=BOTH,
         problems={OURS: "torn", THEIRS: "secret@1 is torn"},
         trouble="left alone",
+        tasks=("embed",),
     ),
     "router": Router(
         id="p1",

@@ -17,8 +17,10 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
+from cluster.calls import CALLS
 from deployments.ingress.openapi.document import routes
-from deployments.ingress.openapi.endpoints import ENDPOINTS, TUS_BODY
+from deployments.ingress.openapi.endpoint import TUS_BODY
+from deployments.ingress.openapi.endpoints import ENDPOINTS
 from docs import generate
 from tests.conftest import free_port
 from tests.hostile import IS_LONG, rounds
@@ -27,7 +29,7 @@ from tests.test_http import World, add
 pytestmark = [pytest.mark.redis, pytest.mark.hostile]
 
 # The engine checks what is asked of it, which the fake one does in part.
-OF_THE_ENGINE = ("/v1/chat/completions", "/v1/completions")
+OF_THE_ENGINE = tuple(CALLS)
 ALWAYS = [
     not_a_server_error,
     checks.status_code_conformance,

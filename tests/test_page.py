@@ -16,7 +16,7 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect, sync_playwright
 
-from deployments.ingress.completion import CHAT_PATH
+from cluster.calls import CHAT_PATH
 from tests.conftest import Running, wait_until
 from tests.test_serve import add, chat, family, replicas
 

@@ -50,7 +50,7 @@ def test_a_tenants_prompt_is_cached_for_itself_alone(bench, form, first):
     def cached(owner: str, **fields: Any) -> float:
         before = hits()
         asked = {"model": "tiny", "max_tokens": 1, **body, **fields}
-        apart = kept_apart(asked, Viewer(owner=owner), auth)
+        apart = kept_apart(asked, Viewer(owner=owner), auth, ("messages", "prompt"))
         bench.runner.run(bench.ask(path, dict(apart)))
         return hits() - before
 

@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from cluster.calls import CALLS, CHAT_PATH
 from cluster.errors import Overloaded, ReplicaLost
 from cluster.settings import (
     AdmissionSettings,
@@ -119,7 +120,7 @@ async def test_a_client_that_leaves_at_the_end_of_a_stream_has_its_answer(caplog
     for parts, status in (((EVENT, end), 200), ((EVENT, EVENT), 499)):
         caplog.clear()
         caplog.set_level("INFO")
-        observed = Observed("r", LoggingSettings())
+        observed = Observed("r", CALLS[CHAT_PATH], LoggingSettings())
         observed.model = "m"
 
         async def body(parts=parts):

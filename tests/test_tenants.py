@@ -443,7 +443,7 @@ async def test_a_prompt_of_another_tenant_is_in_no_cache_of_ones_own(tenants):
 async def test_nobody_can_name_the_salt_of_another(tenants):
     from deployments.ingress.apart import kept_apart
 
-    alices = kept_apart({}, Viewer(owner="alice"), AuthSettings(**auth()))["cache_salt"]
+    alices = kept_apart({}, Viewer(owner="alice"), AuthSettings(**auth()), ())["cache_salt"]
     guesses = (alices, "alice", '["alice", null]', f"{alices}alice")
     async with tenants(engine_args={"prefix_block": 2}) as (_, alice, bob, _):
         await cached(alice)

@@ -20,10 +20,6 @@ def terms(body: dict) -> Terms:
         ({}, 1),
         ({"n": None}, 1),
         ({"n": 4}, 4),
-        ({"prompt": "one"}, 1),
-        ({"prompt": ["one", "two", "three"], "n": 2}, 6),
-        ({"prompt": [1, 2, 3]}, 1),
-        ({"prompt": [[1, 2], [3]]}, 2),
     ],
 )
 def test_every_answer_counts(body, sequences):

@@ -6,6 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -191,6 +192,46 @@ def test_completions_and_models(sdk):
     listed = [m.id for m in sdk.models.list()]
     assert listed[:2] == ["auto", BASE]
     assert set(LOADED) <= set(listed)
+
+
+def test_responses_are_answered_as_chats_are(sdk):
+    prompt = "every weekday at half past nine"
+    asked = {"model": "auto", "input": prompt, "temperature": 0, "max_output_tokens": 24}
+    raw = sdk.responses.with_raw_response.create(**asked)
+    assert raw.parse().output_text == "30 9 * * 1-5"
+    assert raw.parse().model == raw.headers["x-roundhouse-adapter"] == "cron"
+    assert raw.parse().id == f"resp_{raw.headers['x-request-id']}"
+    with sdk.responses.create(**asked, stream=True) as events:
+        *_, last = said = list(events)
+    assert "".join(e.delta for e in said if e.type == "response.output_text.delta") == (
+        "30 9 * * 1-5"
+    )
+    assert last.response.usage.output_tokens == raw.parse().usage.output_tokens
+    with pytest.raises(openai.BadRequestError, match="not kept here"):
+        sdk.responses.create(**asked, previous_response_id=raw.parse().id)
+    with pytest.raises(openai.BadRequestError, match="no base model here can"):
+        sdk.embeddings.create(model=BASE, input="x")
+
+
+def test_anthropics_clients_are_answered(cluster, http):
+    asked = {"model": "auto", "messages": [{"role": "user", "content": "list all my branches"}]}
+    with anthropic.Anthropic(base_url=cluster.url, api_key="none", max_retries=0) as sdk:
+        greedy = {"max_tokens": 24, "extra_body": {"temperature": 0}}
+        whole = sdk.messages.create(**asked, **greedy)
+        assert whole.model == "git"
+        with sdk.messages.stream(**asked, **greedy) as stream:
+            streamed = stream.get_final_message()
+        assert streamed.content[0].text == whole.content[0].text
+        assert streamed.usage.output_tokens == whole.usage.output_tokens
+        count = sdk.messages.count_tokens(**asked).input_tokens
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            sdk.messages.create(**asked, max_tokens=5000)
+    assert refused.value.body["error"]["type"] == "invalid_request_error"
+    assert count == whole.usage.input_tokens
+    told = http.post("/tokenize", json=asked).json()
+    assert told["count"] == count
+    text = http.post("/detokenize", json={"model": BASE, "tokens": told["tokens"]}).json()
+    assert "list all my branches" in text["prompt"]
 
 
 def test_more_adapters_than_slots_all_answer_and_residency_is_the_engines_own(sdk, http):

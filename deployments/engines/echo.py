@@ -13,16 +13,16 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from adapter_store.files.blobs import CONFIG, FILES
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
+from cluster.calls import CALLS, GENERATES, Task
 from cluster.errors import AdapterLoadFailed, ConfigError, EngineRefused, InvalidRequest, NotFound
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, Section, explain
-from deployments.engines.echo_answers import Said, event
+from deployments.engines.echo_answers import WORDINGS, EchoRequest, Said
 from deployments.process.call import Reply, ResponseStart
 
 _JSON = {"content-type": "application/json"}
@@ -38,6 +38,7 @@ class EchoArgs(Section):
         load_s: of a load into host memory; swap_s: from there into a slot.
         prefix_block: words of a block of its prefix cache, which it tells of in `usage`; 0: it has
             none.
+        tasks: that it can do.
     """
 
     prefill_s: float = 0.0
@@ -46,34 +47,9 @@ class EchoArgs(Section):
     load_s: float = 0.0
     swap_s: float = 0.0
     prefix_block: int = 0
+    tasks: tuple[Task, ...] = (*map(Task, GENERATES),)
     hidden_size: int = 8
     layers: int = 1
-
-
-class _StreamOptions(BaseModel):
-    include_usage: bool | None = None
-
-
-class _Function(BaseModel):
-    name: str
-
-
-class _Tool(BaseModel):
-    function: _Function
-
-
-class _Request(BaseModel):
-    """Of a request, what the answer depends on; checked, as engines do."""
-
-    model: str
-    messages: list[dict[str, Any]] = []
-    prompt: str | list[Any] = ""
-    max_tokens: int | None = Field(None, ge=1)
-    n: int | None = Field(None, ge=1)
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    cache_salt: str | None = None
-    tools: list[_Tool] | None = None
 
 
 class EchoEngine:
@@ -117,6 +93,10 @@ class EchoEngine:
 
     async def check_health(self) -> None:
         return
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(map(str, self._args.tasks))
 
     @property
     def layout(self) -> str:
@@ -165,9 +145,12 @@ class EchoEngine:
     @asynccontextmanager
     async def answer(self, path: str, body: bytes, headers: dict[str, str]) -> AsyncIterator[Reply]:
         try:
-            request = _Request.model_validate_json(body)
+            request = EchoRequest.read(CALLS[path].shape, body, headers)
         except ValidationError as e:
             yield Reply.refusal(InvalidRequest.of(e))
+            return
+        if CALLS[path].task not in self._args.tasks:
+            yield Reply.refusal(NotFound(f"no route {path}"))
             return
         key = AdapterKey(request.model)
         if key != self._settings.id and key not in self._host:
@@ -176,11 +159,10 @@ class EchoEngine:
         self._unfinished += 1
         try:
             async with self._in_slot(key):
-                said = self._said(path, request, headers)
+                said = self._said(request, headers)
                 await self._work(self._args.prefill_s)
                 if request.stream:
-                    with_usage = request.stream_options and request.stream_options.include_usage
-                    async with aclosing(self._stream(said, bool(with_usage))) as events:
+                    async with aclosing(self._stream(said)) as events:
                         yield Reply(ResponseStart(200, _EVENTS), events)
                 else:
                     await self._work(self._args.token_s * len(said.words))
@@ -188,19 +170,20 @@ class EchoEngine:
         finally:
             self._unfinished -= 1
 
-    def _said(self, path: str, request: _Request, headers: dict[str, str]) -> Said:
+    def _said(self, request: EchoRequest, headers: Mapping[str, str]) -> Said:
         key = AdapterKey(request.model)
-        is_chat = path.endswith("/chat/completions")
-        prompts = _prompts(request, is_chat)
-        texts = [self._answers.get(key, {}).get(prompt, prompt) for prompt in prompts]
-        answers = [text.split()[: request.max_tokens] for text in texts]
-        return Said(
-            cached=self._take_prefix(key, request.cache_salt, " ".join(prompts).split()),
-            id=headers.get("x-request-id", "echo"),
+        answers = self._answers.get(key, {})
+        texts = [answers.get(text, text) for text in request.texts]
+        return WORDINGS[request.shape](
+            id=request.request_id or headers.get("x-request-id", "echo"),
             model=key.partition("@")[0],
-            answers=[words for words in answers for _ in range(request.n or 1)],
-            is_chat=is_chat,
-            tool=request.tools[0].function.name if is_chat and request.tools else None,
+            answers=[
+                words
+                for text in texts
+                for words in [text.split()[: request.longest]] * (request.n or 1)
+            ],
+            cached=self._take_prefix(key, request.cache_salt, " ".join(request.texts).split()),
+            request=request,
         )
 
     def _take_prefix(self, key: AdapterKey, salt: str | None, words: list[str]) -> int | None:
@@ -242,19 +225,7 @@ class EchoEngine:
     async def _work(self, alone_s: float) -> None:
         await asyncio.sleep(alone_s * (1 + self._args.crowd * max(0, self._unfinished - 1)))
 
-    async def _stream(self, said: Said, with_usage: bool) -> AsyncGenerator[bytes, None]:
-        for chunk in said.chunks():
-            await self._work(self._args.token_s)
-            yield event(chunk)
-        if with_usage:
-            yield event(said.usage())
-        yield event(b"[DONE]")
-
-
-def _prompts(request: _Request, is_chat: bool) -> list[str]:
-    if not is_chat:
-        prompt = request.prompt
-        is_list = isinstance(prompt, list) and all(isinstance(one, str | list) for one in prompt)
-        return [*map(str, prompt)] if is_list else [str(prompt)]
-    content = request.messages[-1].get("content") or ""
-    return [content if isinstance(content, str) else json.dumps(content)]
+    async def _stream(self, said: Said) -> AsyncGenerator[bytes, None]:
+        for event in said.events():
+            await self._work(self._args.token_s * event.is_token)
+            yield event.data

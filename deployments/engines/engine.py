@@ -11,7 +11,7 @@ from deployments.process.call import Reply
 
 
 class Engine(Protocol):
-    """One base model with slots for adapters, speaking OpenAI's HTTP protocol.
+    """One base model with slots for adapters, speaking HTTP as the calls of its tasks do.
 
     Adapter methods are called by one task per version at a time; `answer` concurrently. Versions
     that are loaded never exceed the capacity for host memory: the caller unloads first.
@@ -20,6 +20,10 @@ class Engine(Protocol):
     @property
     def layout(self) -> str:
         """Names what `prepare` writes, so that it is kept apart from what other engines want."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it can do, as `cluster/calls.py` names it; known once it has started."""
 
     async def start(self) -> BaseModelFacts:
         """Load the base model; returns what adapters must match."""
@@ -69,6 +73,7 @@ class Engine(Protocol):
     ) -> AbstractAsyncContextManager[Reply]:
         """Serve one request; yields its reply once that has begun.
 
-        `model` in the body is the base model's id or the `key` of a loaded version. The end of the
-        block aborts a generation that is still going on.
+        `path` is one of `cluster/calls.py`; `content-type` in the headers says what the body is.
+        `model` in the body is the base model's id or the `key` of a loaded version. A stream begins
+        with its first token. The end of the block aborts a generation that is still going on.
         """

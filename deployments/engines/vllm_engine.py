@@ -32,9 +32,11 @@ from cluster.settings import BaseModelSettings
 from deployments.engines import prepared, vllm_plugin
 from deployments.engines.asgi import call_asgi
 from deployments.engines.base_facts import base_model_facts, only_adaptable
+from deployments.engines.first_token import with_first_token
 from deployments.engines.refusals import in_frontend
 from deployments.engines.refusals.in_bodies import handle_bodies
 from deployments.engines.refusals.told import in_our_shape
+from deployments.engines.vllm_calls import tasks_of
 from deployments.engines.vllm_worker import RoundhouseWorker
 from deployments.process.call import Reply
 
@@ -59,6 +61,7 @@ class VllmEngine:
     async def start(self) -> BaseModelFacts:
         await self.start_engine()
         tasks = await self.llm.get_supported_tasks()
+        self._tasks = tasks_of(tasks, self.llm.model_config)
         # A key in the environment would be asked for inside, where the ingress has asked already.
         os.environ.pop("VLLM_API_KEY", None)
         frontend = FrontendArgs(**self._settings.server_args)
@@ -99,6 +102,10 @@ class VllmEngine:
     def layout(self) -> str:
         dtype = str(self._lora_config.lora_dtype).removeprefix("torch.")
         return f"vllm-2-{dtype}-{'rank-major' if current_platform.is_cpu() else 'out-major'}"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self._tasks
 
     def prepare(self, source: Path, target: Path) -> None:
         prepared.write(
@@ -163,7 +170,8 @@ class VllmEngine:
     def answer(
         self, path: str, body: bytes, headers: dict[str, str]
     ) -> AbstractAsyncContextManager[Reply]:
-        return in_our_shape(call_asgi(self._app, path, body, headers), body)
+        answering = with_first_token(path, call_asgi(self._app, path, body, headers))
+        return in_our_shape(answering, body)
 
     def _name_in_answers(self, lora_request: LoRARequest | None = None) -> str:
         """The public name: inside, adapters are known as ``name@version``."""

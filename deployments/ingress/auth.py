@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping
 
 from cluster.adapters import OPERATOR, Viewer
 from cluster.errors import Forbidden, Unauthenticated
@@ -22,14 +23,25 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def key_in(headers: Mapping[str, str]) -> str | None:
+    """The key as it is sent: OpenAI's clients have a header for it, and Anthropic's another."""
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and key.strip():
+        return key.strip()
+    return headers.get("x-api-key", "").strip() or None
+
+
 class Authoriser:
     """Lets a request in, or says why not."""
 
     def __init__(self, settings: AuthSettings) -> None:
         self._settings = settings
 
-    def check(self, authorization: str | None, scope: str) -> Viewer:
+    def check(self, key: str | None, scope: str) -> Viewer:
         """Return who asks, when the request may pass.
+
+        Args:
+            key: as `key_in` finds it.
 
         Raises:
             Unauthenticated: no key, or one that is not known.
@@ -37,10 +49,11 @@ class Authoriser:
         """
         if not self._settings.enabled:
             return OPERATOR
-        kind, _, key = (authorization or "").partition(" ")
-        if kind.lower() != "bearer" or not key:
-            raise Unauthenticated("an API key is needed: send 'Authorization: Bearer KEY'")
-        found = self._find(key.strip())
+        if key is None:
+            raise Unauthenticated(
+                "an API key is needed: send 'Authorization: Bearer KEY', or 'x-api-key: KEY'"
+            )
+        found = self._find(key)
         if found is None:
             raise Unauthenticated("this API key is not known here")
         if scope == ADMIN and found.scope != ADMIN:

@@ -19,6 +19,7 @@ from cluster.errors import (
     UnsupportedMediaType,
 )
 from cluster.names import is_whole
+from deployments.ingress.calls.form import fields_of_form
 from deployments.ingress.edge import request_ids
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -138,6 +139,12 @@ def parse_json(text: bytes | bytearray, what: str = "the body") -> dict[str, Any
     if not isinstance(value, dict):
         raise InvalidRequest(f"{what} must be a JSON object")
     return value
+
+
+async def read_form(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as the fields of a form; raises as `read_json` does."""
+    body = bytes(await _read(request, max_bytes))
+    return await fields_of_form(body, request.headers.get("content-type", ""))
 
 
 async def _read(request: Request, max_bytes: int) -> bytearray:

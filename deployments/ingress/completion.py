@@ -1,23 +1,26 @@
-"""One reading of a request for tokens: all that the ingress needs of it, as one frozen value."""
+"""One reading of a request for a model: all that the ingress needs of it, as one frozen value."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from cluster.adapters import Viewer
+from cluster.calls import CALLS, CallKind, Shape
 from cluster.errors import InvalidRequest, parse
 from cluster.settings import DispatchSettings, Settings
 from deployments.ingress.apart import kept_apart
+from deployments.ingress.calls.form import Sent, packed_form
+from deployments.ingress.calls.reading import READINGS
 from deployments.ingress.directory import AUTO
 from deployments.ingress.terms import Terms, terms_of
 from router.adapters.constraints import (
+    OURS,
     Constraints,
     asks_local_only,
     constraints_in_headers,
     merged,
-    take_flags,
 )
 from router.adapters.question.wrappers import Wrappers, wrappers_of
 from router.rules.matching import Asked
@@ -25,28 +28,10 @@ from router.rules.matching import Asked
 # Of one request, prompts that are chosen for.
 MOST_PROMPTS = 1024
 
-# A body's prompt without its flags, and the cost weights that they ask for.
-Unflagged = tuple[Any, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Form:
-    """How the bodies of an endpoint say what is asked.
-
-    Attributes:
-        field: where the prompt is.
-        check: raises InvalidRequest for what cannot be one.
-        unflag: takes flags out of where users write.
-    """
-
-    field: str
-    check: Callable[[Any], None]
-    unflag: Callable[[Any], Unflagged]
-
 
 @dataclass(frozen=True)
 class Completion:
-    """A request for tokens.
+    """A request that a model answers.
 
     Attributes:
         fields: the body for the engine: without what is ours, without flags, and apart from
@@ -56,7 +41,7 @@ class Completion:
         sticky_key: what tells one end user or conversation from another, or None.
     """
 
-    path: str
+    kind: CallKind
     model: str
     fields: Mapping[str, Any]
     prompt_json: bytes
@@ -82,30 +67,41 @@ class Completion:
         Raises:
             InvalidRequest: names the field.
         """
-        form = FORMS[path]
+        kind = CALLS[path]
+        reading = READINGS[kind.shape]
         model = body.get("model")
         if not isinstance(model, str) or not model:
             raise InvalidRequest(
                 "model must be a string: 'auto', a base model, an adapter or name@version",
                 param="model",
             )
-        form.check(body.get(form.field))
+        reading.check(body)
         constraints = parse_constraints(body.get("constraints"), viewer, headers)
         fields = {name: value for name, value in body.items() if name != "constraints"}
-        if model == AUTO and settings.router.prompt_flags:
+        if model == AUTO and kind.by_prompt and settings.router.prompt_flags:
             # First of all: a flag is no part of the prompt for anybody.
-            fields[form.field], weights = form.unflag(fields[form.field])
+            changed, weights = reading.unflag(fields)
+            fields |= changed
             asked = constraints.weights.model_copy(update=weights)
             constraints = constraints.model_copy(update={"weights": asked})
-        prompt_json = encode_json(fields[form.field])
-        fields = dict(kept_apart(fields, viewer, settings.auth))
+        prompt_json = encode_json(reading.prompt(fields))
+        if kind.is_cached:
+            fields = dict(kept_apart(fields, viewer, settings.auth, reading.fields))
         return cls(
-            path,
+            kind,
             model,
             fields,
             prompt_json,
             constraints,
-            terms_of(fields, prompt_json, viewer, headers, settings.dispatch),
+            terms_of(
+                fields,
+                prompt_json,
+                viewer,
+                headers,
+                settings.dispatch,
+                kind.spends,
+                reading.prompts(body),
+            ),
             constraints.conversation or _sticky_key(fields),
             headers,
             wrappers_of(settings.router.wrappers),
@@ -123,7 +119,7 @@ class Completion:
         Raises:
             InvalidRequest: there are too many.
         """
-        value = self.fields[FORMS[self.path].field]
+        value = READINGS[self.kind.shape].asked(self.fields)
         listed = value if _is_list_of_prompts(value) else [value]
         if len(listed) > MOST_PROMPTS:
             raise InvalidRequest(
@@ -135,22 +131,37 @@ class Completion:
 
     def only(self, places: Sequence[int], dispatch: DispatchSettings) -> "Completion":
         """A request for some of its prompts."""
-        name = FORMS[self.path].field
+        (name,) = READINGS[self.kind.shape].fields
         fields = {**self.fields, name: [self.fields[name][place] for place in places]}
         prompt_json = encode_json(fields[name])
-        terms = terms_of(fields, prompt_json, self.viewer, self.headers, dispatch)
+        terms = terms_of(
+            fields,
+            prompt_json,
+            self.viewer,
+            self.headers,
+            dispatch,
+            self.kind.spends,
+            len(places),
+        )
         terms = replace(terms, since=self.terms.since)
         return replace(self, fields=fields, prompt_json=prompt_json, terms=terms)
 
-    def for_engine(self, model: str) -> bytes:
+    def for_engine(self, model: str, request_id: str) -> Sent:
         """The body, with the engine's name of the model in it."""
-        return encode_json({**self.fields, "model": model})
+        fields = {**self.fields, "model": model}
+        if self.kind.shape is Shape.AUDIO:
+            return packed_form(fields)
+        if self.kind.shape is Shape.RESPONSE:
+            # Its id is the request's. What an engine could keep would be in one replica alone.
+            fields |= {"request_id": f"resp_{request_id}", "store": False}
+        return Sent(encode_json(fields))
 
 
 def parse_constraints(value: Any, viewer: Viewer, headers: Mapping[str, str]) -> Constraints:
     """Constraints of the body, and of headers where the body has none."""
-    if isinstance(value, dict) and "viewer" in value:
-        raise InvalidRequest("constraints.viewer: no such constraint", param="constraints.viewer")
+    if isinstance(value, dict) and (ours := next(filter(value.__contains__, OURS), None)):
+        named = f"constraints.{ours}"
+        raise InvalidRequest(f"{named}: no such constraint", param=named)
     if value is None or isinstance(value, dict):
         value = merged(constraints_in_headers(headers), value or {})
     sent = parse(Constraints, value, "constraints")
@@ -176,47 +187,9 @@ def _sticky_key(body: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("messages must be a list with at least one message", param="messages")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidRequest(
-                f"messages[{i}] must be an object with a role and a content",
-                param=f"messages[{i}]",
-            )
-
-
-def _check_prompt(prompt: Any) -> None:
-    if not isinstance(prompt, str | list) or not prompt:
-        raise InvalidRequest("prompt must be a string, or a list of them", param="prompt")
-
-
 def _is_list_of_prompts(value: Any) -> bool:
     """Texts, or lists of tokens. What is neither is for an engine to refuse, whole."""
     if not isinstance(value, list):
         return False
     are_texts = all(isinstance(prompt, str) for prompt in value)
     return are_texts or all(isinstance(prompt, list) for prompt in value)
-
-
-def _unflag_messages(messages: list[dict[str, Any]]) -> Unflagged:
-    """Users write flags into their last turn."""
-    turns = [i for i, m in enumerate(messages) if m.get("role") == "user"]
-    last = (turns or [len(messages) - 1])[-1]
-    content, weights = _unflag_text(messages[last].get("content"))
-    turn = messages[last] | {"content": content} if weights else messages[last]
-    return [*messages[:last], turn, *messages[last + 1 :]], weights
-
-
-def _unflag_text(text: Any) -> Unflagged:
-    return take_flags(text) if isinstance(text, str) else (text, {})
-
-
-CHAT_PATH = "/v1/chat/completions"
-COMPLETIONS_PATH = "/v1/completions"
-# A new endpoint is one more way to read a body.
-FORMS = {
-    CHAT_PATH: Form("messages", _check_messages, _unflag_messages),
-    COMPLETIONS_PATH: Form("prompt", _check_prompt, _unflag_text),
-}

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
@@ -15,16 +15,17 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from cluster import members as reports
+from cluster.calls import CALLS
 from cluster.decisions import Decision, Prompt
 from cluster.errors import Overloaded, ReplicaLost, Unavailable
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
 from deployments.ingress.admission import Admission, Place
+from deployments.ingress.calls.answers import Meter
 from deployments.ingress.fleet import Fleet
 from deployments.ingress.http import build_http
 from deployments.ingress.operations import operations
 from deployments.ingress.terms import Terms
-from deployments.ingress.traffic import is_last, tokens_in
 from deployments.process import metrics
 from deployments.process.call import Call, Reply
 from deployments.process.logs import configure
@@ -55,6 +56,9 @@ class ServePool:
         self._handle = handle.options(stream=True, method_name="answer")
         self._admission = admission
 
+    def tasks(self) -> Collection[str]:
+        return self._fleet.tasks(self._model_id)
+
     def running(self) -> list[str]:
         replicas = self._fleet.replicas(self._model_id)
         return [replica.id for replica in sorted(replicas, key=lambda r: r.ongoing)]
@@ -80,7 +84,8 @@ class ServePool:
             reply = await unpacked(parts)
             if reply.start.is_stream:
                 place.has_begun()
-            yield Reply(reply.start, _counted(reply.body, place))
+            meter = Meter(CALLS[call.path], reply.start.is_stream)
+            yield Reply(reply.start, _counted(reply.body, meter, place))
 
     async def _parts(self, call: Call) -> AsyncGenerator[Part, None]:
         """What Serve brings, and what it raises in our words."""
@@ -100,11 +105,13 @@ class ServePool:
             raise
 
 
-async def _counted(body: AsyncGenerator[bytes, None], place: Place) -> AsyncGenerator[bytes, None]:
+async def _counted(
+    body: AsyncGenerator[bytes, None], meter: Meter, place: Place
+) -> AsyncGenerator[bytes, None]:
     """For the queue: what was generated, and that it is all."""
     async for chunk in body:
-        place.answer_tokens += tokens_in(chunk)
-        place.is_answered = is_last(chunk)
+        meter.take(chunk)
+        place.answer_tokens, place.is_answered = meter.tokens, meter.is_whole
         yield chunk
     place.is_answered = True
 

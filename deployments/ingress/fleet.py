@@ -34,6 +34,7 @@ class Fleet:
     def __init__(self, members: Members, settings: PlacementSettings) -> None:
         self._members = members
         self._known: dict[str, _Known] = {}
+        self._tasks: dict[str, frozenset[str]] = {}
         self._ingresses = 1
         # Requests that this process has under way, by replica and adapter version.
         self._mine: dict[str, Counter[AdapterKey | None]] = {}
@@ -64,6 +65,10 @@ class Fleet:
     def replicas(self, model: str) -> list[ReplicaView]:
         """The replicas of a base model now."""
         return [self._view(k) for k in self._known.values() if k.report.model == model]
+
+    def tasks(self, model: str) -> frozenset[str]:
+        """What the replicas of a base model can do; nothing where there are none."""
+        return self._tasks.get(model, frozenset())
 
     def begin(self, replica: str, key: AdapterKey | None, sequences: int = 1) -> None:
         """A request of this process, for so many answers, goes to a replica."""
@@ -131,6 +136,11 @@ class Fleet:
             m.id: _Known(m, Counter(self._mine.get(m.id, {})), Holding.of(m.residency, m.loading))
             for m in members
             if isinstance(m, Replica)
+        }
+        replicas = [known.report for known in self._known.values()]
+        self._tasks = {
+            model: frozenset().union(*(r.tasks for r in replicas if r.model == model))
+            for model in {replica.model for replica in replicas}
         }
         self._ingresses = sum(isinstance(m, Ingress) for m in members)
         for listener in self._listeners:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.adapters import Viewer
+from cluster.calls import CALLS, CHAT_PATH
 from cluster.decisions import Decision, Route, RoutedRequest
 from cluster.errors import (
     InvalidRequest,
@@ -23,10 +24,11 @@ from deployments.ingress.answering.fallback import Answered, Fallbacks, first_to
 from deployments.ingress.answering.pools import ReplicaPool, answered_by
 from deployments.ingress.answering.start import start_of
 from deployments.ingress.answering.together import Share, Told, all_answers, as_one, shares_of
+from deployments.ingress.calls.abilities import Abilities
 from deployments.ingress.completion import Completion
 from deployments.ingress.directory import AUTO, Chosen, Directory
 from deployments.ingress.resolver import Resolver
-from deployments.ingress.rules.choice import Choice
+from deployments.ingress.rules.choice import Choice, count
 from deployments.ingress.traffic import Observed
 from deployments.process import metrics
 from deployments.process.call import Call, Reply
@@ -64,6 +66,7 @@ class Gateway:
         self._resolver = resolver
         self._fallbacks = Fallbacks(settings.models)
         self.wrappers = wrappers_of(settings.router.wrappers)
+        self._abilities = Abilities(settings, lambda model: pools[model].tasks())
 
     async def complete(
         self,
@@ -74,11 +77,11 @@ class Gateway:
         headers: Mapping[str, str],
         held: AsyncExitStack,
     ) -> Reply:
-        """Serve a chat or text completion; `headers` may say how it wants to be served.
+        """Serve a call that a model answers; `headers` may say how it wants to be served.
 
         The reply lives as long as the block `held`.
         """
-        observed = Observed(request_id, self._settings.logging)
+        observed = Observed(request_id, CALLS[path], self._settings.logging)
         try:
             asked = Completion.read(path, body, viewer, headers, self._settings)
             reply = await self._answer(asked, observed, held)
@@ -91,6 +94,8 @@ class Gateway:
         return observed.passing(reply, held)
 
     async def _answer(self, asked: Completion, observed: Observed, held: AsyncExitStack) -> Reply:
+        constraints = self._abilities.narrowed(asked.constraints, asked.kind)
+        asked = replace(asked, constraints=constraints)
         chosen = await self._choose(asked, asked.sticky_key or observed.request_id)
         shares, request_id = shares_of(chosen), observed.request_id
         self._observe(observed, asked, [share.chosen for share in shares])
@@ -131,19 +136,41 @@ class Gateway:
         self, asked: Completion, chosen: Chosen, request_id: str, held: AsyncExitStack
     ) -> Answered:
         async def dispatch(chosen: Chosen, held: AsyncExitStack) -> Reply:
-            content = asked.for_engine(chosen.adapter.key if chosen.adapter else chosen.base_model)
-            position = self._directory.position
-            trace = current().carried
-            call = Call(asked.path, request_id, content, chosen.adapter, position, trace=trace)
+            model = chosen.adapter.key if chosen.adapter else chosen.base_model
+            sent = asked.for_engine(model, request_id)
+            call = Call(
+                asked.kind.path,
+                request_id,
+                sent.body,
+                chosen.adapter,
+                self._directory.position,
+                content_type=sent.content_type,
+                trace=current().carried,
+            )
             return await answered_by(self._pools[chosen.base_model], call, asked.terms, held)
 
-        chain = self._fallbacks.chain(chosen, asked.constraints)
+        chain = [chosen]
+        if asked.kind.by_prompt:  # no other model's vectors can stand for these
+            chain = self._fallbacks.chain(chosen, asked.constraints)
         return await first_to_answer(chain, dispatch, held)
 
     async def _choose(self, asked: Completion, key: str) -> list[Chosen]:
         """What answers each prompt; of a model that was named, all of them."""
         if asked.model != AUTO:
-            return [await self._named(asked, key)]
+            chosen = [await self._named(asked, key)]
+        elif asked.kind.by_prompt:
+            chosen = await self._by_prompt(asked, key)
+        else:
+            base_model = self._abilities.default(asked.kind, asked.constraints)
+            chosen = [Chosen(base_model, None, Route.AUTO)]
+        for one in chosen:
+            self._abilities.check(one.base_model, asked.kind)
+        if asked.kind.adapters:
+            return chosen
+        # Nothing is chosen for good: it is only told what the one that would answer reads.
+        return [replace(one, adapter=None, decision=None, prompt=None) for one in chosen]
+
+    async def _by_prompt(self, asked: Completion, key: str) -> list[Chosen]:
         began = time.monotonic()
         prompts = asked.prompts
         with current().child("choose") as span:
@@ -158,10 +185,10 @@ class Gateway:
         metrics.routing_time.observe(time.monotonic() - began)
         chosen = []
         for one, decision in zip(prompts, decisions, strict=True):
-            _count(decision)
+            count(decision)
             if decision.adapter is not None:
                 metrics.confidence.observe(decision.confidence)
-            found = self._follow(decision, asked.constraints, key)
+            found = self._follow(decision, asked, key)
             chosen.append(replace(found, decision=decision, prompt=one.prompt))
         return chosen
 
@@ -176,10 +203,10 @@ class Gateway:
                 raise
             return self._directory.resolve(name, asked.viewer, key)
 
-    def _follow(self, decision: Decision, constraints: Constraints, key: str) -> Chosen:
+    def _follow(self, decision: Decision, asked: Completion, key: str) -> Chosen:
         """What a decision means now."""
-        default = self._settings.default_base(local_only=constraints.local_only)
-        base_model = decision.model or constraints.base_model or default
+        constraints = asked.constraints
+        base_model = decision.model or self._abilities.default(asked.kind, constraints)
         if decision.adapter is None:
             # One that does not answer now says so itself, or its fallback answers.
             if decision.excluded.get(base_model, NOT_SERVED) != NOT_SERVED:
@@ -270,6 +297,8 @@ class Gateway:
     ) -> list[Decision]:
         """The decisions alone; `tried` are rules in place of those that hold."""
         viewer, base_models = constraints.viewer, self._directory.base_models
+        if not constraints.unable:
+            constraints = self._abilities.narrowed(constraints, CALLS[CHAT_PATH])
         constraints = constraints.renamed(lambda name: self._directory.meant(name, viewer))
         if constraints.base_model is not None and constraints.base_model not in base_models:
             raise ModelNotFound(constraints.base_model, base_models, param="constraints.base_model")
@@ -278,18 +307,3 @@ class Gateway:
                 known = self._directory.names_like(name, viewer)
                 raise ModelNotFound(name, known, param="constraints.adapters")
         return await self._choice.decide(asked, constraints, tried)
-
-
-def _count(decision: Decision) -> None:
-    outcome = "base" if decision.adapter is None else "adapter"
-    if decision.route is Route.FALLBACK:
-        outcome = "fallback"
-    metrics.decisions.labels(outcome).inc()
-    if decision.conversation is not None:
-        metrics.turns.labels(decision.conversation).inc()
-    if decision.explored:
-        metrics.explored.inc()
-    for name in decision.narrowed_by:
-        metrics.ruled.labels(name, "narrowed").inc()
-    if decision.rule:
-        metrics.ruled.labels(decision.rule, "chose").inc()

@@ -1,6 +1,5 @@
 """HTTP: routes to the gateway's operations, and its errors in OpenAI's shape."""
 
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -14,14 +13,16 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from adapter_store.search import Search
+from cluster.calls import CALLS, Shape
 from cluster.errors import InvalidRequest, RoundhouseError
 from cluster.settings import AuthSettings, HttpSettings
-from deployments.ingress.auth import ADMIN, CLIENT, Authoriser
+from deployments.ingress.auth import ADMIN, CLIENT, Authoriser, key_in
 from deployments.ingress.base_models import BaseModels
 from deployments.ingress.batches.http import add_batches
-from deployments.ingress.bodies import NameRoute, read_json, request_id_of
+from deployments.ingress.bodies import NameRoute, read_form, read_json, request_id_of
+from deployments.ingress.calls.answers import error_body, error_event, reworded
 from deployments.ingress.changes.http import add_changes, add_uploads
-from deployments.ingress.completion import FORMS, parse_constraints
+from deployments.ingress.completion import parse_constraints
 from deployments.ingress.dashboard.http import add_dashboard, add_page
 from deployments.ingress.directory import Directory
 from deployments.ingress.edge.doors import doors
@@ -44,6 +45,7 @@ from router.rules.matching import Asked
 logger = logging.getLogger(__name__)
 
 _MAX_ROUTE_INPUTS = 1024
+_FIRST_ERROR = 400
 _UNEXPECTED = "internal error; the log names this request id"
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -74,9 +76,8 @@ def build_http(
     def asks_for(scope: str) -> list[Any]:
         # A coroutine, or every request would wait for a thread.
         async def check(request: Request) -> None:
-            header = request.headers.get("authorization")
             with current().child("authorise"):
-                request.state.viewer = authoriser.check(header, scope)
+                request.state.viewer = authoriser.check(key_in(request.headers), scope)
 
         check.scope = scope  # type: ignore[attr-defined]  # for the OpenAPI document
         return [Depends(check)]
@@ -116,15 +117,18 @@ def _add_document(app: FastAPI, *, asks_for_keys: bool) -> None:
 
 def _add_inference(router: APIRouter, gateway: Gateway, max_body_bytes: int) -> None:
     async def complete(request: Request) -> Response:
-        body = await read_json(request, max_body_bytes, may_be_unsaid=True)
-        request.state.is_counted = True  # by the gateway, from here on
         path, asked_by = request.scope["path"], request.state.viewer
+        if CALLS[path].shape is Shape.AUDIO:
+            body = await read_form(request, max_body_bytes)
+        else:
+            body = await read_json(request, max_body_bytes, may_be_unsaid=True)
+        request.state.is_counted = True  # by the gateway, from here on
         async with AsyncExitStack() as held:
             request_id = request_id_of(request)
             reply = await gateway.complete(path, body, request_id, asked_by, request.headers, held)
-            return await _respond(reply, request_id, held)
+            return await _respond(path, reply, request_id, held)
 
-    for path in FORMS:
+    for path in CALLS:
         router.post(path)(complete)
 
 
@@ -220,18 +224,20 @@ async def _ours(request: Request, error: RoundhouseError) -> JSONResponse:
 
 def _refusal(scope: Scope, error: RoundhouseError) -> JSONResponse:
     """The error as an answer; counted unless the gateway has."""
-    if scope["path"] in FORMS and not scope.get("state", {}).get("is_counted", False):
+    if scope["path"] in CALLS and not scope.get("state", {}).get("is_counted", False):
         metrics.requests.labels("", metrics.UNKNOWN, "", str(error.status)).inc()
-    return JSONResponse(error.body(), error.status, error.headers())
+    return JSONResponse(error_body(scope["path"], error), error.status, error.headers())
 
 
 async def _of_framework(request: Request, error: HTTPException) -> JSONResponse:
+    path = request.scope["path"]
     said = {
-        404: "there is no such call; GET /openapi.json lists those that there are",
+        404: "there is no such call; GET /openapi.json lists those that there are. Models answer "
+        + ", ".join(CALLS),
         405: f"the path takes {(error.headers or {}).get('Allow', 'other methods')}",
     }.get(error.status_code, error.detail)
-    wrapped = InvalidRequest(f"{request.method} {request.scope['path']}: {said}")
-    return JSONResponse(wrapped.body(), error.status_code, error.headers)
+    wrapped = InvalidRequest(f"{request.method} {path}: {said}")
+    return JSONResponse(error_body(path, wrapped), error.status_code, error.headers)
 
 
 async def _of_query(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -260,18 +266,21 @@ def route_inputs(value: Any) -> list[Any]:
     return value
 
 
-async def _respond(reply: Reply, request_id: str, held: AsyncExitStack) -> Response:
+async def _respond(path: str, reply: Reply, request_id: str, held: AsyncExitStack) -> Response:
     """The response; of a stream, it takes over what is `held`."""
     if reply.start.is_stream:
-        return _Stream(reply, request_id, held.pop_all())
-    return Response(await reply.read(), reply.start.status, reply.start.headers)
+        return _Stream(path, reply, request_id, held.pop_all())
+    status, body = reply.start.status, await reply.read()
+    if status >= _FIRST_ERROR:
+        body = reworded(CALLS[path], status, body)
+    return Response(body, status, reply.start.headers)
 
 
 class _Stream(StreamingResponse):
     """A client that hangs up frees its place: what the reply holds ends with the response."""
 
-    def __init__(self, reply: Reply, request_id: str, held: AsyncExitStack) -> None:
-        super().__init__(_told(reply, request_id), reply.start.status, reply.start.headers)
+    def __init__(self, path: str, reply: Reply, request_id: str, held: AsyncExitStack) -> None:
+        super().__init__(_told(path, reply, request_id), reply.start.status, reply.start.headers)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -279,18 +288,14 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _told(reply: Reply, request_id: str) -> AsyncIterator[bytes]:
+async def _told(path: str, reply: Reply, request_id: str) -> AsyncIterator[bytes]:
     """The status line is out already, so an error in mid-stream is the stream's last event."""
     try:
         async for chunk in reply.body:
             yield chunk
     except RoundhouseError as e:
-        yield _event_of(e)
+        yield error_event(path, e)
     except Exception:
         # Whatever it was: without an event, the client would take what it has for the whole.
         logger.exception("request %s failed in mid-stream", request_id)
-        yield _event_of(RoundhouseError(_UNEXPECTED))
-
-
-def _event_of(error: RoundhouseError) -> bytes:
-    return b"data: " + json.dumps(error.body()).encode() + b"\n\n"
+        yield error_event(path, RoundhouseError(_UNEXPECTED))

@@ -8,6 +8,7 @@ from adapter_store.batches.ledger import Ledger
 from adapter_store.encoders.kept import EncoderStore
 from adapter_store.routing_log import RoutingLog, RoutingRecorder
 from adapter_store.server import Server
+from cluster.calls import CALLS, Shape
 from cluster.members import DeploymentState
 from cluster.settings import RouterSettings, Settings
 from deployments.ingress.answering.pools import ReplicaPool
@@ -18,7 +19,6 @@ from deployments.ingress.changes.admin import AdapterAdmin
 from deployments.ingress.changes.evaluation import Evaluation
 from deployments.ingress.changes.proof import Proof
 from deployments.ingress.changes.rollout_driver import RolloutDriver
-from deployments.ingress.completion import FORMS
 from deployments.ingress.conversations.memory import Conversations
 from deployments.ingress.dashboard.summary import Dashboard
 from deployments.ingress.directory import Directory
@@ -104,4 +104,6 @@ def operations(
 def _jobs(settings: Settings, process: Process, gateway: Gateway, ledger: Ledger) -> Jobs:
     contents = Contents(settings.store)
     runner = Runner(settings.batch, ledger, contents, gateway.complete, process.id)
-    return Jobs(settings.batch, ledger, contents, process.add(runner), FORMS)
+    # A line of a file is JSON: no recording is in it.
+    endpoints = [path for path, kind in CALLS.items() if kind.shape is not Shape.AUDIO]
+    return Jobs(settings.batch, ledger, contents, process.add(runner), endpoints)

@@ -3,11 +3,12 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.adapters import Viewer
+from cluster.calls import CALLS, CHAT_PATH
 from cluster.errors import InvalidRequest
 from cluster.settings import DispatchSettings
 from deployments.ingress.apart import SALT
@@ -63,20 +64,26 @@ def terms_of(
     viewer: Viewer,
     headers: Mapping[str, str],
     dispatch: DispatchSettings,
+    spends: Sequence[str] = CALLS[CHAT_PATH].spends,
+    prompts: int = 1,
 ) -> Terms:
     """Read them off a request.
 
     Args:
         prompt: the messages or the prompt, as JSON.
+        spends: see `CallKind`.
+        prompts: how many there are.
 
     Raises:
         InvalidRequest: a header, or `n`, that cannot be what it should be; names it.
     """
-    answer = body.get("max_completion_tokens") or body.get("max_tokens")
-    if not isinstance(answer, int) or answer <= 0:
-        answer = _USUAL_TOKENS
+    answer: Any = 0
+    if spends:
+        answer = next(filter(None, map(body.get, spends)), None)
+        if not isinstance(answer, int) or answer <= 0:
+            answer = _USUAL_TOKENS
     prompt_tokens = len(prompt) / _BYTES_PER_TOKEN
-    sequences = _sequences(body)
+    sequences = _answers(body) * prompts
     return Terms(
         tenant=viewer.owner,
         priority=_priority(headers, viewer),
@@ -88,19 +95,15 @@ def terms_of(
     )
 
 
-def _sequences(body: Mapping[str, Any]) -> int:
+def _answers(body: Mapping[str, Any]) -> int:
     n = body.get("n")
     if n is None:
-        n = 1
+        return 1
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= _MOST_ANSWERS:
         raise InvalidRequest(
             f"n must be a whole number from 1 to {_MOST_ANSWERS}; for more, send further requests",
             param="n",
         )
-    prompts = body.get("prompt")
-    # A list of numbers is one prompt, in tokens.
-    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
-        return n * len(prompts)
     return n
 
 

@@ -2,38 +2,21 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from cluster.calls import CallKind
 from cluster.errors import RoundhouseError
 from cluster.settings import LoggingSettings
+from deployments.ingress.calls.answers import Meter
 from deployments.process import metrics
 from deployments.process.call import REPLICA_HEADER, RESIDENCY_HEADER, Reply, ResponseStart
 
 logger = logging.getLogger(__name__)
 
-_EVENT = b"data: "
-# An event with text in it; quotes within generated text are escaped, so they do not match.
-_TEXT = re.compile(rb'"(?:content|text|reasoning|reasoning_content)":\s*"(?!")')
-# Of an answer in one piece.
-_USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')
 _LEFT = 499
-
-
-def tokens_in(chunk: bytes) -> int:
-    """Generated tokens in a part of an answer: one per event with text, or as its usage says."""
-    if chunk.startswith(_EVENT):
-        return len(_TEXT.findall(chunk))
-    found = _USAGE.search(chunk)
-    return int(found[1]) if found else 0
-
-
-def is_last(chunk: bytes) -> bool:
-    """Whether a stream ends with this: clients of OpenAI's leave as soon as they have read it."""
-    return chunk.endswith(b"data: [DONE]\n\n")
 
 
 @dataclass
@@ -41,6 +24,7 @@ class Observed:
     """One request, counted when it has ended."""
 
     request_id: str
+    kind: CallKind
     logging: LoggingSettings
     model: str = ""
     adapter: str = metrics.UNKNOWN
@@ -71,15 +55,16 @@ class Observed:
 
     async def _passed(self, reply: Reply) -> AsyncGenerator[bytes, None]:
         start = reply.start
-        last, status, problem, is_whole = self.began, start.status, None, False
+        last, status, problem = self.began, start.status, None
+        meter = Meter(self.kind, start.is_stream)
         try:
             async for chunk in reply.body:
                 last = time.monotonic()
-                self.tokens += tokens_in(chunk)
+                meter.take(chunk)
+                self.tokens = meter.tokens
                 if start.is_stream and self.tokens and self.ttft_s is None:
                     self.ttft_s = last - self.began
                     metrics.ttft.labels(self.model, self._name).observe(self.ttft_s)
-                is_whole = is_last(chunk)
                 yield chunk
         except RoundhouseError as e:
             # The status line is out already; what the client got is an error all the same.
@@ -89,7 +74,7 @@ class Observed:
             status, problem = RoundhouseError.status, repr(e)
             raise
         except (GeneratorExit, asyncio.CancelledError):
-            status = start.status if is_whole else _LEFT
+            status = start.status if meter.is_whole else _LEFT
             raise
         finally:
             self._ended(last, status, start.headers, problem)

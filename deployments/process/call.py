@@ -65,10 +65,11 @@ async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
 class Call:
     """One request as the ingress hands it over: already authorised and routed.
 
-    `body` is the JSON for the engine, with the engine's name of the model in it. `position` is how
-    far the ingress had followed the store when it resolved the adapter. `replica` is the one that
-    it should go to; empty leaves that to Ray Serve. `waiting` are the adapter versions that
-    requests behind it wait for; `missing` is the one of them that this replica should load next.
+    `body` is what the engine gets, with its own name of the model in it: JSON, unless
+    `content_type` says something else. `position` is how far the ingress had followed the store
+    when it resolved the adapter. `replica` is the one that it should go to; empty leaves that to
+    Ray Serve. `waiting` are the adapter versions that requests behind it wait for; `missing` is the
+    one of them that this replica should load next.
     `trace` are the headers by which spans of a replica join the request's.
     """
 
@@ -80,6 +81,7 @@ class Call:
     replica: str = ""
     waiting: tuple[AdapterKey, ...] = ()
     missing: AdapterKey | None = None
+    content_type: str = "application/json"
     trace: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.calls import CALLS
 from cluster.errors import RequestTimedOut, RoundhouseError, Unavailable
 
 # A request's head, and as much of its body as a buffer takes, comes within that time.
@@ -45,7 +46,7 @@ _REASONS = {
 }
 # An ingress that dies before it has answered: another one may be asked the same. What changes
 # something is not asked twice.
-_MAY_BE_REPEATED = "{ method GET HEAD } || { path /v1/chat/completions /v1/completions /v1/route }"
+_MAY_BE_REPEATED = f"{{ method GET HEAD }} || {{ path /v1/route {' '.join(CALLS)} }}"
 
 
 @dataclass(frozen=True)

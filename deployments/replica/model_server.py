@@ -171,6 +171,7 @@ class ModelServer:
             kv_use=self.engine.kv_use(),
             problems=self._adapters.problems,
             trouble=self.engine.trouble(),
+            tasks=self.engine.tasks,
         )
 
 

@@ -39,9 +39,8 @@ async def serve_call(
                 load.note(tier=tier.value)
         phases = Phases(span)
         held.callback(phases.end)
-        answer = engine.answer(
-            call.path, call.body, {"x-request-id": call.request_id, **span.carried}
-        )
+        told = {"x-request-id": call.request_id, "content-type": call.content_type}
+        answer = engine.answer(call.path, call.body, {**told, **span.carried})
         reply = await held.enter_async_context(answer)
     except RoundhouseError as e:
         span.failed(e.message)

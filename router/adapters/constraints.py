@@ -54,6 +54,9 @@ class Constraints(Value):
         description="the client's own name of the conversation that the request is a turn of",
     )
     viewer: Viewer = Field(OPERATOR, description="who asks; set by the endpoint, not by callers")
+    unable: tuple[str, ...] = Field(
+        (), description="base models that cannot answer such a call; set by the endpoint, too"
+    )
 
     def objection(self, card: Card) -> str | None:
         """Why an adapter may not be chosen, or None."""
@@ -61,7 +64,7 @@ class Constraints(Value):
             return "adapters"
         if card.name in self.exclude:
             return "exclude"
-        if self.base_model not in (None, card.base_model):
+        if self.base_model not in (None, card.base_model) or card.base_model in self.unable:
             return "base_model"
         if not set(self.tags) <= set(card.tags):
             return "tags"
@@ -86,9 +89,12 @@ class Constraints(Value):
             base_model=self.base_model,
             tags=self.tags,
             viewer=self.viewer,
+            unable=self.unable,
         )
 
 
+# Not for callers to set.
+OURS = ("viewer", "unable")
 _NAMES = ("adapters", "exclude")
 _LISTS = (*_NAMES, "tags")
 _PLAIN = (

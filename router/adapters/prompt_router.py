@@ -138,9 +138,10 @@ class PromptRouter:
 
     def _models_for(self, constraints: Constraints) -> tuple[str, ...]:
         """The base models, those first that may be the default."""
-        if not constraints.local_only:
-            return tuple(model.id for model in self._base_models)
-        return tuple(m.id for m in sorted(self._base_models, key=lambda m: m.is_elsewhere))
+        able = [m for m in self._base_models if m.id not in constraints.unable]
+        if constraints.local_only:
+            able.sort(key=lambda m: m.is_elsewhere)
+        return tuple(m.id for m in able)
 
     def _by_cards(
         self, index: Index, prompts: list[Prompt], features: Features, terms: Terms

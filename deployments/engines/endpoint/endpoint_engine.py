@@ -15,6 +15,7 @@ import httpx
 
 from cluster.adapters import AdapterKey, AdapterRef, BaseModelFacts
 from cluster.addresses import is_loopback
+from cluster.calls import Task
 from cluster.errors import ConfigError, EngineRefused, Overloaded
 from cluster.members import Residency
 from cluster.settings import BaseModelSettings, EndpointSettings
@@ -94,6 +95,10 @@ class EndpointEngine:
     @property
     def layout(self) -> str:
         return "none"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (Task.CHAT,)
 
     def prepare(self, source: Path, target: Path) -> None:  # noqa: ARG002  (the protocol's)
         raise ValueError(f"{self._settings.id} {_NO_ADAPTERS}")

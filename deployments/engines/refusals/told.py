@@ -101,11 +101,20 @@ def _of_client(status: int, message: str, said: Mapping[str, Any], body: bytes) 
 def _field(param: str | None, body: bytes) -> str | None:
     """The request's own name of what the engine names by another one."""
     if param == GRAMMAR:
-        return grammar_field(json.loads(body))
+        return grammar_field(_fields(body))
     if param not in _NAMES:
         return param
-    fields = json.loads(body)
+    fields = _fields(body)
     return next((name for name in _NAMES[param] if fields.get(name)), None)
+
+
+def _fields(body: bytes) -> Mapping[str, Any]:
+    """Of a request; a form has none of those that are looked for."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def grammar_field(fields: Mapping[str, Any]) -> str | None:

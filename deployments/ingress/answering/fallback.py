@@ -74,6 +74,7 @@ def _may_answer(model: BaseModelSettings, constraints: Constraints) -> bool:
         not (constraints.local_only and model.is_elsewhere)
         and constraints.base_model in (None, model.id)
         and model.id not in constraints.exclude
+        and model.id not in constraints.unable
         and (most is None or model.weighed_price <= most)
     )
 

@@ -1,5 +1,6 @@
 """The replicas of a base model, and how a request comes to one of them."""
 
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol
 
@@ -18,6 +19,9 @@ class ReplicaPool(Protocol):
             Overloaded: its turn would come too late.
             ReplicaLost: the replica died while it had the call; from the body, too.
         """
+
+    def tasks(self) -> Collection[str]:
+        """What they can do; nothing where there are none."""
 
     def running(self) -> list[str]:
         """The replicas that live, those that are least busy first."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from cluster.adapters import Adapter, AdapterRef, Version
+from cluster.calls import CHAT_PATH
 from cluster.errors import AdapterLoadFailed, EngineRefused, InvalidRequest, Unavailable
 from deployments.ingress.answering.pools import ReplicaPool, answered_by
-from deployments.ingress.completion import CHAT_PATH, encode_json
+from deployments.ingress.completion import encode_json
 from deployments.ingress.directory import Directory
 from deployments.ingress.terms import Terms
 from deployments.process.call import REPLICA_HEADER, Call

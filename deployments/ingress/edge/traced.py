@@ -6,6 +6,7 @@ Only where `telemetry.otlp_endpoint` is set: without, it is not in the way.
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.calls import CALLS
 from deployments.process import logs, tracing
 from deployments.process.call import REPLICA_HEADER, RESIDENCY_HEADER
 
@@ -59,5 +60,5 @@ def _note(span: tracing.Span, headers: MutableHeaders, status: int) -> None:
 def _name(path: str) -> str:
     """Of what is asked, without the names in it."""
     parts = path.split("/")
-    is_below = len(parts) > 3 and parts[2] not in ("chat",)
+    is_below = len(parts) > 3 and path not in CALLS
     return f"POST {'/'.join(parts[:3])}/..." if is_below else f"POST {path[:40]}"

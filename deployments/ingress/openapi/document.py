@@ -14,9 +14,11 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from cluster.calls import CALLS
 from deployments.ingress.openapi import endpoints
-from deployments.ingress.openapi.endpoints import ENDPOINTS, Endpoint, Schema
-from router.adapters.constraints import HEADER_PREFIX
+from deployments.ingress.openapi.endpoint import JSON, MODEL, Endpoint, Schema
+from deployments.ingress.openapi.endpoints import ENDPOINTS
+from router.adapters.constraints import HEADER_PREFIX, OURS
 
 _REF = "#/components/schemas/{model}"
 _KEY = "key"
@@ -39,6 +41,13 @@ _ERROR: Schema = {
         }
     },
     "required": ["error"],
+    "additionalProperties": False,
+}
+# As Anthropic words it.
+_MESSAGE_ERROR: Schema = {
+    "type": "object",
+    "properties": {"type": {"const": "error"}, **_ERROR["properties"]},
+    "required": ["type", "error"],
     "additionalProperties": False,
 }
 # By the beginning of the status; HEAD has no body, whatever the status.
@@ -96,25 +105,27 @@ def _operation(
     offered: str, found: Mapping[str, Any], described: Endpoint, scope: str | None
 ) -> dict[str, Any]:
     method = offered.partition(" ")[0]
-    name = re.sub(r"\W+", "_", offered.lower().replace("/v1/", "/")).strip("_")
+    # Some of vLLM's calls have a name with and one without.
+    short = offered.replace("/v1/", "/")
+    name = re.sub(r"\W+", "_", (offered if short in ENDPOINTS else short).lower()).strip("_")
     made: dict[str, Any] = {"operationId": name, "summary": described.summary}
     if described.differs:
         made["description"] = f"Differs: {described.differs}"
-    if parameters := [*found.get("parameters", ()), *_headers(described)]:
+    if parameters := [*found.get("parameters", ()), *_headers(offered, described)]:
         made["parameters"] = parameters
     if described.body is not None:
         content = {described.body_type: {"schema": _schema(described.body)}}
         made["requestBody"] = {"content": content, "required": described.needs_body}
-    made["responses"] = _responses(described, has_body=method != "HEAD")
+    made["responses"] = _responses(described, _error_of(offered) if method != "HEAD" else "")
     if scope is not None:
         made["security"] = [{_KEY: []}]
         made["x-scope"] = scope
     return made
 
 
-def _headers(described: Endpoint) -> list[Schema]:
+def _headers(offered: str, described: Endpoint) -> list[Schema]:
     headers = dict(described.headers)
-    if described.body in [{"$ref": _REF.format(model=name)} for name in _INFERENCE]:
+    if offered.removeprefix("POST ") in CALLS:
         headers |= {HEADER_PREFIX + name: {"type": "string"} for name in _HEADERS}
     is_required = {"upload-length", "upload-offset"}
     return [
@@ -123,7 +134,13 @@ def _headers(described: Endpoint) -> list[Schema]:
     ]
 
 
-def _responses(described: Endpoint, *, has_body: bool) -> dict[str, Any]:
+def _error_of(offered: str) -> str:
+    """The schema of its errors."""
+    kind = CALLS.get(offered.removeprefix("POST "))
+    return "MessageError" if kind is not None and kind.is_anthropic else "Error"
+
+
+def _responses(described: Endpoint, errors: str) -> dict[str, Any]:
     answers = {
         str(status): {
             "description": "Done.",
@@ -131,9 +148,9 @@ def _responses(described: Endpoint, *, has_body: bool) -> dict[str, Any]:
         }
         for status, content in described.answers.items()
     }
-    error = {"content": {endpoints.JSON: {"schema": {"$ref": _REF.format(model="Error")}}}}
+    error = {"content": {JSON: {"schema": {"$ref": _REF.format(model=errors)}}}}
     refusals = {
-        status: {"description": said, **(error if has_body else {})}
+        status: {"description": said, **(error if errors else {})}
         for status, said in _REFUSALS.items()
     }
     return answers | refusals
@@ -148,18 +165,19 @@ def _schemas() -> dict[str, Schema]:
     for name in _INFERENCE:
         _extend(theirs[name])
     sent, answered = _of(endpoints.SENT, "validation"), _of(endpoints.ANSWERED, "serialization")
-    # Not a client's to send: the endpoint knows who asks.
-    del sent["Constraints"]["properties"]["viewer"]
+    # Not a client's to send: the endpoint knows who asks, and who can answer.
+    for name in OURS:
+        del sent["Constraints"]["properties"][name]
     for schema in answered.values():
         # A newer release may have stored more.
         schema.pop("additionalProperties", None)
-    ours = answered | sent | endpoints.SCHEMAS | {"Error": _ERROR}
+    ours = answered | sent | endpoints.SCHEMAS | {"Error": _ERROR, "MessageError": _MESSAGE_ERROR}
     return dict(sorted((theirs | ours).items()))
 
 
 def _extend(request: Schema) -> None:
     """A request of vLLM's as this endpoint takes it."""
-    request["properties"]["model"] = endpoints.MODEL
+    request["properties"]["model"] = MODEL
     request["properties"]["constraints"] = {"$ref": _REF.format(model="Constraints")}
     request["required"] = sorted({*request.get("required", ()), "model"})
     for name in ("messages", "prompt"):

@@ -13,6 +13,7 @@ from cluster.settings import Settings
 from cluster.tasks import soon
 from deployments.ingress.directory import Directory
 from deployments.ingress.rules.book import Book
+from deployments.process import metrics
 from router.adapters.constraints import Constraints
 from router.adapters.costs import LiveCosts
 from router.adapters.policy import Option, choose
@@ -161,3 +162,19 @@ class Choice:
         except StoreUnavailable as e:
             logger.warning("what the replicas would take is not known: %s", e)
             return LiveCosts.of(models, ())
+
+
+def count(decision: Decision) -> None:
+    """In the metrics."""
+    outcome = "base" if decision.adapter is None else "adapter"
+    if decision.route is Route.FALLBACK:
+        outcome = "fallback"
+    metrics.decisions.labels(outcome).inc()
+    if decision.conversation is not None:
+        metrics.turns.labels(decision.conversation).inc()
+    if decision.explored:
+        metrics.explored.inc()
+    for name in decision.narrowed_by:
+        metrics.ruled.labels(name, "narrowed").inc()
+    if decision.rule:
+        metrics.ruled.labels(decision.rule, "chose").inc()
