@@ -94,9 +94,9 @@ async def test_a_stale_writer_gets_409_and_changes_nothing(rh, make_adapter):
         ({"visibility": "private"}, "owner"),
         ({"owner": "Not A Name"}, "owner"),
         ({"revision": -3}, "revision"),
-        ({"description": "\ud800"}, None),
-        ({"tags": [""]}, "tags"),
-        ({"evaluation": [{"prompt": "x"}]}, "evaluation"),
+        ({"description": "\ud800"}, "description"),
+        ({"tags": [""]}, "tags[0]"),
+        ({"evaluation": [{"prompt": "x"}]}, "evaluation[0].expected"),
         ({"name": "other"}, "name"),
         ({"revision": "x"}, "revision"),
     ],
@@ -110,7 +110,7 @@ async def test_a_wrong_change_is_named(rh, make_adapter, changes, param):
         headers={"content-type": "application/json"},
     )
     found = error(refused, 400)["param"]
-    assert found == param or found.startswith(f"{param}.")
+    assert found == param
     assert await call(rh, "GET", "cron") == before
 
 

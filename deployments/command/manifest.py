@@ -135,7 +135,7 @@ def read_manifest(file: Path) -> Manifest:
         raise InvalidRequest(f"{file}: a mapping with the key 'adapters' is needed at the top")
     manifest = parse(Manifest, tree)
     for i, entry in enumerate(manifest.adapters):
-        entry.card("adapters", str(i))
+        entry.card(f"adapters[{i}]")
     placed = tuple(_placed(entry, file.parent) for entry in manifest.adapters)
     return manifest.model_copy(update={"adapters": placed})
 
